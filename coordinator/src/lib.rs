@@ -1,0 +1,1 @@
+//! The cluster converges: places maintainers, persists checkpoints and epochs.

@@ -1,0 +1,1 @@
+//! One changefeed's spans on one node make progress.

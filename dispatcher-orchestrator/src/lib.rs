@@ -1,0 +1,1 @@
+//! Dispatcher managers are born, fenced and closed in order.

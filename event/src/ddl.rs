@@ -1,0 +1,80 @@
+//! Schema changes and sync points.
+
+use std::sync::Arc;
+
+use heartbeatpb::{AddedTable, InfluencedTables, SchemaChange, SchemaId, TableId, Ts, WallTime};
+
+use crate::TableInfo;
+
+/// What a DDL does, as far as placement and codecs distinguish it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[non_exhaustive]
+pub enum DdlKind {
+    /// `CREATE SCHEMA`.
+    CreateSchema,
+    /// `DROP SCHEMA`.
+    DropSchema,
+    /// `CREATE TABLE`.
+    CreateTable,
+    /// `DROP TABLE`.
+    DropTable,
+    /// A rename of a table.
+    RenameTable,
+    /// Columns, constraints, indexes, comments of one table.
+    AlterTable,
+    /// Anything else: blocks every table.
+    Other,
+}
+
+/// A schema change at its place in commit order.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DdlEvent {
+    /// Commit ts.
+    pub commit_ts: Ts,
+    /// Identifies its transaction.
+    pub start_ts: Ts,
+    /// Upstream wall time of the commit.
+    pub commit_time: WallTime,
+    /// What it does.
+    pub kind: DdlKind,
+    /// Its schema.
+    pub schema_id: SchemaId,
+    /// Its table; [`TableId::DDL`] for a schema.
+    pub table_id: TableId,
+    /// Schema name.
+    pub schema: String,
+    /// Table name.
+    pub table: String,
+    /// The statement.
+    pub query: String,
+    /// Shape afterwards.
+    pub table_info: Option<Arc<TableInfo>>,
+    /// Participants of its barrier.
+    pub blocked: Option<InfluencedTables>,
+    /// Tables that end.
+    pub dropped: Option<InfluencedTables>,
+    /// Tables that begin.
+    pub added: Vec<AddedTable>,
+    /// Tables that change their schema.
+    pub schema_changes: Vec<SchemaChange>,
+    /// Tracked, but not executed downstream.
+    pub not_sync: bool,
+    /// Set: the event cannot be followed, and the changefeed must fail with this text.
+    pub error: Option<String>,
+}
+
+/// A sync point: every table has exactly the events at or before it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SyncPointEvent {
+    /// Its position.
+    pub commit_ts: Ts,
+}
+
+/// An event that its dispatcher executes alone.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum BlockEvent {
+    /// A schema change.
+    Ddl(Arc<DdlEvent>),
+    /// A sync point.
+    SyncPoint(SyncPointEvent),
+}

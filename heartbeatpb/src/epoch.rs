@@ -1,0 +1,101 @@
+//! Fencing tokens and the rules for comparing them. On the wire 0 means "none"; here it cannot occur.
+
+use std::fmt;
+use std::num::NonZeroU64;
+
+use serde::{Deserialize, Serialize};
+
+use crate::NodeId;
+
+/// Incarnation of a changefeed's maintainer: durable, larger is newer, never zero.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct MaintainerEpoch(NonZeroU64);
+
+impl MaintainerEpoch {
+    /// The epoch of a wire value; `None` for 0, which a sender without epochs sends.
+    #[must_use]
+    pub const fn from_wire(value: u64) -> Option<Self> {
+        match NonZeroU64::new(value) {
+            Some(value) => Some(Self(value)),
+            None => None,
+        }
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0.get()
+    }
+
+    /// The wire value of an optional epoch.
+    #[must_use]
+    pub fn to_wire(epoch: Option<Self>) -> u64 {
+        epoch.map_or(0, Self::get)
+    }
+
+    /// The epoch that follows `current`: `max(candidate, current + 1)` (spec/messaging.md §12).
+    /// `None` when the numbers are used up; an epoch never wraps.
+    #[must_use]
+    pub fn next(current: Option<Self>, candidate: u64) -> Option<Self> {
+        let least = Self::to_wire(current).checked_add(1)?;
+        Self::from_wire(candidate.max(least))
+    }
+}
+
+impl fmt::Display for MaintainerEpoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+impl fmt::Debug for MaintainerEpoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// The owner of a dispatcher manager as it knows it: a maintainer's node and epoch.
+///
+/// The two truth tables of spec/dispatcher.md §2; both read one snapshot of the pair.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Owner {
+    /// Node of the maintainer; empty when unknown.
+    pub node: NodeId,
+    /// `None` while only senders without epochs were seen (compatibility mode).
+    pub epoch: Option<MaintainerEpoch>,
+}
+
+impl Owner {
+    /// Whether a bootstrap from `(from, epoch)` may take the ownership (§2.1).
+    #[must_use]
+    pub fn can_update(&self, from: &NodeId, epoch: Option<MaintainerEpoch>) -> bool {
+        match (epoch, self.epoch) {
+            (None, None) | (Some(_), None) => true,
+            (None, Some(_)) => false,
+            (Some(new), Some(current)) => {
+                new > current || (new == current && (self.node.is_empty() || self.node == *from))
+            }
+        }
+    }
+
+    /// Takes the ownership if [`Self::can_update`] allows it; says whether it did.
+    pub fn try_update(&mut self, from: &NodeId, epoch: Option<MaintainerEpoch>) -> bool {
+        let accepted = self.can_update(from, epoch);
+        if accepted {
+            self.node = from.clone();
+            self.epoch = epoch;
+        }
+        accepted
+    }
+
+    /// Whether any other request from `(from, epoch)` may act (§2.2).
+    #[must_use]
+    pub fn allows(&self, from: &NodeId, epoch: Option<MaintainerEpoch>) -> bool {
+        match (epoch, self.epoch) {
+            (None, None) => self.node.is_empty() || self.node == *from,
+            (None, Some(_)) | (Some(_), None) => false,
+            (Some(got), Some(current)) => got == current && self.node == *from,
+        }
+    }
+}

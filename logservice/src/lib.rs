@@ -1,0 +1,1 @@
+//! Reads an upstream log, stores it, and serves it to dispatchers.

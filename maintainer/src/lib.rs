@@ -1,0 +1,1 @@
+//! One changefeed converges: places spans, folds progress into its checkpoint.

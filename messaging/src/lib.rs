@@ -1,0 +1,1 @@
+//! A typed node-to-node message bus.

@@ -1,0 +1,1 @@
+//! A process is assembled, observed and stopped; the millrace binary.

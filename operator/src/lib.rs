@@ -1,0 +1,1 @@
+//! Changes of placement as deterministic state machines.

@@ -1,0 +1,1 @@
+//! Placement decisions as functions from a view.

@@ -1,0 +1,1 @@
+//! Lock-free publication of versioned values.
