@@ -9,6 +9,7 @@
 //! - **HB-3** A configuration is never shown by `Debug`.
 
 mod block;
+pub mod config;
 mod epoch;
 mod ids;
 mod request;

@@ -1,0 +1,286 @@
+//! The configuration as its three spellings see it.
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::{ChangefeedId, MaintainerEpoch, Ts};
+
+/// Every key of the schema with a value that differs from its default.
+fn everything_changed() -> ReplicaConfig {
+    let mut config = ReplicaConfig {
+        filter: FilterConfig {
+            rules: vec!["shop.*".to_owned()],
+            ignore_txn_start_ts: vec![7],
+            event_filters: vec![EventFilter { matcher: vec!["a.b".to_owned()], ..Default::default() }],
+        },
+        ..Default::default()
+    };
+    config.sink.transaction_atomicity = Some(TransactionAtomicity::Table);
+    config.sink.dispatchers = vec![DispatchRule::default()];
+    config.sink.column_selectors = vec![ColumnSelector::default()];
+    config.sink.cloud_storage_config = CloudStorageConfig {
+        worker_count: Some(3),
+        flush_interval: Some(HumanDuration::from_secs(9)),
+        file_size: Some(4096),
+        flush_concurrency: Some(2),
+        ..Default::default()
+    };
+    let mut value = config.to_value();
+    change_leaves(&mut value);
+    serde_json::from_value(value).expect("changed values keep their type")
+}
+
+fn change_leaves(value: &mut Value) {
+    match value {
+        Value::Object(map) => map.values_mut().for_each(change_leaves),
+        Value::Array(items) if items.is_empty() => items.push(json!("x")),
+        Value::Array(items) => items.iter_mut().for_each(change_leaves),
+        Value::Bool(flag) => *flag = !*flag,
+        Value::Number(number) => {
+            *value = match (number.as_i64(), number.as_f64()) {
+                (Some(whole), _) => json!(whole + 1),
+                (None, Some(part)) => json!(part + 0.5),
+                (None, None) => unreachable!("a number is one of the two"),
+            };
+        }
+        Value::String(text) => {
+            *text = match text.as_str() {
+                "throughput" => "low-latency".to_owned(),
+                "day" => "month".to_owned(),
+                "table" => "none".to_owned(),
+                other => match HumanDuration::parse(other) {
+                    Some(HumanDuration(time)) => {
+                        HumanDuration(time + std::time::Duration::from_millis(1500)).to_string()
+                    }
+                    None => format!("{other}x"),
+                },
+            };
+        }
+        Value::Null => panic!("a leaf without a value cannot be compared"),
+    }
+}
+
+fn each_key(value: &Value, check: &mut impl FnMut(&str)) {
+    match value {
+        Value::Object(map) => map.iter().for_each(|(key, value)| {
+            check(key);
+            each_key(value, check);
+        }),
+        Value::Array(items) => items.iter().for_each(|value| each_key(value, check)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+#[test]
+fn every_key_survives_the_stored_form_and_the_api_form() {
+    let config = everything_changed();
+    let stored = config.to_value();
+    each_key(&stored, &mut |key| assert!(!key.contains('_'), "{key} is not kebab-case"));
+    assert_eq!(serde_json::from_value::<ReplicaConfig>(stored.clone()).unwrap(), config);
+
+    let api = api::to_api_keys(stored);
+    each_key(&api, &mut |key| {
+        assert!(
+            !key.contains('-') || matches!(key, "target-schema" | "target-table"),
+            "{key} is not snake_case"
+        );
+    });
+    assert_eq!(ReplicaConfig::from_api(api).unwrap(), (config, vec![]));
+}
+
+#[test]
+fn toml_and_api_spell_the_same_configuration() {
+    let toml = ReplicaConfig::from_toml(
+        r#"
+        memory-quota = 536870912
+        changefeed-error-stuck-duration = "45m"
+        [filter]
+        rules = ["shop.*", "!shop.tmp_*"]
+        [[filter.event-filters]]
+        matcher = ["shop.audit"]
+        ignore-event = ["delete"]
+        ignore_sql = ["^drop"]
+        [sink]
+        protocol = "csv"
+        file-index-digit = 8
+        [initial-copy]
+        enabled = false
+        "#,
+    )
+    .unwrap();
+    let (api, unknown) = ReplicaConfig::from_api(json!({
+        "memory_quota": 536_870_912_u64,
+        "changefeed_error_stuck_duration": "45m",
+        "enable_sync_point": null,
+        "filter": {"rules": ["shop.*", "!shop.tmp_*"],
+                   "event_filters": [{"matcher": ["shop.audit"], "ignore_event": ["delete"], "ignore_sql": ["^drop"]}]},
+        "sink": {"protocol": "csv", "file_index_width": 8},
+        "initial_copy": {"enabled": false}
+    }))
+    .unwrap();
+    assert_eq!(toml, api);
+    assert!(unknown.is_empty());
+    assert_eq!(toml.memory_quota, 1 << 29);
+    assert_eq!(toml.sink.file_index_digit, 8);
+}
+
+#[test]
+fn unknown_keys_are_all_listed() {
+    let error =
+        ReplicaConfig::from_toml("memory-qouta = 1\n[sink]\nprotocl = \"csv\"\n[sink.csv]\nquotes = \"'\"")
+            .unwrap_err();
+    assert_eq!(
+        error,
+        ConfigError::UnknownKeys(vec![
+            "memory-qouta".to_owned(),
+            "sink.csv.quotes".to_owned(),
+            "sink.protocl".to_owned(),
+        ])
+    );
+    assert_eq!(error.code(), "CDC:ErrInvalidReplicaConfig");
+    let (_, unknown) =
+        ReplicaConfig::from_api(json!({"sink": {"kafka_config": {"required_acks": -1}}})).unwrap();
+    assert_eq!(unknown, ["sink.kafka-config"]);
+    assert!(ReplicaConfig::from_toml("memory-quota = \"much\"").unwrap_err().to_string().contains("line 1"));
+    assert!(ReplicaConfig::from_api(json!({"memory_quota": 1, "memory-quota": 2})).is_err());
+}
+
+#[test]
+fn values_outside_their_range_are_named() {
+    let key_of =
+        |toml: &str, uri: &str| match ReplicaConfig::from_toml(toml).unwrap().validate_and_adjust(uri) {
+            Err(ConfigError::Invalid { key, .. }) => key,
+            Err(other) => other.code().to_owned(),
+            Ok(_) => "fine".to_owned(),
+        };
+    let pg = "postgres://h/db";
+    for (toml, uri, expected) in [
+        ("", pg, "fine"),
+        ("changefeed-error-stuck-duration = \"10m\"", pg, "changefeed-error-stuck-duration"),
+        ("event-collector-batch-count = 8193", pg, "event-collector-batch-count"),
+        ("enable-sync-point = true", pg, "enable-sync-point"),
+        ("[consistent]\nlevel = \"eventual\"", pg, "consistent.level"),
+        ("[filter]\nrules = []", pg, "filter.rules"),
+        ("[mounter]\nworker-num = 0", pg, "mounter.worker-num"),
+        ("[scheduler]\nwrite-key-threshold = -1", pg, "fine"),
+        (
+            "[scheduler]\nenable-table-across-nodes = true\nwrite-key-threshold = -1",
+            pg,
+            "scheduler.write-key-threshold",
+        ),
+        ("", "file:///tmp/out", "sink.protocol"),
+        ("", "file:///tmp/out?protocol=CSV", "fine"),
+        ("[sink]\nprotocol = \"avro\"", "file:///tmp/out", "sink.protocol"),
+        ("[sink]\nprotocol = \"xml\"", "file:///tmp/out", "CDC:ErrSinkUnknownProtocol"),
+        ("[sink.csv]\ndelimiter = \"\"", "file:///tmp/out?protocol=csv", "sink.csv.delimiter"),
+        ("[sink.csv]\nquote = \",\"", "file:///tmp/out?protocol=csv", "sink.csv.quote"),
+        ("[sink]\nfile-index-digit = 5", "file:///tmp/out?protocol=csv", "sink.file-index-digit"),
+        ("", "file:///tmp/out?protocol=csv&worker-count=0", "sink.cloud-storage-config.worker-count"),
+        ("", "kafka://h:9092?protocol=canal-json", "CDC:ErrSinkURIInvalid"),
+        ("", "ftp://h/", "CDC:ErrSinkURIInvalid"),
+        ("", "postgres://u:s3cr/et@h/db", "CDC:ErrSinkURIInvalid"),
+    ] {
+        assert_eq!(key_of(toml, uri), expected, "{toml}");
+    }
+}
+
+#[test]
+fn the_sink_uri_wins_and_says_so() {
+    let mut config = ReplicaConfig::from_toml(
+        "[sink]\nprotocol = \"csv\"\n[scheduler]\nenable-table-across-nodes = true\nregion-threshold = 5\nwrite-key-threshold = 1",
+    )
+    .unwrap();
+    let uri = "file:///tmp/out?protocol=canal-json&flush-interval=1ms";
+    let warnings = config.validate_and_adjust(uri).unwrap();
+    assert_eq!(config.sink.protocol().unwrap(), Some(Protocol::CanalJson));
+    assert_eq!(config.scheduler.region_count_per_span, 5);
+    assert_eq!(config.scheduler.write_key_threshold, 10 << 20);
+    assert_eq!(config.sink.cloud_storage_config.flush_interval.unwrap().to_string(), "100ms");
+    assert_eq!(warnings.len(), 4, "{warnings:?}");
+    let settled = config.clone();
+    config.validate_and_adjust(uri).unwrap();
+    assert_eq!(config, settled, "applying it twice changes nothing more");
+}
+
+#[test]
+fn secrets_are_hidden_and_come_back_on_update() {
+    let mut stored = ReplicaConfig::default();
+    stored.consistent.storage = "s3://b/p?secret-access-key=s3cr".to_owned();
+    let shown = stored.to_api();
+    assert!(!shown.to_string().contains("s3cr"));
+    let (update, _) = ReplicaConfig::from_api(shown).unwrap();
+    assert_eq!(update.keep_secrets_of(&stored), stored);
+    assert_eq!(format!("{stored:?}"), "ReplicaConfig { .. }");
+
+    let mut value = json!({"x": {"sasl-password": "s3cr", "topic": "t"}});
+    let original = value.clone();
+    api::mask_secrets(&mut value);
+    assert_eq!(value, json!({"x": {"sasl-password": "******", "topic": "t"}}));
+    api::restore_secrets(&mut value, &original);
+    assert_eq!(value, original);
+}
+
+#[test]
+fn a_changefeed_document_reads_back_and_older_ones_are_completed() {
+    let mut info = ChangefeedInfo::new(
+        ChangefeedId::fresh("orders"),
+        UpstreamInfo {
+            kind: "postgres".to_owned(),
+            uri: "postgres://u:s3cr@h/db".to_owned(),
+            ..Default::default()
+        },
+        "postgres://u:s3cr@t/db",
+        everything_changed(),
+        Ts(42),
+    );
+    info.epoch = MaintainerEpoch::from_wire(9);
+    info.state = ChangefeedState::Warning;
+    let (back, assigned) = ChangefeedInfo::from_json(&info.to_json(), "k", "n").unwrap();
+    assert!(!assigned);
+    assert_eq!(back, info);
+    assert_eq!((&*back.id.name, &*back.id.keyspace), ("orders", "default"));
+    assert!(!format!("{info:?}{:?}", info.upstream_info).contains("s3cr"));
+
+    let spec = br#"{"id":{"id":{"low":1,"high":2},"display":{"name":"a","namespace":"old"}},"upstream-id":7,
+        "sink-uri":"blackhole://","start-ts":5,"upstream-info":null,"config":{"memory-quota":1},"state":"","epoch":0}"#;
+    let (info, assigned) = ChangefeedInfo::from_json(spec, "k", "n").unwrap();
+    assert!(!assigned && info.epoch.is_none());
+    assert_eq!((&*info.id.keyspace, info.id.gid.low, info.state), ("old", 1, ChangefeedState::Uninitialized));
+    assert_eq!(info.config.synced_status.synced_check_interval, 300);
+
+    let legacy = br#"{"sink-uri":"blackhole://","start-ts":5,"config":null}"#;
+    let (info, assigned) = ChangefeedInfo::from_json(legacy, "k", "n").unwrap();
+    assert!(assigned && !info.id.gid.is_zero());
+    assert_eq!((&*info.id.keyspace, &*info.id.name), ("k", "n"));
+
+    let error = ChangefeedInfo::from_json(br#"{"sink-uri":"s3cr","start-ts":"s3cr"}"#, "k", "n").unwrap_err();
+    assert!(!error.to_string().contains("s3cr"));
+
+    let config = DispatcherManagerConfig::of(&back);
+    assert_eq!(DispatcherManagerConfig::from_bytes(&config.to_bytes()).unwrap(), config);
+}
+
+#[test]
+fn a_status_document_keeps_its_numbers() {
+    let text = r#"{"checkpoint-ts":455679001234565121,"progress":2,"min-table-barrier-ts":0,"admin-job-type":0,"epoch":7}"#;
+    let status = ChangefeedStatusDoc::from_json(text.as_bytes()).unwrap();
+    assert_eq!((status.progress, status.epoch), (Progress::Removing, MaintainerEpoch::from_wire(7)));
+    assert_eq!(String::from_utf8(status.to_json()).unwrap(), text);
+    let old = ChangefeedStatusDoc::from_json(br#"{"checkpoint-ts":3,"progress":0}"#).unwrap();
+    assert_eq!(old, ChangefeedStatusDoc::at(Ts(3), None));
+    assert!(ChangefeedStatusDoc::from_json(br#"{"checkpoint-ts":3,"progress":9}"#).is_err());
+}
+
+#[test]
+fn states_know_what_they_hold_back() {
+    use ChangefeedState as S;
+    for state in S::ALL {
+        assert_eq!(S::parse(state.name()), Some(state));
+    }
+    assert!(S::Failed.blocks_retention(None), "a failed changefeed without an error holds the log");
+    assert!(S::Failed.blocks_retention(Some("CDC:ErrSinkURIInvalid")));
+    assert!(!S::Failed.blocks_retention(Some("CDC:ErrSnapshotLostByGC")));
+    assert!(S::Stopped.blocks_retention(None) && !S::Finished.blocks_retention(None));
+    assert!(is_valid_name("a-1") && !is_valid_name("a--1") && !is_valid_name("") && !is_valid_name("a_b"));
+    assert!(is_valid_keyspace("") && is_valid_keyspace("a_b-1") && !is_valid_keyspace(&"k".repeat(21)));
+}
