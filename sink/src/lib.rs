@@ -1,14 +1,26 @@
 //! Downstreams: PostgreSQL, files, and a black hole for measuring.
 //!
 //! A dispatcher manager owns one [`Sink`] per changefeed and hands it row batches and block events; the
-//! sink calls back when they are durable. Start reading at `sink.rs`.
+//! sink calls back when they are durable. Start reading at `sink.rs`; then `causality.rs`, whose order of
+//! execution is decided by `causality.rs`.
 //!
 //! - **SK-1** A batch is reported flushed only when all of it is durable downstream.
 //! - **SK-2** Rows of one dispatcher that share a unique key are applied in commit order.
 //! - **SK-3** No error text and no log line holds a row value or a password.
+//! - **SK-4** PostgreSQL: progress is written in the transaction of the rows it speaks of, and only from the
+//!   position that this sink has seen; so a row change is applied exactly once, whoever replays it.
 
+mod blackhole;
+mod causality;
 mod error;
+pub mod metrics;
+mod open;
 mod sink;
+#[cfg(test)]
+mod testing;
 
+pub use blackhole::BlackholeSink;
+pub use causality::{Causality, SHARDS, Shard};
 pub use error::Error;
+pub use open::{DownstreamIdentity, SinkCheck, SinkOptions, check, downstream_identity, open};
 pub use sink::{Flushed, Sink, TableStart};

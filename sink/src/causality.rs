@@ -1,0 +1,298 @@
+//! Decides which row changes may be written at the same time: a pure core without clock or connection.
+//!
+//! Row changes are spread over [`SHARDS`] queues by the key of their row. A queue is first in, first out, and
+//! at most one batch of it is being written. What crosses queues is expressed as a dependency on an earlier
+//! change: it is met once the transaction of that change has committed. Dependencies only point to changes
+//! that were pushed earlier, so the earliest pending change is always free to go and nothing can deadlock.
+//!
+//! - **CA-1** Changes that share a unique key value, or that lie on different sides of a barrier of their
+//!   table, complete in the order in which they were pushed.
+//! - **CA-2** While changes are pending and none is being written, [`Causality::take`] returns a batch.
+
+use std::collections::VecDeque;
+
+use heartbeatpb::TableId;
+use rustc_hash::FxHashMap;
+
+/// Number of queues. Fixed: progress is stored downstream per queue, and the place of a row must not change.
+pub const SHARDS: usize = 16;
+
+/// One of the [`SHARDS`] queues.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Shard(u8);
+
+impl Shard {
+    /// The queue of a hash.
+    #[must_use]
+    pub const fn of(hash: u64) -> Self {
+        // The upper bits: the lower ones choose buckets in hash maps.
+        Self((hash >> 60) as u8)
+    }
+
+    /// Position, below [`SHARDS`].
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+
+    /// The queue at a position.
+    #[must_use]
+    pub fn from_index(index: usize) -> Option<Self> {
+        (index < SHARDS).then_some(Self(u8::try_from(index).ok()?))
+    }
+}
+
+/// What a change touches.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// Its table.
+    pub table: TableId,
+    /// Its queue: that of the row's key, the old one if the change alters the key.
+    pub shard: Shard,
+    /// Hash of the row's key.
+    pub row: u64,
+    /// The change gives the row another key, whose changes live in this queue under this hash.
+    pub moves_to: Option<(Shard, u64)>,
+    /// Hashes of the values of the table's other unique keys, before and after.
+    pub keys: Box<[u64]>,
+    /// Waits for every earlier change of the table, and every later one waits for it.
+    pub barrier: bool,
+    /// Size in bytes.
+    pub bytes: usize,
+    /// Its share of the room that a batch has; see [`Causality::take`].
+    pub weight: u32,
+}
+
+/// A change on its way.
+#[derive(Debug)]
+pub struct Entry<T> {
+    /// Place in the order of pushes, from 1.
+    pub seq: u64,
+    /// What it touches.
+    pub access: Access,
+    /// What to do.
+    pub payload: T,
+    waits: Box<[(Shard, u64)]>,
+}
+
+/// Changes of one queue that may be written in one transaction, in order.
+#[derive(Debug)]
+pub struct Batch<T> {
+    /// Their queue.
+    pub shard: Shard,
+    /// The changes; never empty.
+    pub entries: Vec<Entry<T>>,
+    /// Whether the changes go one by one, because together they failed.
+    pub serial: bool,
+}
+
+#[derive(Debug)]
+struct Queue<T> {
+    waiting: VecDeque<Entry<T>>,
+    /// First change of the batch being written.
+    writing: Option<u64>,
+    /// Every change of this queue up to here has completed.
+    completed: u64,
+    /// Changes up to here go one by one, each after every earlier change of all queues.
+    serial_until: u64,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    count: usize,
+    last: [u64; SHARDS],
+    barrier: Option<(Shard, u64)>,
+}
+
+/// The queues and what they wait for.
+#[derive(Debug)]
+pub struct Causality<T> {
+    queues: Vec<Queue<T>>,
+    /// The latest pending change of a unique key value.
+    latest: FxHashMap<u64, (Shard, u64)>,
+    tables: FxHashMap<TableId, Pending>,
+    next_seq: u64,
+    /// Pending changes with [`Access::moves_to`]; while 0, the row's own hash needs no look-up.
+    moves: usize,
+    pending: usize,
+    next_shard: usize,
+}
+
+impl<T> Default for Causality<T> {
+    fn default() -> Self {
+        let queue = || Queue { waiting: VecDeque::new(), writing: None, completed: 0, serial_until: 0 };
+        Self {
+            queues: (0..SHARDS).map(|_| queue()).collect(),
+            latest: FxHashMap::default(),
+            tables: FxHashMap::default(),
+            next_seq: 1,
+            moves: 0,
+            pending: 0,
+            next_shard: 0,
+        }
+    }
+}
+
+impl<T> Causality<T> {
+    /// Adds a change behind all others.
+    pub fn push(&mut self, access: Access, payload: T) {
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        let mut waits = Waits::default();
+        let table = self.tables.entry(access.table).or_default();
+        if access.barrier {
+            for (index, &last) in table.last.iter().enumerate() {
+                waits.add(Shard(u8::try_from(index).unwrap_or(0)), last);
+            }
+        } else if let Some((shard, barrier)) = table.barrier {
+            waits.add(shard, barrier);
+        }
+        if let Some((shard, _)) = access.moves_to {
+            waits.add(shard, table.last[shard.index()]);
+        }
+        if access.barrier {
+            table.barrier = Some((access.shard, seq));
+        }
+        table.last[access.shard.index()] = seq;
+        table.count += 1;
+
+        if self.moves > 0
+            && let Some(&(shard, earlier)) = self.latest.get(&access.row)
+        {
+            waits.add(shard, earlier);
+        }
+        for &key in access.moves_to.iter().map(|(_, key)| key).chain(access.keys.iter()) {
+            if let Some((shard, earlier)) = self.latest.insert(key, (access.shard, seq)) {
+                waits.add(shard, earlier);
+            }
+        }
+        self.moves += usize::from(access.moves_to.is_some());
+        self.pending += 1;
+        let queue = &mut self.queues[access.shard.index()];
+        // Order inside a queue needs no dependency.
+        let waits = waits.0.into_iter().filter(|(shard, _)| *shard != access.shard).collect();
+        queue.waiting.push_back(Entry { seq, access, payload, waits });
+    }
+
+    /// Whether a change may be written now.
+    fn ready(&self, entry: &Entry<T>) -> bool {
+        entry.waits.iter().all(|(shard, seq)| self.queues[shard.index()].completed >= *seq)
+    }
+
+    /// The earliest pending change.
+    fn earliest(&self) -> Option<u64> {
+        self.queues.iter().filter_map(|q| q.writing.or_else(|| q.waiting.front().map(|e| e.seq))).min()
+    }
+
+    /// Takes a batch of a queue that is not being written: no further change once the sum of weights reaches
+    /// `max_weight` or the sum of bytes `max_bytes`. It must be given back with [`Causality::complete`] or
+    /// [`Causality::retry_serially`].
+    pub fn take(&mut self, max_weight: u64, max_bytes: usize) -> Option<Batch<T>> {
+        for offset in 0..SHARDS {
+            let index = (self.next_shard + offset) % SHARDS;
+            if let Some(batch) = self.take_from(index, max_weight, max_bytes) {
+                self.next_shard = index + 1;
+                return Some(batch);
+            }
+        }
+        None
+    }
+
+    fn take_from(&mut self, index: usize, max_weight: u64, max_bytes: usize) -> Option<Batch<T>> {
+        let queue = &self.queues[index];
+        if queue.writing.is_some() {
+            return None;
+        }
+        let front = queue.waiting.front()?;
+        let serial = front.seq <= queue.serial_until;
+        if serial && self.earliest() != Some(front.seq) {
+            return None;
+        }
+        let mut bytes = 0;
+        let mut weight = 0;
+        let mut count = 0;
+        for entry in &queue.waiting {
+            let alone = serial || entry.access.barrier;
+            let full = alone || bytes >= max_bytes || weight >= max_weight;
+            if (count > 0 && full) || !self.ready(entry) {
+                break;
+            }
+            bytes += entry.access.bytes;
+            weight += u64::from(entry.access.weight);
+            count += 1;
+            if alone {
+                break;
+            }
+        }
+        let queue = &mut self.queues[index];
+        let entries: Vec<_> = queue.waiting.drain(..count).collect();
+        queue.writing = Some(entries.first()?.seq);
+        Some(Batch { shard: Shard::from_index(index)?, entries, serial })
+    }
+
+    /// The transaction of a batch has committed.
+    pub fn complete(&mut self, batch: &Batch<T>) {
+        let Some(last) = batch.entries.last() else { return };
+        let queue = &mut self.queues[batch.shard.index()];
+        assert!(queue.writing.is_some() && queue.completed < last.seq, "a batch completes once (CA-1)");
+        queue.completed = last.seq;
+        queue.writing = None;
+        self.pending -= batch.entries.len();
+        for entry in &batch.entries {
+            let access = &entry.access;
+            for key in access.moves_to.iter().map(|(_, key)| key).chain(access.keys.iter()) {
+                if self.latest.get(key).is_some_and(|(_, seq)| *seq == entry.seq) {
+                    self.latest.remove(key);
+                }
+            }
+            self.moves -= usize::from(access.moves_to.is_some());
+            if let Some(table) = self.tables.get_mut(&access.table) {
+                table.count -= 1;
+                if table.barrier.is_some_and(|(_, seq)| seq == entry.seq) {
+                    table.barrier = None;
+                }
+                if table.count == 0 {
+                    self.tables.remove(&access.table);
+                }
+            }
+        }
+    }
+
+    /// A batch was rolled back because of a constraint. Its changes go again, one by one and each after every
+    /// change that was pushed before it: then the order is exactly that of the upstream.
+    pub fn retry_serially(&mut self, batch: Batch<T>) {
+        let queue = &mut self.queues[batch.shard.index()];
+        queue.writing = None;
+        if let Some(last) = batch.entries.last() {
+            queue.serial_until = queue.serial_until.max(last.seq);
+        }
+        for entry in batch.entries.into_iter().rev() {
+            queue.waiting.push_front(entry);
+        }
+    }
+
+    /// Number of pending changes, those being written included.
+    #[must_use]
+    pub const fn pending(&self) -> usize {
+        self.pending
+    }
+}
+
+/// The latest change to wait for, per queue.
+#[derive(Default)]
+struct Waits(Vec<(Shard, u64)>);
+
+impl Waits {
+    fn add(&mut self, shard: Shard, seq: u64) {
+        if seq == 0 {
+            return;
+        }
+        match self.0.iter_mut().find(|(s, _)| *s == shard) {
+            Some((_, latest)) => *latest = (*latest).max(seq),
+            None => self.0.push((shard, seq)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,255 @@
+//! Histories and properties of the queues.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const T: TableId = TableId(1);
+
+fn access(shard: u8, keys: &[u64]) -> Access {
+    Access {
+        table: T,
+        shard: Shard(shard),
+        row: u64::MAX,
+        moves_to: None,
+        keys: keys.into(),
+        barrier: false,
+        bytes: 10,
+        weight: 1,
+    }
+}
+
+fn taken(causality: &mut Causality<&'static str>) -> Option<(Batch<&'static str>, Vec<&'static str>)> {
+    let batch = causality.take(100, 10_000)?;
+    let names = batch.entries.iter().map(|entry| entry.payload).collect();
+    Some((batch, names))
+}
+
+fn expect(causality: &mut Causality<&'static str>, names: &[&str]) -> Batch<&'static str> {
+    let (batch, got) = taken(causality).expect("a batch is ready");
+    assert_eq!(got, names);
+    batch
+}
+
+fn expect_none(causality: &mut Causality<&'static str>) {
+    assert!(taken(causality).is_none());
+}
+
+// behaviour: dataplane-4
+#[test]
+fn a_unique_value_freed_in_one_queue_is_taken_in_another_only_after_the_commit() {
+    let mut c = Causality::default();
+    c.push(access(1, &[7]), "free 7");
+    c.push(access(2, &[8]), "unrelated");
+    c.push(access(2, &[7]), "take 7");
+    let free = expect(&mut c, &["free 7"]);
+    let unrelated = expect(&mut c, &["unrelated"]);
+    c.complete(&unrelated);
+    expect_none(&mut c);
+    c.complete(&free);
+    let take = expect(&mut c, &["take 7"]);
+    c.complete(&take);
+    assert_eq!(c.pending(), 0);
+    assert!(c.latest.is_empty() && c.tables.is_empty());
+}
+
+#[test]
+fn changes_of_one_queue_share_a_batch_even_when_they_share_a_key() {
+    let mut c = Causality::default();
+    c.push(access(1, &[7]), "a");
+    c.push(access(1, &[7]), "b");
+    expect(&mut c, &["a", "b"]);
+}
+
+#[test]
+fn a_queue_is_written_by_one_batch_at_a_time() {
+    let mut c = Causality::default();
+    c.push(access(1, &[]), "a");
+    let a = expect(&mut c, &["a"]);
+    c.push(access(1, &[]), "b");
+    expect_none(&mut c);
+    c.complete(&a);
+    expect(&mut c, &["b"]);
+}
+
+// behaviour: dataplane-4
+#[test]
+fn a_row_that_moves_to_another_key_orders_both_queues() {
+    let mut c = Causality::default();
+    c.push(Access { row: 20, ..access(2, &[]) }, "delete 20");
+    c.push(Access { row: 10, moves_to: Some((Shard(2), 20)), ..access(1, &[]) }, "10 becomes 20");
+    c.push(Access { row: 20, ..access(2, &[]) }, "update 20");
+    let delete = expect(&mut c, &["delete 20"]);
+    expect_none(&mut c);
+    c.complete(&delete);
+    let moved = expect(&mut c, &["10 becomes 20"]);
+    expect_none(&mut c);
+    c.complete(&moved);
+    let update = expect(&mut c, &["update 20"]);
+    c.complete(&update);
+    assert_eq!(c.moves, 0);
+}
+
+#[test]
+fn a_barrier_stands_alone_between_the_changes_of_its_table() {
+    let mut c = Causality::default();
+    c.push(access(1, &[]), "before 1");
+    c.push(access(2, &[]), "before 2");
+    c.push(Access { barrier: true, ..access(1, &[]) }, "truncate");
+    c.push(access(1, &[]), "after 1");
+    c.push(access(3, &[]), "after 3");
+    c.push(Access { table: TableId(2), ..access(4, &[]) }, "other table");
+    let one = expect(&mut c, &["before 1"]);
+    let two = expect(&mut c, &["before 2"]);
+    let other = expect(&mut c, &["other table"]);
+    expect_none(&mut c);
+    c.complete(&one);
+    c.complete(&other);
+    expect_none(&mut c);
+    c.complete(&two);
+    let truncate = expect(&mut c, &["truncate"]);
+    expect_none(&mut c);
+    c.complete(&truncate);
+    expect(&mut c, &["after 3"]);
+    expect(&mut c, &["after 1"]);
+}
+
+#[test]
+fn a_refused_batch_goes_again_one_by_one_in_the_order_of_all_queues() {
+    let mut c = Causality::default();
+    c.push(access(1, &[]), "first");
+    c.push(access(2, &[]), "second");
+    c.push(access(2, &[]), "third");
+    let first = expect(&mut c, &["first"]);
+    let refused = expect(&mut c, &["second", "third"]);
+    c.retry_serially(refused);
+    c.push(access(2, &[]), "fourth");
+    expect_none(&mut c);
+    c.complete(&first);
+    let second = expect(&mut c, &["second"]);
+    assert!(second.serial);
+    c.complete(&second);
+    let third = expect(&mut c, &["third"]);
+    c.complete(&third);
+    assert!(!expect(&mut c, &["fourth"]).serial);
+}
+
+#[test]
+fn a_batch_is_bounded_by_number_and_bytes() {
+    let mut c = Causality::default();
+    for _ in 0..10 {
+        c.push(access(1, &[]), "x");
+    }
+    let batch = c.take(3, 1000).expect("ready");
+    assert_eq!(batch.entries.len(), 3);
+    c.complete(&batch);
+    let batch = c.take(100, 15).expect("ready");
+    assert_eq!(batch.entries.len(), 2, "the limit may be passed by one change");
+    c.complete(&batch);
+    assert_eq!(c.pending(), 5);
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Push { table: i64, row: u8, moves_to: Option<u8>, keys: Vec<u8>, barrier: bool },
+    Take,
+    Finish { which: usize, commits: bool },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let row = 0..6u8;
+    prop_oneof![
+        6 => (1..3i64, row.clone(), prop::option::weighted(0.2, row), prop::collection::vec(0..5u8, 0..3), prop::bool::weighted(0.05))
+            .prop_map(|(table, row, moves_to, keys, barrier)| Step::Push { table, row, moves_to, keys, barrier }),
+        4 => Just(Step::Take),
+        4 => (any::<usize>(), prop::bool::weighted(0.8)).prop_map(|(which, commits)| Step::Finish { which, commits }),
+    ]
+}
+
+/// Everything that a change touches, as names of things that must be ordered.
+#[derive(Clone, Debug, PartialEq)]
+struct Touched {
+    table: i64,
+    names: Vec<(char, u8)>,
+    barrier: bool,
+}
+
+impl Touched {
+    fn conflicts(&self, other: &Self) -> bool {
+        self.table == other.table
+            && (self.barrier || other.barrier || self.names.iter().any(|name| other.names.contains(name)))
+    }
+}
+
+fn row_hash(table: i64, row: u8) -> u64 {
+    (u64::from(row) * 3 % 16) << 60 | 0x1000 | (table as u64) << 8 | u64::from(row)
+}
+
+fn key_hash(table: i64, key: u8) -> u64 {
+    0x2000 | (table as u64) << 8 | u64::from(key)
+}
+
+fn finish(c: &mut Causality<Touched>, batch: Batch<Touched>, commits: bool, done: &mut Vec<(u64, Touched)>) {
+    if commits {
+        c.complete(&batch);
+        done.extend(batch.entries.into_iter().map(|entry| (entry.seq, entry.payload)));
+    } else {
+        c.retry_serially(batch);
+    }
+}
+
+proptest! {
+    #[test]
+    fn conflicting_changes_complete_in_order_and_nothing_is_left_behind(
+        steps in prop::collection::vec(step(), 1..120)
+    ) {
+        let mut c = Causality::default();
+        let mut writing: Vec<Batch<Touched>> = Vec::new();
+        let mut done = Vec::new();
+        let mut pushed = 0;
+        for step in steps {
+            match step {
+                Step::Push { table, row, moves_to, keys, barrier } => {
+                    let row_key = row_hash(table, row);
+                    let moves_to = moves_to.filter(|new| *new != row && !barrier);
+                    let mut names = vec![('r', row)];
+                    names.extend(moves_to.map(|new| ('r', new)));
+                    names.extend(keys.iter().map(|key| ('k', *key)));
+                    let access = Access {
+                        table: TableId(table),
+                        shard: Shard::of(row_key),
+                        row: row_key,
+                        moves_to: moves_to.map(|new| (Shard::of(row_hash(table, new)), row_hash(table, new))),
+                        keys: keys.iter().map(|key| key_hash(table, *key)).collect(),
+                        barrier,
+                        bytes: 1,
+                        weight: 1,
+                    };
+                    c.push(access, Touched { table, names, barrier });
+                    pushed += 1;
+                }
+                Step::Take => writing.extend(c.take(4, 1000)),
+                Step::Finish { which, commits } if !writing.is_empty() => {
+                    let batch = writing.swap_remove(which % writing.len());
+                    finish(&mut c, batch, commits, &mut done);
+                }
+                Step::Finish { .. } => {}
+            }
+        }
+        while c.pending() > 0 {
+            if let Some(batch) = writing.pop().or_else(|| c.take(4, 1000)) {
+                finish(&mut c, batch, true, &mut done);
+            } else {
+                prop_assert!(false, "CA-2: pending changes but nothing to take");
+            }
+        }
+        prop_assert_eq!(done.len(), pushed);
+        for (position, (seq, touched)) in done.iter().enumerate() {
+            for (later_seq, later) in &done[position + 1..] {
+                prop_assert!(seq < later_seq || !touched.conflicts(later), "CA-1: {seq} after {later_seq}");
+            }
+        }
+        prop_assert!(c.latest.is_empty() && c.tables.is_empty());
+        prop_assert_eq!(c.moves, 0);
+    }
+}

@@ -1,0 +1,120 @@
+//! From a sink URI to a running sink, and the checks made when a changefeed is created.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use heartbeatpb::ChangefeedId;
+use url::Url;
+
+use crate::blackhole::BlackholeSink;
+use crate::{Error, Sink};
+
+/// What a sink needs besides its URI.
+#[derive(Clone, Debug)]
+pub struct SinkOptions {
+    /// The changefeed that writes.
+    pub changefeed: ChangefeedId,
+    /// Directory of the node for what a sink spools; a sink makes its own place below it.
+    pub data_dir: PathBuf,
+}
+
+impl SinkOptions {
+    /// Options with every format at its default.
+    #[must_use]
+    pub fn new(changefeed: ChangefeedId, data_dir: impl Into<PathBuf>) -> Self {
+        Self { changefeed, data_dir: data_dir.into() }
+    }
+}
+
+/// Which database a downstream is, to notice that it is the upstream itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DownstreamIdentity {
+    /// PostgreSQL: `pg_control_system().system_identifier`, in decimal.
+    pub system_identifier: String,
+    /// Database name.
+    pub database: String,
+}
+
+/// What the check of a downstream found.
+#[derive(Clone, Debug, Default)]
+pub struct SinkCheck {
+    /// `None` for downstreams that are no database.
+    pub identity: Option<DownstreamIdentity>,
+    /// Things that work but that a person should know.
+    pub warnings: Vec<String>,
+}
+
+enum Target {
+    Blackhole(Url),
+}
+
+/// Parses the URI as far as needed to choose the sink. Error texts never quote it: it may hold a password.
+fn target(uri: &str) -> Result<Target, Error> {
+    let scheme = uri.split_once(':').map_or("", |(scheme, _)| scheme);
+    match scheme.to_ascii_lowercase().as_str() {
+        "blackhole" => Url::parse(uri)
+            .map(Target::Blackhole)
+            .map_err(|e| Error::Config(format!("the sink URI is not a URI: {e}"))),
+        "" => Err(Error::Config("the sink URI has no scheme, such as postgres:// or blackhole://".into())),
+        other => Err(Error::Config(format!(
+            "sink scheme {:?} is not supported; use postgres, file or blackhole",
+            other.chars().take(32).collect::<String>()
+        ))),
+    }
+}
+
+/// Opens a sink: parses the URI, connects, and prepares the downstream's own tables.
+///
+/// # Errors
+/// [`Error::Config`] for a wrong URI, [`Error::Unavailable`] when the downstream does not answer,
+/// [`Error::Rejected`] when it refuses the user or a permission is missing.
+pub async fn open(uri: &str, options: &SinkOptions) -> Result<Arc<dyn Sink>, Error> {
+    match target(uri)? {
+        Target::Blackhole(url) => Ok(Arc::new(BlackholeSink::new(&url, options)?)),
+    }
+}
+
+/// Checks a downstream before a changefeed is created: it answers, the user may do what the sink needs,
+/// and which database it is. Leaves nothing behind.
+///
+/// # Errors
+/// As [`open`].
+pub async fn check(uri: &str, options: &SinkOptions) -> Result<SinkCheck, Error> {
+    match target(uri)? {
+        Target::Blackhole(url) => BlackholeSink::new(&url, options).map(|_| SinkCheck::default()),
+    }
+}
+
+/// Which database the downstream is; `None` when it is no database.
+///
+/// # Errors
+/// As [`open`].
+pub async fn downstream_identity(uri: &str) -> Result<Option<DownstreamIdentity>, Error> {
+    match target(uri)? {
+        Target::Blackhole(_) => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options() -> SinkOptions {
+        SinkOptions::new(ChangefeedId::fresh("test"), "unused")
+    }
+
+    #[tokio::test]
+    async fn an_unknown_scheme_is_refused_without_quoting_the_uri() {
+        let error = check("mysql://user:secret@host/db", &options()).await.expect_err("not supported");
+        assert_eq!(error.code(), "CDC:ErrSinkURIInvalid");
+        assert!(!error.to_string().contains("secret"));
+        assert!(check("nonsense", &options()).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_black_hole_opens_without_anything() {
+        let sink = open("blackhole://", &options()).await.expect("no dependencies");
+        assert!(sink.healthy());
+        assert!(!sink.wants_checkpoints());
+    }
+}
