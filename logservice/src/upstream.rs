@@ -1,0 +1,215 @@
+//! What an upstream offers: prerequisites, retention of its log, tables, and a reader that fills the store.
+
+pub mod postgres;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use event::TableInfo;
+use heartbeatpb::{ChangefeedId, MaintainerEpoch, Ts, WallTime};
+
+use crate::{Error, TableFilter};
+
+/// What a changefeed wants from its upstream. `Debug` hides the URI.
+#[derive(Clone)]
+pub struct FeedSpec {
+    /// The changefeed; its gid names the retention.
+    pub changefeed: ChangefeedId,
+    /// Epoch of the owner that reads; a reader with a smaller one gives way.
+    pub epoch: Option<MaintainerEpoch>,
+    /// Start of the changefeed: the version of the tables' first shape. Zero before it is known.
+    pub start_ts: Ts,
+    /// Where the upstream is.
+    pub upstream_uri: String,
+    /// Which tables are wanted; carries the case sensitivity.
+    pub filter: Arc<TableFilter>,
+    /// Whether tables without a key are wanted too.
+    pub force_replicate: bool,
+    /// Whether tables that cannot be replicated are skipped instead of refused.
+    pub ignore_ineligible: bool,
+    /// Whether existing rows are copied first.
+    pub initial_copy: bool,
+    /// Tables copied at the same time; at least one.
+    pub copy_parallel: usize,
+}
+
+impl fmt::Debug for FeedSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FeedSpec")
+            .field("changefeed", &self.changefeed)
+            .field("epoch", &self.epoch)
+            .field("start_ts", &self.start_ts)
+            .field("filter", &self.filter)
+            .field("force_replicate", &self.force_replicate)
+            .field("ignore_ineligible", &self.ignore_ineligible)
+            .field("initial_copy", &self.initial_copy)
+            .field("copy_parallel", &self.copy_parallel)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A table of the upstream.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SourceTable {
+    /// Its shape.
+    pub info: Arc<TableInfo>,
+    /// Whether its rows can be divided into key ranges: a primary key, and no other unique key.
+    pub splittable: bool,
+}
+
+/// Result of [`Upstream::check`]: the upstream can be read.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct CheckReport {
+    /// Wanted tables that can be replicated.
+    pub eligible: Vec<SourceTable>,
+    /// Wanted tables that cannot, each with the reason and what to do.
+    pub ineligible: Vec<(SourceTable, String)>,
+    /// What a person should know although it prevents nothing.
+    pub warnings: Vec<String>,
+}
+
+/// A position and its wall time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StartPoint {
+    /// The position.
+    pub start_ts: Ts,
+    /// Upstream wall time when it was taken.
+    pub time: WallTime,
+}
+
+/// Which database an upstream is: two URIs with one identity are one database.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct UpstreamIdentity {
+    /// Identifies the server's data.
+    pub system: u64,
+    /// Identifies the database in it.
+    pub database_oid: u32,
+    /// Name of the database.
+    pub database: String,
+    /// Version in the server's words.
+    pub version: String,
+}
+
+/// Where a reader begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ReaderStart {
+    /// Start of the changefeed.
+    pub start_ts: Ts,
+    /// Its persisted checkpoint; equal to `start_ts` when nothing has been replicated.
+    pub checkpoint: Ts,
+}
+
+/// What a reader is doing now, as a number that fits an atomic.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum ReaderPhase {
+    /// Not connected yet, or waiting before it tries again.
+    Connecting = 0,
+    /// Copying existing rows.
+    Copying = 1,
+    /// Following the log.
+    Streaming = 2,
+    /// Holding still until the store has room.
+    WaitingForRoom = 3,
+    /// Ended.
+    Stopped = 4,
+}
+
+/// Counters of a reader, written by it alone and read by anyone.
+#[derive(Debug, Default)]
+pub struct ReaderProgress {
+    /// Tables to copy.
+    pub copy_tables_total: AtomicU64,
+    /// Tables copied.
+    pub copy_tables_done: AtomicU64,
+    /// Rows copied.
+    pub copy_rows: AtomicU64,
+    /// Row changes read from the log.
+    pub log_rows: AtomicU64,
+    /// Transactions read from the log.
+    pub transactions: AtomicU64,
+    /// Bytes received.
+    pub bytes: AtomicU64,
+    /// Position of the last complete information received.
+    pub received: AtomicU64,
+    /// Last position confirmed to the upstream.
+    pub confirmed: AtomicU64,
+    /// Times that the connection was lost.
+    pub reconnects: AtomicU64,
+    /// Whether the log connection stands.
+    pub connected: AtomicBool,
+    phase: std::sync::atomic::AtomicU8,
+    last_error: parking_lot::Mutex<Option<String>>,
+}
+
+impl ReaderProgress {
+    /// What the reader is doing.
+    #[must_use]
+    pub fn phase(&self) -> ReaderPhase {
+        match self.phase.load(Ordering::Relaxed) {
+            1 => ReaderPhase::Copying,
+            2 => ReaderPhase::Streaming,
+            3 => ReaderPhase::WaitingForRoom,
+            4 => ReaderPhase::Stopped,
+            _ => ReaderPhase::Connecting,
+        }
+    }
+
+    /// Records what the reader is doing.
+    pub fn set_phase(&self, phase: ReaderPhase) {
+        self.phase.store(phase as u8, Ordering::Relaxed);
+    }
+
+    /// The last problem that the reader met and got over, or is trying to.
+    #[must_use]
+    pub fn last_error(&self) -> Option<String> {
+        self.last_error.lock().clone()
+    }
+
+    /// Records a problem.
+    pub fn set_last_error(&self, error: Option<String>) {
+        *self.last_error.lock() = error;
+    }
+}
+
+/// The administrative side of an upstream, and the source of its readers.
+#[async_trait]
+pub trait Upstream: Send + Sync {
+    /// Checks every prerequisite and lists the wanted tables. Changes nothing.
+    ///
+    /// # Errors
+    /// A named error for the first prerequisite that does not hold.
+    async fn check(&self, spec: &FeedSpec) -> Result<CheckReport, Error>;
+
+    /// Makes the upstream keep its log from now on, or from `at`. Adopts what an earlier call has made.
+    ///
+    /// # Errors
+    /// When the log from `at` on is gone, when something else has the name, or as [`Upstream::check`].
+    async fn create_retention(&self, spec: &FeedSpec, at: Option<Ts>) -> Result<StartPoint, Error>;
+
+    /// Lets the upstream forget its log. Idempotent.
+    ///
+    /// # Errors
+    /// When the upstream cannot be asked, or somebody else keeps using it.
+    async fn drop_retention(&self, changefeed: &ChangefeedId) -> Result<(), Error>;
+
+    /// The current end of the log.
+    ///
+    /// # Errors
+    /// When the upstream cannot be asked.
+    async fn current_position(&self) -> Result<StartPoint, Error>;
+
+    /// Which database this is.
+    ///
+    /// # Errors
+    /// When the upstream cannot be asked.
+    async fn identity(&self) -> Result<UpstreamIdentity, Error>;
+
+    /// The tables that a reader of `spec` delivers, in order of their ids.
+    ///
+    /// # Errors
+    /// When the upstream cannot be asked.
+    async fn tables(&self, spec: &FeedSpec) -> Result<Vec<SourceTable>, Error>;
+}

@@ -1,0 +1,1 @@
+//! PostgreSQL as an upstream: logical replication with `pgoutput`.
