@@ -1,24 +1,28 @@
 //! The words that every part of Millrace shares: ids, positions, epochs, and the control messages.
 //!
-//! Domain types live in the modules below; the prost types of the wire live in `wire` and stop at
+//! Domain types live in the modules below; the prost types of the wire live in [`wire`] and stop at
 //! `convert`, the one file that sees both. Nobody above this crate meets an unknown enum value,
 //! a missing sub-message or a zero epoch. Start reading at `ids.rs`.
 //!
 //! - **HB-1** Names and numbers on the wire are those of spec/messaging.md §15; append only.
-//! - **HB-2** Decoding never panics: malformed input is an error.
+//! - **HB-2** Decoding never panics: malformed input is a [`DecodeError`].
 //! - **HB-3** A configuration is never shown by `Debug`.
 
 mod block;
 pub mod config;
+mod convert;
 mod epoch;
+mod error;
 mod ids;
 mod request;
 mod span;
 mod status;
 mod ts;
+pub mod wire;
 
 pub use block::*;
 pub use epoch::*;
+pub use error::*;
 pub use ids::*;
 pub use request::*;
 pub use span::*;
