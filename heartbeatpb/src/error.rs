@@ -30,3 +30,9 @@ pub enum DecodeError {
     #[error("message type {0} is unknown")]
     UnknownType(i32),
 }
+
+impl From<std::convert::Infallible> for DecodeError {
+    fn from(never: std::convert::Infallible) -> Self {
+        match never {}
+    }
+}

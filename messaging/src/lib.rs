@@ -1,1 +1,27 @@
-//! A typed node-to-node message bus.
+//! The message bus between nodes: topics that each carry one message type.
+//!
+//! A [`MessageCenter`] is a node's end of the bus. `send` never blocks: a message is queued, or the call says
+//! at once why not. Delivery is at most once and in order per (sender, receiver, stream class); whoever needs
+//! more repeats until it observes the result. Inside a process commands still pass through the codec, so that
+//! one node behaves like many; row events pass by reference. Start reading at `topic.rs`, the table of the
+//! whole protocol, then `center.rs`.
+//!
+//! Neighbours: `heartbeatpb` gives the words; every tier above sends through here and links to none of its peers.
+//!
+//! - **MS-1** A topic delivers its own message type only; anything else is dropped and counted.
+//! - **MS-2** A full queue is an error at the sender, never a wait: a slow topic cannot stall another one.
+//! - **MS-3** Errors and logs name type, sender and topic, never a message's content.
+//! - **MS-4** An envelope without a usable payload is not delivered.
+
+mod center;
+pub mod codec;
+mod error;
+pub mod metrics;
+mod topic;
+mod transport;
+
+pub use center::{Inbound, Inbox, MessageCenter, MessagingConfig};
+pub use codec::WireMessage;
+pub use error::{SendError, SendErrorKind};
+pub use topic::*;
+pub use transport::Transport;
