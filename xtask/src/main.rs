@@ -1,10 +1,15 @@
 //! Chores of the project, one command each.
 
+mod behaviours;
+mod ci;
 mod codegen;
+mod servers;
+mod tidy;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::{Command as Process, ExitCode};
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 
 /// Chores of the project.
@@ -17,17 +22,85 @@ struct Arguments {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    /// Everything that CI runs.
+    Ci,
+    /// Every test; installs PostgreSQL's server programs where they are missing.
+    Test {
+        /// Arguments for `cargo test`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
+    /// Crate layers, file headers, inherited lints, documented metrics.
+    Tidy,
     /// Generate protobuf code.
     Codegen {
         /// Only say whether it is up to date.
         #[arg(long)]
         check: bool,
     },
+    /// Behaviours of the catalogue and the tests that show them.
+    Behaviours {
+        /// List the ids that no test shows.
+        #[arg(long)]
+        missing: bool,
+    },
 }
 
-fn main() -> Result<()> {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
-    match Arguments::parse().command {
+fn main() -> ExitCode {
+    let root = root();
+    let result = match Arguments::parse().command {
+        Command::Ci => ci::run(&root),
+        Command::Test { rest } => servers::ensure().and_then(|()| ci::test(&root, &rest)),
+        Command::Tidy => tidy::run(&root),
         Command::Codegen { check } => codegen::run(&root, check),
+        Command::Behaviours { missing } => behaviours::run(&root, missing),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
+}
+
+fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_owned()
+}
+
+/// Runs a program in the project's root, showing its output.
+fn run(root: &Path, program: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Result<()> {
+    eprintln!("> {program} {}", arguments.join(" "));
+    let status = Process::new(program)
+        .args(arguments)
+        .envs(variables.iter().copied())
+        .current_dir(root)
+        .status()
+        .with_context(|| format!("cannot start {program}"))?;
+    if !status.success() {
+        bail!("{program} {} failed", arguments.join(" "));
+    }
+    Ok(())
+}
+
+/// Every Rust source file of the project that a person wrote.
+fn sources(root: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder)? {
+            let path = entry?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if path.is_dir() {
+                if !name.starts_with('.') && name != "target" && name != "generated" {
+                    folders.push(path);
+                }
+            } else if name.ends_with(".rs") {
+                files.push(path);
+            }
+        }
+    }
+    files.sort();
+    Ok(files)
 }

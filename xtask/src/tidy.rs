@@ -1,0 +1,113 @@
+//! Rules of the code base that no compiler checks.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+/// Which crate may use which other crates of ours. A new edge is a visible decision.
+const LAYERS: [(&str, &[&str]); 16] = [
+    ("heartbeatpb", &[]),
+    ("snapshot", &[]),
+    ("event", &["heartbeatpb"]),
+    ("replica", &["heartbeatpb"]),
+    ("operator", &["heartbeatpb", "replica"]),
+    ("scheduler", &["heartbeatpb", "replica"]),
+    ("messaging", &["heartbeatpb"]),
+    ("logservice", &["heartbeatpb", "event", "messaging"]),
+    ("sink", &["heartbeatpb", "event"]),
+    ("dispatcher-manager", &["heartbeatpb", "snapshot", "event", "messaging", "logservice", "sink"]),
+    ("dispatcher-orchestrator", &["heartbeatpb", "messaging", "dispatcher-manager"]),
+    ("maintainer", &["heartbeatpb", "snapshot", "messaging", "replica", "operator", "scheduler"]),
+    ("coordinator", &["heartbeatpb", "snapshot", "messaging", "replica", "operator", "scheduler"]),
+    ("node", &["*"]),
+    ("testkit", &["*"]),
+    ("xtask", &[]),
+];
+
+/// Checks every rule and lists every violation.
+pub(crate) fn run(root: &Path) -> Result<()> {
+    let mut found = layers(root)?;
+    found.extend(headers(root)?);
+    found.extend(lints(root)?);
+    found.extend(metrics(root)?);
+    if found.is_empty() {
+        return Ok(());
+    }
+    for line in &found {
+        eprintln!("{line}");
+    }
+    bail!("{} violations", found.len())
+}
+
+fn layers(root: &Path) -> Result<Vec<String>> {
+    let output = Command::new("cargo")
+        .args(["metadata", "--format-version", "1", "--no-deps"])
+        .current_dir(root)
+        .output()
+        .context("cannot run cargo metadata")?;
+    let metadata: Value = serde_json::from_slice(&output.stdout).context("cargo metadata gave no JSON")?;
+    let names: BTreeSet<&str> = LAYERS.iter().map(|(name, _)| *name).collect();
+    let mut found = Vec::new();
+    for package in metadata["packages"].as_array().into_iter().flatten() {
+        let name = package["name"].as_str().unwrap_or_default();
+        let Some((_, allowed)) = LAYERS.iter().find(|(layer, _)| *layer == name) else {
+            found.push(format!("crate {name} has no layer in xtask/src/tidy.rs"));
+            continue;
+        };
+        for dependency in package["dependencies"].as_array().into_iter().flatten() {
+            let used = dependency["name"].as_str().unwrap_or_default();
+            let for_tests = dependency["kind"] == "dev";
+            let ok = !names.contains(used) || for_tests || allowed.contains(&used) || allowed.contains(&"*");
+            if !ok {
+                found.push(format!("crate {name} must not depend on {used}"));
+            }
+            if used == "testkit" && !for_tests {
+                found.push(format!("crate {name} may use testkit in tests only"));
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn headers(root: &Path) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for file in crate::sources(root)? {
+        if !std::fs::read_to_string(&file)?.starts_with("//!") {
+            found.push(format!("{} does not open with a //! sentence", file.display()));
+        }
+    }
+    Ok(found)
+}
+
+fn lints(root: &Path) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for (name, _) in LAYERS {
+        let manifest = std::fs::read_to_string(root.join(name).join("Cargo.toml"))?;
+        if !manifest.contains("[lints]\nworkspace = true") {
+            found.push(format!("crate {name} does not inherit the workspace's lints"));
+        }
+    }
+    Ok(found)
+}
+
+/// Every metric name in a `metrics.rs` has a row in docs/metrics.md.
+fn metrics(root: &Path) -> Result<Vec<String>> {
+    let documented = std::fs::read_to_string(root.join("docs/metrics.md")).unwrap_or_default();
+    let mut found = Vec::new();
+    for file in crate::sources(root)? {
+        if file.file_name().is_none_or(|name| name != "metrics.rs") {
+            continue;
+        }
+        for piece in std::fs::read_to_string(&file)?.split('"').skip(1).step_by(2) {
+            if (piece.starts_with("ticdc_") || piece.starts_with("millrace_"))
+                && !documented.contains(&format!("`{piece}`"))
+            {
+                found.push(format!("{}: {piece} has no row in docs/metrics.md", file.display()));
+            }
+        }
+    }
+    Ok(found)
+}
