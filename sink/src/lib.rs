@@ -1,7 +1,7 @@
 //! Downstreams: PostgreSQL, files, and a black hole for measuring.
 //!
 //! A dispatcher manager owns one [`Sink`] per changefeed and hands it row batches and block events; the
-//! sink calls back when they are durable. Start reading at `sink.rs`; then `causality.rs`, whose order of
+//! sink calls back when they are durable. Start reading at `sink.rs`; then `postgres.rs`, whose order of
 //! execution is decided by `causality.rs`.
 //!
 //! - **SK-1** A batch is reported flushed only when all of it is durable downstream.
@@ -15,6 +15,7 @@ mod causality;
 mod error;
 pub mod metrics;
 mod open;
+mod postgres;
 mod sink;
 #[cfg(test)]
 mod testing;
@@ -23,4 +24,5 @@ pub use blackhole::BlackholeSink;
 pub use causality::{Causality, SHARDS, Shard};
 pub use error::Error;
 pub use open::{DownstreamIdentity, SinkCheck, SinkOptions, check, downstream_identity, open};
+pub use postgres::PostgresSink;
 pub use sink::{Flushed, Sink, TableStart};

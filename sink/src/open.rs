@@ -4,9 +4,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use heartbeatpb::ChangefeedId;
+use heartbeatpb::config::ReplicaConfig;
 use url::Url;
 
 use crate::blackhole::BlackholeSink;
+use crate::postgres::{self, PostgresSink};
 use crate::{Error, Sink};
 
 /// What a sink needs besides its URI.
@@ -16,13 +18,15 @@ pub struct SinkOptions {
     pub changefeed: ChangefeedId,
     /// Directory of the node for what a sink spools; a sink makes its own place below it.
     pub data_dir: PathBuf,
+    /// The changefeed's configuration; its `[sink]` part says how files are written.
+    pub replica: ReplicaConfig,
 }
 
 impl SinkOptions {
-    /// Options with every format at its default.
+    /// Options with the configuration at its defaults.
     #[must_use]
     pub fn new(changefeed: ChangefeedId, data_dir: impl Into<PathBuf>) -> Self {
-        Self { changefeed, data_dir: data_dir.into() }
+        Self { changefeed, data_dir: data_dir.into(), replica: ReplicaConfig::default() }
     }
 }
 
@@ -45,6 +49,7 @@ pub struct SinkCheck {
 }
 
 enum Target {
+    Postgres,
     Blackhole(Url),
 }
 
@@ -52,6 +57,7 @@ enum Target {
 fn target(uri: &str) -> Result<Target, Error> {
     let scheme = uri.split_once(':').map_or("", |(scheme, _)| scheme);
     match scheme.to_ascii_lowercase().as_str() {
+        "postgres" | "postgresql" => Ok(Target::Postgres),
         "blackhole" => Url::parse(uri)
             .map(Target::Blackhole)
             .map_err(|e| Error::Config(format!("the sink URI is not a URI: {e}"))),
@@ -70,6 +76,7 @@ fn target(uri: &str) -> Result<Target, Error> {
 /// [`Error::Rejected`] when it refuses the user or a permission is missing.
 pub async fn open(uri: &str, options: &SinkOptions) -> Result<Arc<dyn Sink>, Error> {
     match target(uri)? {
+        Target::Postgres => Ok(Arc::new(PostgresSink::open(uri, options).await?)),
         Target::Blackhole(url) => Ok(Arc::new(BlackholeSink::new(&url, options)?)),
     }
 }
@@ -81,6 +88,7 @@ pub async fn open(uri: &str, options: &SinkOptions) -> Result<Arc<dyn Sink>, Err
 /// As [`open`].
 pub async fn check(uri: &str, options: &SinkOptions) -> Result<SinkCheck, Error> {
     match target(uri)? {
+        Target::Postgres => postgres::check(uri).await,
         Target::Blackhole(url) => BlackholeSink::new(&url, options).map(|_| SinkCheck::default()),
     }
 }
@@ -91,6 +99,7 @@ pub async fn check(uri: &str, options: &SinkOptions) -> Result<SinkCheck, Error>
 /// As [`open`].
 pub async fn downstream_identity(uri: &str) -> Result<Option<DownstreamIdentity>, Error> {
     match target(uri)? {
+        Target::Postgres => Ok(postgres::check(uri).await?.identity),
         Target::Blackhole(_) => Ok(None),
     }
 }

@@ -56,8 +56,12 @@ pub trait Sink: Send + Sync + 'static {
 
     /// Prepares a span before its first event, for a dispatcher that would start at `start_ts`:
     /// reads what an earlier run left behind. Idempotent.
-    async fn open_dispatcher(&self, dispatcher: DispatcherId, table: heartbeatpb::TableId, start_ts: Ts)
-    -> Result<TableStart, Error>;
+    async fn open_dispatcher(
+        &self,
+        dispatcher: DispatcherId,
+        table: heartbeatpb::TableId,
+        start_ts: Ts,
+    ) -> Result<TableStart, Error>;
 
     /// Tells the shape of a dispatcher's table, before its first rows and after each change.
     /// Creates the target table where the sink creates tables. Idempotent.

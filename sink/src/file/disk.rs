@@ -1,0 +1,314 @@
+//! Files that appear complete or not at all, and what to do when the disk refuses.
+//!
+//! A file is written under a temporary name in its own directory, synced, and only then given its name; the
+//! directory is synced after that. Data files get their name with a hard link, which fails where the name is
+//! taken, so that nothing is ever overwritten.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::Error;
+
+/// First pause after a refusal.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// Longest pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How long a transient refusal is retried here. Afterwards the changefeed reports it and starts again.
+const RETRY_FOR: Duration = Duration::from_secs(60);
+/// Temporary files older than this belong to nobody any more.
+const TEMPORARY_AGE: Duration = Duration::from_secs(3600);
+
+/// Stops waits of blocking threads.
+#[derive(Debug, Default)]
+pub(crate) struct Stop {
+    stopped: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Stop {
+    pub(crate) fn stop(&self) {
+        *self.stopped.lock() = true;
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        *self.stopped.lock()
+    }
+
+    /// Waits; `true` when stopped.
+    fn pause(&self, time: Duration) -> bool {
+        let mut stopped = self.stopped.lock();
+        if !*stopped {
+            self.changed.wait_for(&mut stopped, time);
+        }
+        *stopped
+    }
+}
+
+/// What to do about a refusal.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Verdict {
+    /// Space or the file system may come back.
+    Transient { code: &'static str, what: &'static str },
+    /// A person must act.
+    Fatal { code: &'static str, what: &'static str },
+}
+
+const EIO: i32 = 5;
+const ENFILE: i32 = 23;
+const EMFILE: i32 = 24;
+
+fn verdict(error: &io::Error) -> Verdict {
+    let transient = |what| Verdict::Transient { code: "CDC:ErrSinkUnavailable", what };
+    let fatal = |code, what| Verdict::Fatal { code, what };
+    match error.kind() {
+        ErrorKind::StorageFull => transient("the disk is full; free some space"),
+        ErrorKind::QuotaExceeded => transient("the disk quota is used up; raise it or free some space"),
+        ErrorKind::PermissionDenied => {
+            fatal("CDC:ErrStorageSinkPermission", "permission is denied; let the server's user write there")
+        }
+        ErrorKind::ReadOnlyFilesystem => fatal("CDC:ErrStorageSinkPermission", "the file system is read-only"),
+        ErrorKind::NotADirectory => fatal("CDC:ErrStorageSinkLayout", "a file is where a directory should be"),
+        ErrorKind::IsADirectory => fatal("CDC:ErrStorageSinkLayout", "a directory is where a file should be"),
+        ErrorKind::InvalidFilename => fatal("CDC:ErrStorageSinkLayout", "the file system refuses the name"),
+        ErrorKind::FileTooLarge => fatal("CDC:ErrStorageSinkLayout", "the file system refuses files of this size"),
+        _ => match error.raw_os_error() {
+            Some(EIO) => transient("the disk reports an input/output error"),
+            Some(ENFILE | EMFILE) => transient("too many files are open; raise the limit"),
+            _ => transient("the file system refuses"),
+        },
+    }
+}
+
+/// The error of a refusal that is not retried any further.
+pub(crate) fn error(path: &Path, source: io::Error) -> Error {
+    match verdict(&source) {
+        Verdict::Transient { what, .. } => Error::Unavailable {
+            what: format!("cannot write {}: {what} ({source})", path.display()),
+            source: Some(Box::new(source)),
+        },
+        Verdict::Fatal { code, what } => {
+            Error::Rejected { code, what: format!("cannot write {}: {what} ({source})", path.display()) }
+        }
+    }
+}
+
+/// Repeats `attempt` while the disk's refusal is transient, for a minute or until `stop`.
+pub(crate) fn persist<T>(stop: &Stop, path: &Path, attempt: impl FnMut() -> io::Result<T>) -> Result<T, Error> {
+    persist_for(stop, path, RETRY_FOR, FIRST_PAUSE, attempt)
+}
+
+fn persist_for<T>(
+    stop: &Stop,
+    path: &Path,
+    patience: Duration,
+    mut pause: Duration,
+    mut attempt: impl FnMut() -> io::Result<T>,
+) -> Result<T, Error> {
+    let started = Instant::now();
+    let mut told = false;
+    loop {
+        let refusal = match attempt() {
+            Ok(value) => return Ok(value),
+            Err(refusal) if refusal.kind() == ErrorKind::Interrupted => continue,
+            Err(refusal) => refusal,
+        };
+        match verdict(&refusal) {
+            Verdict::Transient { what, .. } if started.elapsed() < patience => {
+                if !told {
+                    tracing::warn!(path = %path.display(), error = %refusal, "{what}; trying again");
+                    told = true;
+                }
+            }
+            Verdict::Transient { .. } | Verdict::Fatal { .. } => return Err(error(path, refusal)),
+        }
+        if stop.pause(pause) {
+            return Err(Error::Closed);
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Makes a directory and its parents durable. Syncs every parent that got a new entry.
+pub(crate) fn ensure_dir(dir: &Path) -> io::Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        ensure_dir(parent)?;
+        match fs::create_dir(dir) {
+            Err(e) if e.kind() == ErrorKind::AlreadyExists && dir.is_dir() => {}
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => return Err(ErrorKind::NotADirectory.into()),
+            other => other?,
+        }
+        return sync_dir(parent);
+    }
+    fs::create_dir(dir)
+}
+
+/// Makes the entries of a directory durable.
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Names of the entries of a directory; none when it does not exist.
+pub(crate) fn list(dir: &Path) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(dir) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        if let Ok(name) = entry?.file_name().into_string() {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Reads a small file; `None` when it does not exist.
+pub(crate) fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+fn temporary(dir: &Path, name: &str) -> PathBuf {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let count = COUNTER.fetch_add(1, Ordering::Relaxed);
+    dir.join(format!(".{name}.{}-{count}.tmp", std::process::id()))
+}
+
+/// Writes and syncs a temporary file; removes it again on failure.
+fn write_temporary(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let result = (|| {
+        let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    })();
+    if result.is_err() {
+        remove_quietly(path);
+    }
+    result
+}
+
+/// What stays behind is removed by [`remove_old_temporaries`]; readers never look at it.
+fn remove_quietly(path: &Path) {
+    if let Err(e) = fs::remove_file(path) {
+        tracing::debug!(path = %path.display(), error = %e, "temporary file stays");
+    }
+}
+
+/// Creates `dir/name` with `bytes`, which appears complete or not at all. `false` when the name is taken.
+pub(crate) fn create(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<bool> {
+    ensure_dir(dir)?;
+    let temporary = temporary(dir, name);
+    let path = dir.join(name);
+    write_temporary(&temporary, bytes)?;
+    let linked = match fs::hard_link(&temporary, &path) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(false),
+        // Some file systems have no hard links. One dispatcher writes a directory, so that looking first is
+        // enough where no fence was broken.
+        Err(_) if path.exists() => Ok(false),
+        Err(e) if matches!(e.kind(), ErrorKind::Unsupported | ErrorKind::PermissionDenied) => {
+            fs::rename(&temporary, &path).map(|()| true)
+        }
+        Err(e) => Err(e),
+    };
+    remove_quietly_if_there(&temporary);
+    let linked = linked?;
+    if linked {
+        sync_dir(dir)?;
+    }
+    Ok(linked)
+}
+
+fn remove_quietly_if_there(path: &Path) {
+    if path.exists() {
+        remove_quietly(path);
+    }
+}
+
+/// Replaces `dir/name` by `bytes`; a reader sees the old or the new content.
+pub(crate) fn replace(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    ensure_dir(dir)?;
+    let temporary = temporary(dir, name);
+    write_temporary(&temporary, bytes)?;
+    if let Err(e) = fs::rename(&temporary, dir.join(name)) {
+        remove_quietly(&temporary);
+        return Err(e);
+    }
+    sync_dir(dir)
+}
+
+/// Removes temporary files that a killed process left behind.
+pub(crate) fn remove_old_temporaries(dir: &Path, names: &[String]) {
+    for name in names.iter().filter(|name| name.starts_with('.') && name.ends_with(".tmp")) {
+        let path = dir.join(name);
+        let age = fs::metadata(&path).and_then(|meta| meta.modified()).ok().and_then(|at| at.elapsed().ok());
+        if age.is_some_and(|age| age > TEMPORARY_AGE) {
+            remove_quietly(&path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_never_overwritten_and_leaves_no_temporary() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let deep = dir.path().join("a/b");
+        assert!(create(&deep, "f", b"one").expect("created"));
+        assert!(!create(&deep, "f", b"two").expect("taken"));
+        assert_eq!(fs::read(deep.join("f")).expect("there"), b"one");
+        replace(&deep, "g", b"1").expect("written");
+        replace(&deep, "g", b"2").expect("replaced");
+        assert_eq!(fs::read(deep.join("g")).expect("there"), b"2");
+        assert_eq!(list(&deep).expect("listed"), ["f", "g"]);
+    }
+
+    #[test]
+    fn a_full_disk_is_tried_again_and_named() {
+        let stop = Stop::default();
+        let mut left = 2;
+        let attempt = || {
+            left -= 1;
+            if left > 0 { Err(ErrorKind::StorageFull.into()) } else { Ok(7) }
+        };
+        let pause = Duration::from_millis(1);
+        assert_eq!(persist_for(&stop, Path::new("x"), RETRY_FOR, pause, attempt).expect("second attempt"), 7);
+        let full = || -> io::Result<()> { Err(ErrorKind::StorageFull.into()) };
+        let refused = persist_for(&stop, Path::new("x"), Duration::ZERO, pause, full).expect_err("still full");
+        assert!(refused.is_retryable() && refused.to_string().contains("disk is full"), "{refused}");
+    }
+
+    #[test]
+    fn a_denied_permission_is_fatal_at_once() {
+        let mut attempts = 0;
+        let denied = || -> io::Result<()> {
+            attempts += 1;
+            Err(ErrorKind::PermissionDenied.into())
+        };
+        let refused = persist(&Stop::default(), Path::new("x"), denied).expect_err("denied");
+        assert_eq!((refused.code(), refused.is_retryable(), attempts), ("CDC:ErrStorageSinkPermission", false, 1));
+    }
+
+    #[test]
+    fn a_stop_ends_the_retries() {
+        let stop = Stop::default();
+        stop.stop();
+        let full = || -> io::Result<()> { Err(ErrorKind::StorageFull.into()) };
+        assert!(matches!(persist(&stop, Path::new("x"), full), Err(Error::Closed)));
+    }
+}

@@ -1,0 +1,382 @@
+//! Writes row changes to a PostgreSQL database: in parallel, in order where it matters, exactly once.
+//!
+//! `write_rows` hands a batch to the router, which spreads its rows over the queues of [`crate::Causality`]
+//! (`route.rs`). Workers take batches of a queue, turn them into few statements (`plan.rs`) and run them in
+//! one transaction together with the queue's progress (`apply.rs`, `progress.rs`). What a transaction's
+//! failure means is decided in `connection.rs`; what the target tables must look like in `target.rs`.
+//!
+//! Limits: two values that differ as text but are equal under a nondeterministic collation or in a type with
+//! an equality of its own (such as `citext`) are ordered by the database's own constraint alone: a violation
+//! makes the batch go again in upstream order. A unique constraint that is deferred upstream but immediate in
+//! the target may be violated by a transaction that is legal upstream; that is an error.
+
+mod apply;
+mod config;
+mod connection;
+mod plan;
+mod progress;
+mod route;
+mod shared;
+mod sql;
+mod target;
+mod worker;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use event::{BlockEvent, DdlEvent, DdlKind, RowBatch, TableInfo};
+use heartbeatpb::{DispatcherId, TableId, Ts, WallTime};
+use parking_lot::Mutex;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use config::PgConfig;
+use connection::{Backoff, Connection, Failure, classify};
+use shared::Shared;
+use worker::{Incoming, Worker};
+
+use crate::metrics::WorkerMetrics;
+use crate::{DownstreamIdentity, Error, Flushed, Sink, SinkCheck, SinkOptions, TableStart};
+
+/// Transactions in flight get this long to end when the sink closes; afterwards they are rolled back.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// A sink for `postgres://` URIs.
+pub struct PostgresSink {
+    shared: Arc<Shared>,
+    incoming: UnboundedSender<Incoming>,
+    /// Taken by the first `run`. Unbounded: what it holds is bounded by the credits of the caller.
+    to_route: Mutex<Option<UnboundedReceiver<Incoming>>>,
+    /// For everything that is not a row: opening, DDL, cleaning up.
+    control: tokio::sync::Mutex<Option<Connection>>,
+}
+
+impl std::fmt::Debug for PostgresSink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PostgresSink").field("changefeed", &self.shared.changefeed).finish_non_exhaustive()
+    }
+}
+
+/// Runs an operation on the control connection, again after a lost connection, until the sink closes.
+macro_rules! with_control {
+    ($self:ident, $connection:ident => $body:expr) => {{
+        let mut guard = $self.control.lock().await;
+        let mut backoff = Backoff::new();
+        loop {
+            let attempt = async {
+                if guard.as_ref().is_none_or(Connection::is_closed) {
+                    *guard = Some(Connection::open(&$self.shared.config).await?);
+                }
+                match guard.as_mut() {
+                    Some($connection) => $body,
+                    None => Err(Failure::Fatal(Error::Closed)),
+                }
+            };
+            match attempt.await {
+                Ok(value) => break Ok(value),
+                Err(Failure::Lost(error) | Failure::Again(error)) => {
+                    tracing::warn!(%error, "the downstream database is not available, trying again");
+                    *guard = None;
+                    backoff.pause(&$self.shared.closing).await?;
+                }
+                Err(failure) => {
+                    // Whatever the transaction was, it is over.
+                    *guard = None;
+                    break Err(failure.into_error());
+                }
+            }
+        }
+    }};
+}
+
+impl PostgresSink {
+    /// Connects and prepares the sink's own tables.
+    ///
+    /// # Errors
+    /// See [`crate::open`].
+    pub async fn open(uri: &str, options: &SinkOptions) -> Result<Self, Error> {
+        let config = PgConfig::parse(uri)?;
+        let connection = Connection::open(&config).await.map_err(Failure::into_error)?;
+        progress::prepare(&connection.client, &config).await.map_err(Failure::into_error)?;
+        let (incoming, to_route) = unbounded_channel();
+        Ok(Self {
+            shared: Arc::new(Shared::new(config, options.changefeed.clone())),
+            incoming,
+            to_route: Mutex::new(Some(to_route)),
+            control: tokio::sync::Mutex::new(Some(connection)),
+        })
+    }
+
+    /// Refuses a second dispatcher of one table: the progress of a queue speaks for the whole table.
+    fn admit(&self, dispatcher: DispatcherId, table: TableId) -> Result<(), Error> {
+        let mut dispatchers = self.shared.dispatchers.lock();
+        let taken = dispatchers.iter().any(|(id, state)| *id != dispatcher && state.open == Some(table));
+        if taken {
+            return Err(Error::Rejected {
+                code: "CDC:ErrTableSplitUnsupported",
+                what: format!("table {table} has two dispatchers, but this sink needs each table whole"),
+            });
+        }
+        dispatchers.entry(dispatcher).or_default().open = Some(table);
+        Ok(())
+    }
+
+    async fn execute_ddl(&self, ddl: &DdlEvent) -> Result<(), Error> {
+        if let Some(text) = &ddl.error {
+            return Err(Error::Rejected { code: "CDC:ErrDDLUnsupported", what: text.clone() });
+        }
+        if !ddl.not_sync {
+            let shared = &self.shared;
+            let result = with_control!(self, connection => run_ddl(connection, shared, ddl).await);
+            if let Err(error) = result {
+                shared.metrics.ddl_errors.increment(1);
+                return Err(error);
+            }
+        }
+        self.shared.targets.lock().remove(&ddl.table_id);
+        Ok(())
+    }
+}
+
+/// Executes a DDL once: the transaction that runs it also notes that it ran.
+async fn run_ddl(connection: &Connection, shared: &Shared, ddl: &DdlEvent) -> Result<(), Failure> {
+    let (client, own, feed) = (&connection.client, &shared.config.own_schema, &shared.gid);
+    let doing = || format!("executing a DDL of {}", sql::qualified(&ddl.schema, &ddl.table));
+    let done = progress::last_ddl(client, own, feed, ddl.table_id).await?;
+    if done.is_some_and(|done| done >= ddl.commit_ts) {
+        return Ok(());
+    }
+    let path = format!("SET LOCAL search_path = {}, public", sql::quote(&ddl.schema));
+    client.batch_execute(&format!("BEGIN; {path}")).await.map_err(|e| classify(e, &doing()))?;
+    match client.batch_execute(&ddl.query).await {
+        Ok(()) => {}
+        Err(error) if already_so(ddl.kind, &error) => {
+            client.batch_execute("ROLLBACK; BEGIN").await.map_err(|e| classify(e, &doing()))?;
+        }
+        // Statements such as CREATE INDEX CONCURRENTLY refuse a transaction.
+        Err(error) if error.code().is_some_and(|code| code.code() == "25001") => {
+            let path = format!("ROLLBACK; SET search_path = {}, public", sql::quote(&ddl.schema));
+            client.batch_execute(&path).await.map_err(|e| classify(e, &doing()))?;
+            let result = client.batch_execute(&ddl.query).await;
+            client.batch_execute("SET search_path = ''; BEGIN").await.map_err(|e| classify(e, &doing()))?;
+            result.map_err(|e| classify(e, &doing()))?;
+        }
+        Err(error) => return Err(classify(error, &doing())),
+    }
+    progress::set_last_ddl(client, own, feed, ddl.table_id, ddl.commit_ts).await?;
+    client.batch_execute("COMMIT").await.map_err(|e| classify(e, &doing()))
+}
+
+/// Whether the failure says that the target already is as the DDL would make it.
+fn already_so(kind: DdlKind, error: &tokio_postgres::Error) -> bool {
+    let Some(code) = error.code() else { return false };
+    match kind {
+        DdlKind::CreateSchema => code.code() == "42P06",
+        DdlKind::CreateTable => code.code() == "42P07",
+        DdlKind::DropSchema => code.code() == "3F000",
+        DdlKind::DropTable => code.code() == "42P01",
+        DdlKind::RenameTable | DdlKind::AlterTable | DdlKind::Other | _ => false,
+    }
+}
+
+#[async_trait]
+impl Sink for PostgresSink {
+    async fn run(&self, shutdown: CancellationToken) -> Result<(), Error> {
+        let Some(to_route) = self.to_route.lock().take() else { return Err(Error::Closed) };
+        let shared = &self.shared;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(worker::route(Arc::clone(shared), to_route));
+        for id in 0..shared.config.workers {
+            let metrics = WorkerMetrics::new(&shared.changefeed, id);
+            tasks.spawn(Worker::new(Arc::clone(shared), metrics).run());
+        }
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => break,
+                () = shared.closing.cancelled() => break,
+                ended = tasks.join_next() => match ended {
+                    Some(Ok(())) => {}
+                    Some(Err(error)) => shared.fail(Error::Rejected {
+                        code: "CDC:ErrSinkInternal",
+                        what: format!("a task of the sink ended unexpectedly: {error}"),
+                    }),
+                    None => break,
+                },
+            }
+        }
+        shared.closing.cancel();
+        let ended = tokio::time::timeout(GRACE, async { while tasks.join_next().await.is_some() {} }).await;
+        if ended.is_err() {
+            tasks.shutdown().await;
+        }
+        shared.take_failure().map_or(Ok(()), Err)
+    }
+
+    fn healthy(&self) -> bool {
+        self.shared.healthy()
+    }
+
+    async fn open_dispatcher(
+        &self,
+        dispatcher: DispatcherId,
+        table: TableId,
+        start_ts: Ts,
+    ) -> Result<TableStart, Error> {
+        let start = TableStart { start_ts, skip_dml_at_start: false };
+        if table == TableId::DDL {
+            return Ok(start);
+        }
+        self.admit(dispatcher, table)?;
+        let shared = &self.shared;
+        let read = with_control!(self, connection => {
+            progress::load(&connection.client, &shared.config, &shared.gid, table).await
+        });
+        match read {
+            Ok(read) => shared.learn(table, &read),
+            Err(error) => {
+                self.close_dispatcher(dispatcher);
+                return Err(error);
+            }
+        }
+        Ok(start)
+    }
+
+    async fn open_table(&self, _dispatcher: DispatcherId, table: &TableInfo) -> Result<(), Error> {
+        let shared = &self.shared;
+        let info = Arc::new(table.clone());
+        if shared.known_target(&info).is_some() {
+            return Ok(());
+        }
+        let target = with_control!(self, connection => {
+            target::open(&connection.client, &info, shared.config.create_tables).await
+        })?;
+        shared.targets.lock().insert(info.id, Arc::new(target));
+        Ok(())
+    }
+
+    fn write_rows(&self, dispatcher: DispatcherId, batch: RowBatch, flushed: Flushed) {
+        if self.shared.closing.is_cancelled() {
+            return;
+        }
+        if batch.row_count() == 0 {
+            flushed.done();
+            return;
+        }
+        self.shared.accept(dispatcher);
+        // Refused only by a sink that has ended; then nothing is flushed any more.
+        let _ = self.incoming.send(Incoming { dispatcher, batch, flushed, entered: Instant::now() });
+    }
+
+    async fn flush_before_block(&self, dispatcher: DispatcherId) -> Result<(), Error> {
+        self.shared.drained(dispatcher).await
+    }
+
+    async fn write_block_event(&self, event: &BlockEvent) -> Result<(), Error> {
+        match event {
+            BlockEvent::Ddl(ddl) => self.execute_ddl(ddl).await,
+            BlockEvent::SyncPoint(_) => Err(Error::Rejected {
+                code: "CDC:ErrSyncPointUnsupported",
+                what: "a PostgreSQL sink has no sync points".into(),
+            }),
+        }
+    }
+
+    fn publish_checkpoint(&self, _checkpoint: Ts, _time: WallTime) {}
+
+    fn close_dispatcher(&self, dispatcher: DispatcherId) {
+        let mut dispatchers = self.shared.dispatchers.lock();
+        if let Some(state) = dispatchers.get_mut(&dispatcher) {
+            state.open = None;
+            if state.outstanding == 0 {
+                dispatchers.remove(&dispatcher);
+            }
+        }
+    }
+
+    async fn forget_changefeed(&self) -> Result<(), Error> {
+        let shared = &self.shared;
+        with_control!(self, connection => {
+            progress::forget(&connection.client, &shared.config, &shared.gid).await
+        })?;
+        shared.positions.lock().clear();
+        Ok(())
+    }
+
+    fn wants_checkpoints(&self) -> bool {
+        false
+    }
+}
+
+/// Checks a target: reachable, writable, permitted, and which database it is. Leaves nothing behind.
+pub(crate) async fn check(uri: &str) -> Result<SinkCheck, Error> {
+    let config = PgConfig::parse(uri)?;
+    let connection = Connection::open(&config).await.map_err(Failure::into_error)?;
+    check_connected(&connection, &config).await.map_err(Failure::into_error)
+}
+
+async fn check_connected(connection: &Connection, config: &PgConfig) -> Result<SinkCheck, Failure> {
+    let row = connection
+        .client
+        .query_one(
+            "SELECT (SELECT system_identifier::text FROM pg_catalog.pg_control_system()), \
+                pg_catalog.current_database()::text, pg_catalog.pg_is_in_recovery(), \
+                pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE'), \
+                (SELECT pg_catalog.has_schema_privilege(oid, 'CREATE') AND pg_catalog.has_schema_privilege(oid, 'USAGE') \
+                    FROM pg_catalog.pg_namespace WHERE nspname = $1), \
+                pg_catalog.current_setting('server_version_num')::integer, \
+                pg_catalog.current_setting('server_encoding')",
+            &[&config.own_schema_name],
+        )
+        .await
+        .map_err(|e| classify(e, "checking the target database"))?;
+    let rejected = |code, what| Err(Failure::Fatal(Error::Rejected { code, what }));
+    if row.get::<_, bool>(2) {
+        return rejected("CDC:ErrSinkReadOnly", "the target database is a read-only standby".into());
+    }
+    let version: i32 = row.get(5);
+    if version < 120_000 {
+        return rejected(
+            "CDC:ErrSinkVersion",
+            format!("the target is PostgreSQL {}; 12 or later is needed", version / 10_000),
+        );
+    }
+    let user = sql::quote(config.driver.get_user().unwrap_or_default());
+    let may_create: bool = row.get(3);
+    match row.get::<_, Option<bool>>(4) {
+        Some(true) => {}
+        Some(false) => {
+            let schema = &config.own_schema;
+            let what = format!(
+                "the sink's own schema is closed to its user; run `GRANT ALL ON SCHEMA {schema} TO {user}`"
+            );
+            return rejected("CDC:ErrSinkPermission", what);
+        }
+        None if may_create => {}
+        None => {
+            let schema = &config.own_schema;
+            let what = format!(
+                "the user may not create the sink's own schema; run `CREATE SCHEMA {schema} AUTHORIZATION {user}`"
+            );
+            return rejected("CDC:ErrSinkPermission", what);
+        }
+    }
+    let mut warnings = Vec::new();
+    if config.create_tables && !may_create {
+        warnings.push(
+            "the user may not create schemas in the target; those of replicated tables must exist".into(),
+        );
+    }
+    let encoding: String = row.get(6);
+    if encoding != "UTF8" {
+        warnings.push(format!(
+            "the target database has encoding {encoding}; characters outside of it are refused"
+        ));
+    }
+    Ok(SinkCheck {
+        identity: Some(DownstreamIdentity { system_identifier: row.get(0), database: row.get(1) }),
+        warnings,
+    })
+}

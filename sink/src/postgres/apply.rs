@@ -1,0 +1,289 @@
+//! One downstream transaction: its progress, its statements, and what their row counts must be.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use event::RowOp;
+use futures_util::future::join_all;
+use futures_util::{SinkExt, pin_mut};
+use heartbeatpb::TableId;
+use tokio_postgres::Statement;
+use tokio_postgres::types::ToSql;
+
+use super::config::OnExistingRows;
+use super::connection::{Connection, Failure, classify};
+use super::plan::{self, Group, Kind, Mode};
+use super::progress::{self, Advance};
+use super::route::{Change, Holds};
+use super::sql::TextArray;
+use super::target::Target;
+use crate::Error;
+use crate::causality::Shard;
+use crate::metrics::{RowType, TxnMetrics};
+
+/// Statements sent without waiting for the answer to the one before.
+const PIPELINE: usize = 24;
+
+/// What every transaction of a sink needs.
+pub(crate) struct Writer<'s> {
+    pub(crate) own_schema: &'s str,
+    pub(crate) changefeed: &'s str,
+    pub(crate) on_existing_rows: OnExistingRows,
+    pub(crate) metrics: &'s TxnMetrics,
+}
+
+/// The changes of one table that are still to be applied, in order.
+pub(crate) struct TableChanges<'b, B> {
+    pub(crate) target: Arc<Target>,
+    pub(crate) changes: Vec<&'b Change<B>>,
+}
+
+/// A prepared statement with its rows.
+struct Step<'p, 'b, B> {
+    target: &'p Target,
+    group: &'p Group<'b, B>,
+    statement: Statement,
+    params: Vec<TextArray>,
+}
+
+fn row_type(kind: &Kind) -> RowType {
+    match kind {
+        Kind::Copy | Kind::Insert | Kind::Upsert => RowType::Insert,
+        Kind::Update(_) => RowType::Update,
+        Kind::Delete => RowType::Delete,
+    }
+}
+
+fn refs(params: &[TextArray]) -> Vec<&(dyn ToSql + Sync)> {
+    params.iter().map(|array| array as &(dyn ToSql + Sync)).collect()
+}
+
+fn writing(target: &Target) -> String {
+    format!("writing to table {}", target.name)
+}
+
+impl Writer<'_> {
+    /// Applies changes of one queue and moves its progress, all or nothing. The caller rolls back on failure.
+    pub(crate) async fn write<B: Holds>(
+        &self,
+        connection: &mut Connection,
+        shard: Shard,
+        steps: &[Advance],
+        tables: &[TableChanges<'_, B>],
+        mode: Mode,
+    ) -> Result<(), Failure> {
+        if let [table] = tables
+            && let [change] = table.changes[..]
+            && matches!(change.op, RowOp::Truncate | RowOp::CopyStart)
+        {
+            return self.barrier(connection, shard, steps, &table.target, change).await;
+        }
+        let mut plans = Vec::with_capacity(tables.len());
+        for table in tables {
+            let copy = self.on_existing_rows != OnExistingRows::Append;
+            let groups = plan::plan(&table.target, table.changes.iter().copied(), mode, copy)?;
+            plans.push((table.target.as_ref(), groups));
+        }
+        let advance = connection.prepare(&progress::advance_sql(self.own_schema), 7).await?;
+        let mut prepared = Vec::new();
+        for (target, groups) in &plans {
+            for group in groups {
+                let params = if group.kind == Kind::Copy { Vec::new() } else { plan::params(target, group) };
+                let statement = connection.prepare(&plan::sql(target, &group.kind), params.len()).await?;
+                prepared.push(Step { target, group, statement, params });
+            }
+        }
+        let deferrable = tables.iter().any(|table| table.target.deferrable);
+        self.begin(connection, deferrable, &advance, shard, steps).await?;
+        let counts = match mode {
+            Mode::Batched => self.run_pipelined(connection, &prepared).await?,
+            Mode::Singles => run_singly(connection, &prepared).await?,
+        };
+        let commit = Instant::now();
+        connection.client.batch_execute("COMMIT").await.map_err(|e| classify(e, "committing"))?;
+        self.metrics.commit.record(commit.elapsed().as_secs_f64());
+        for (step, actual) in prepared.iter().zip(counts) {
+            self.metrics.affected(row_type(&step.group.kind), step.group.rows(), actual);
+        }
+        Ok(())
+    }
+
+    /// Begins the transaction and moves the progress, which also locks out any other writer of the queue.
+    async fn begin(
+        &self,
+        connection: &Connection,
+        deferrable: bool,
+        advance: &Statement,
+        shard: Shard,
+        steps: &[Advance],
+    ) -> Result<(), Failure> {
+        let params = progress::advance_params(self.changefeed, shard, steps);
+        let params = refs(&params);
+        let begin = if deferrable { "BEGIN; SET CONSTRAINTS ALL DEFERRED" } else { "BEGIN" };
+        let (begun, advanced) = futures_util::future::join(
+            connection.client.batch_execute(begin),
+            connection.client.execute(advance, &params),
+        )
+        .await;
+        begun.map_err(|e| classify(e, "beginning a transaction"))?;
+        let advanced = advanced.map_err(|e| classify(e, "writing progress"))?;
+        if advanced != steps.len() as u64 {
+            return Err(Failure::Overtaken);
+        }
+        Ok(())
+    }
+
+    async fn run_pipelined<B: Holds>(
+        &self,
+        connection: &Connection,
+        steps: &[Step<'_, '_, B>],
+    ) -> Result<Vec<u64>, Failure> {
+        let mut counts = Vec::with_capacity(steps.len());
+        let mut rest = steps;
+        while let Some(first) = rest.first() {
+            if first.group.kind == Kind::Copy {
+                counts.push(copy(connection, first).await?);
+                rest = &rest[1..];
+                continue;
+            }
+            let length = rest.iter().take(PIPELINE).take_while(|step| step.group.kind != Kind::Copy).count();
+            let (now, later) = rest.split_at(length);
+            let params: Vec<_> = now.iter().map(|step| refs(&step.params)).collect();
+            let sent = now
+                .iter()
+                .zip(&params)
+                .map(|(step, params)| connection.client.execute(&step.statement, params));
+            for (step, result) in now.iter().zip(join_all(sent).await) {
+                let count = result.map_err(|e| classify(e, &writing(step.target)))?;
+                if matches!(step.group.kind, Kind::Update(_)) && count != step.group.rows() {
+                    return Err(Failure::Missing);
+                }
+                counts.push(count);
+            }
+            rest = later;
+        }
+        Ok(counts)
+    }
+
+    /// `TRUNCATE` or the beginning of an initial copy, in a transaction of its own.
+    async fn barrier<B: Holds>(
+        &self,
+        connection: &mut Connection,
+        shard: Shard,
+        steps: &[Advance],
+        target: &Target,
+        change: &Change<B>,
+    ) -> Result<(), Failure> {
+        let advance = connection.prepare(&progress::advance_sql(self.own_schema), 7).await?;
+        self.begin(connection, target.deferrable, &advance, shard, steps).await?;
+        if change.op == RowOp::Truncate {
+            clear(connection, target).await?;
+        } else {
+            self.begin_copy(connection, target, change).await?;
+        }
+        connection.client.batch_execute("COMMIT").await.map_err(|e| classify(e, "committing"))
+    }
+
+    /// Makes the table ready for the rows of a copy. What an earlier copy of this changefeed left behind is
+    /// removed; rows of anyone else only when the user said so.
+    async fn begin_copy<B: Holds>(
+        &self,
+        connection: &Connection,
+        target: &Target,
+        change: &Change<B>,
+    ) -> Result<(), Failure> {
+        let (client, own, feed) = (&connection.client, self.own_schema, self.changefeed);
+        let table: TableId = target.info.id;
+        let snapshot = change.at.commit_ts;
+        match progress::copy_marker(client, own, feed, table).await? {
+            Some(marker) if marker == snapshot => return Ok(()),
+            Some(_) if self.on_existing_rows == OnExistingRows::Append && target.key.is_empty() => {
+                return Err(Failure::Fatal(Error::Rejected {
+                    code: "CDC:ErrTargetNotEmpty",
+                    what: format!(
+                        "the initial copy of {} was interrupted; the table has no key by which its rows could be told \
+                         from those that were there before, so remove the copied ones by hand, or use \
+                         on-existing-rows=truncate",
+                        target.name
+                    ),
+                }));
+            }
+            Some(_) if self.on_existing_rows == OnExistingRows::Append => {}
+            Some(_) => clear(connection, target).await?,
+            None => match self.on_existing_rows {
+                OnExistingRows::Append => {}
+                OnExistingRows::Truncate => clear(connection, target).await?,
+                OnExistingRows::Error => require_empty(connection, target).await?,
+            },
+        }
+        progress::set_copy_marker(client, own, feed, table, snapshot).await
+    }
+}
+
+async fn require_empty(connection: &Connection, target: &Target) -> Result<(), Failure> {
+    let sql = format!("SELECT EXISTS (SELECT FROM {})", target.name);
+    let row = connection.client.query_one(&sql, &[]).await.map_err(|e| classify(e, &writing(target)))?;
+    if row.get(0) {
+        return Err(Failure::Fatal(Error::Rejected {
+            code: "CDC:ErrTargetNotEmpty",
+            what: format!(
+                "table {} in the target already has rows; empty it, or add on-existing-rows=append or \
+                 on-existing-rows=truncate to the sink URI",
+                target.name
+            ),
+        }));
+    }
+    Ok(())
+}
+
+async fn clear(connection: &Connection, target: &Target) -> Result<(), Failure> {
+    // A table that foreign keys refer to cannot be truncated alone.
+    let sql = if target.truncatable { "TRUNCATE ONLY" } else { "DELETE FROM" };
+    let sql = match (target.truncatable, target.partitioned) {
+        (true, true) => format!("TRUNCATE {}", target.name),
+        (true, false) | (false, _) => format!("{sql} {}", target.name),
+    };
+    connection.client.batch_execute(&sql).await.map_err(|e| classify(e, &writing(target)))
+}
+
+async fn copy<B: Holds>(connection: &Connection, step: &Step<'_, '_, B>) -> Result<u64, Failure> {
+    let failed = |e| classify(e, &writing(step.target));
+    let sink = connection.client.copy_in(&step.statement).await.map_err(failed)?;
+    pin_mut!(sink);
+    sink.send(plan::copy_text(step.target, step.group)).await.map_err(failed)?;
+    sink.finish().await.map_err(failed)
+}
+
+/// One statement after the other; a row that an update does not find is inserted when it is known as a whole.
+async fn run_singly<B: Holds>(
+    connection: &mut Connection,
+    steps: &[Step<'_, '_, B>],
+) -> Result<Vec<u64>, Failure> {
+    let mut counts = Vec::with_capacity(steps.len());
+    for step in steps {
+        let failed = |e| classify(e, &writing(step.target));
+        let count = connection.client.execute(&step.statement, &refs(&step.params)).await.map_err(failed)?;
+        counts.push(count);
+        if count > 0 || !matches!(step.group.kind, Kind::Update(_)) {
+            continue;
+        }
+        let target = step.target;
+        if step.group.changes().any(|change| !plan::is_complete(target, change)) {
+            return Err(Failure::Fatal(Error::Rejected {
+                code: "CDC:ErrTargetRowMissing",
+                what: format!(
+                    "table {}: a row to update does not exist in the target, and the upstream did not send all of its \
+                     values, so it cannot be inserted; the target was changed by someone else or the initial copy is \
+                     missing",
+                    target.name
+                ),
+            }));
+        }
+        let kind = if target.key.is_empty() { Kind::Insert } else { Kind::Upsert };
+        let whole = step.group.with_kind(kind);
+        let params = plan::params(target, &whole);
+        let statement = connection.prepare(&plan::sql(target, &whole.kind), params.len()).await?;
+        connection.client.execute(&statement, &refs(&params)).await.map_err(failed)?;
+    }
+    Ok(counts)
+}

@@ -1,0 +1,443 @@
+//! From the row changes of one table to few statements with many rows each: pure.
+//!
+//! Changes of different rows may be written in any order as long as no other unique key is involved; then
+//! each change joins the earliest statement of its kind behind the last one that touches its row, and a
+//! change that makes an earlier one of its row superfluous replaces it. Where other unique keys exist, or
+//! rows are found by all their values, the order is kept and only neighbours share a statement.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use event::{Datum, RowOp, TableInfo};
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use super::route::{Change, Holds, Image, Locate};
+use super::sql::{TextArray, copy_value};
+use super::target::Target;
+use crate::Error;
+
+/// What a statement does with its rows.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    /// `COPY … FROM STDIN`: rows of an initial copy into a table that holds nothing else.
+    Copy,
+    /// `INSERT`: rows without a key.
+    Insert,
+    /// `INSERT … ON CONFLICT DO UPDATE`: complete rows whose key stays.
+    Upsert,
+    /// `UPDATE` of some columns: true for each column of the target that is set.
+    Update(Box<[bool]>),
+    /// `DELETE`.
+    Delete,
+}
+
+/// One statement and its rows, in order.
+pub(crate) struct Group<'a, B> {
+    pub(crate) kind: Kind,
+    changes: Vec<Option<&'a Change<B>>>,
+}
+
+impl<'a, B> Group<'a, B> {
+    pub(crate) fn changes(&self) -> impl Iterator<Item = &'a Change<B>> + '_ {
+        self.changes.iter().copied().flatten()
+    }
+
+    /// The same rows under another statement.
+    pub(crate) fn with_kind(&self, kind: Kind) -> Self {
+        Self { kind, changes: self.changes().map(Some).collect() }
+    }
+
+    pub(crate) fn rows(&self) -> u64 {
+        self.changes().count() as u64
+    }
+}
+
+/// How eagerly changes share statements.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Mode {
+    /// As described above.
+    Batched,
+    /// One statement per change, in order.
+    Singles,
+}
+
+fn unusable(table: &TableInfo, what: &str) -> Error {
+    Error::Rejected {
+        code: "CDC:ErrSinkRowIncomplete",
+        what: format!("table {}.{}: {what}", table.schema, table.name),
+    }
+}
+
+/// The image in which a change finds its row.
+fn found_by<B: Holds>(change: &Change<B>) -> Option<Image<'_>> {
+    let (old, new) = (change.old_image(), change.new_image());
+    Some(Image { main: old.or(new)?, fallback: old.and(new) })
+}
+
+/// The new image, with the old one standing in for what was not sent.
+fn after<B: Holds>(change: &Change<B>) -> Option<Image<'_>> {
+    Some(Image { main: change.new_image()?, fallback: change.old_image() })
+}
+
+fn key_values<'a, B: Holds>(target: &Target, change: &'a Change<B>) -> Vec<Datum<'a>> {
+    let image = found_by(change);
+    let value =
+        |&column: &usize| image.map_or(Datum::Unchanged, |image| image.get(target.columns[column].source));
+    target.key.iter().map(value).collect()
+}
+
+/// Whether every column that the sink writes has a value in the new image.
+pub(crate) fn is_complete<B: Holds>(target: &Target, change: &Change<B>) -> bool {
+    after(change)
+        .is_some_and(|image| target.columns.iter().all(|column| image.get(column.source) != Datum::Unchanged))
+}
+
+/// The statements of a change in order: almost always one.
+fn kinds<B: Holds>(target: &Target, change: &Change<B>) -> Result<Vec<Kind>, Error> {
+    let by_key = target.routing.locate != Locate::FullRow;
+    if by_key && key_values(target, change).contains(&Datum::Unchanged) {
+        return Err(unusable(
+            &target.info,
+            "a change came without the key of its row; set its REPLICA IDENTITY",
+        ));
+    }
+    match change.op {
+        RowOp::Insert if !is_complete(target, change) => {
+            Err(unusable(&target.info, "an inserted row is incomplete"))
+        }
+        RowOp::Insert if change.copied => Ok(vec![Kind::Copy]),
+        RowOp::Insert => Ok(vec![if by_key { Kind::Upsert } else { Kind::Insert }]),
+        RowOp::Update => update_kinds(target, change, by_key),
+        RowOp::Delete if change.old_image().is_none() => {
+            Err(unusable(&target.info, "a delete came without the old row; set its REPLICA IDENTITY"))
+        }
+        RowOp::Delete => Ok(vec![Kind::Delete]),
+        RowOp::Truncate | RowOp::CopyStart => Err(unusable(&target.info, "a barrier is not a row")),
+    }
+}
+
+fn update_kinds<B: Holds>(target: &Target, change: &Change<B>, by_key: bool) -> Result<Vec<Kind>, Error> {
+    let Some(image) = after(change) else {
+        return Err(unusable(&target.info, "an update came without the new row"));
+    };
+    if !by_key && change.old_image().is_none() {
+        return Err(unusable(
+            &target.info,
+            "an update came without the old row; set its REPLICA IDENTITY to FULL",
+        ));
+    }
+    let old = change.old_image();
+    let changed = |source: usize| {
+        old.and_then(|old| old.get(source))
+            .is_some_and(|old| old != Datum::Unchanged && old != image.get(source))
+    };
+    let key_changed = target.key.iter().any(|&column| changed(target.columns[column].source));
+    let complete = is_complete(target, change);
+    if by_key && !key_changed && complete {
+        return Ok(vec![Kind::Upsert]);
+    }
+    // PostgreSQL lets nobody update such a column, so the row is replaced.
+    if target.columns.iter().any(|column| column.identity_always && changed(column.source)) {
+        if !by_key || !complete {
+            return Err(unusable(&target.info, "an update changes a GENERATED ALWAYS AS IDENTITY column"));
+        }
+        return Ok(vec![Kind::Delete, Kind::Upsert]);
+    }
+    let set = target.columns.iter().enumerate().map(|(at, column)| {
+        let wanted = if key_changed || !target.key.contains(&at) {
+            image.get(column.source)
+        } else {
+            Datum::Unchanged
+        };
+        wanted != Datum::Unchanged && !column.identity_always
+    });
+    let set: Box<[bool]> = set.collect();
+    // Nothing that the target keeps has changed.
+    Ok(if set.contains(&true) { vec![Kind::Update(set)] } else { Vec::new() })
+}
+
+/// Groups the changes of one table.
+pub(crate) fn plan<'a, B: Holds>(
+    target: &Target,
+    changes: impl IntoIterator<Item = &'a Change<B>>,
+    mode: Mode,
+    copy: bool,
+) -> Result<Vec<Group<'a, B>>, Error> {
+    let mut planner = Planner {
+        target,
+        groups: Vec::new(),
+        last: FxHashMap::default(),
+        in_last_group: FxHashSet::default(),
+        mode,
+    };
+    for change in changes {
+        for kind in kinds(target, change)? {
+            let kind = match kind {
+                Kind::Copy if copy && mode == Mode::Batched => Kind::Copy,
+                Kind::Copy if target.key.is_empty() => Kind::Insert,
+                Kind::Copy => Kind::Upsert,
+                other @ (Kind::Insert | Kind::Upsert | Kind::Update(_) | Kind::Delete) => other,
+            };
+            planner.place(change, kind);
+        }
+    }
+    planner.groups.retain(|group| group.rows() > 0);
+    Ok(planner.groups)
+}
+
+struct Planner<'t, 'a, B> {
+    target: &'t Target,
+    groups: Vec<Group<'a, B>>,
+    /// The last statement, and the place in it, that touches a row.
+    last: FxHashMap<u64, (usize, usize)>,
+    /// Rows of the last group, where order is kept.
+    in_last_group: FxHashSet<u64>,
+    mode: Mode,
+}
+
+impl<'a, B: Holds> Planner<'_, 'a, B> {
+    fn place(&mut self, change: &'a Change<B>, kind: Kind) {
+        if self.mode == Mode::Singles {
+            self.groups.push(Group { kind, changes: vec![Some(change)] });
+        } else if self.target.routing.has_other_keys() {
+            self.place_in_order(change, kind);
+        } else {
+            self.place_by_row(change, kind);
+        }
+    }
+
+    fn place_in_order(&mut self, change: &'a Change<B>, kind: Kind) {
+        let by_key = !self.target.key.is_empty();
+        let rows_share = match &kind {
+            Kind::Copy | Kind::Insert => true,
+            // Found by all its values: one row at a time, since equal rows may be many.
+            Kind::Upsert | Kind::Update(_) | Kind::Delete => {
+                by_key
+                    && !self.in_last_group.contains(&change.row)
+                    && change.moves_to.is_none_or(|to| !self.in_last_group.contains(&to))
+            }
+        };
+        match self.groups.last_mut() {
+            Some(group) if group.kind == kind && rows_share => group.changes.push(Some(change)),
+            Some(_) | None => {
+                self.groups.push(Group { kind, changes: vec![Some(change)] });
+                self.in_last_group.clear();
+            }
+        }
+        self.in_last_group.insert(change.row);
+        self.in_last_group.extend(change.moves_to);
+    }
+
+    fn place_by_row(&mut self, change: &'a Change<B>, kind: Kind) {
+        let mut from = 0;
+        for hash in std::iter::once(change.row).chain(change.moves_to) {
+            if let Some(&(group, place)) = self.last.get(&hash) {
+                let replaced = self.replaces(group, place, change, &kind);
+                if replaced {
+                    self.groups[group].changes[place] = None;
+                }
+                from = from.max(if replaced { group } else { group + 1 });
+            }
+        }
+        let found = self.groups[from.min(self.groups.len())..].iter().position(|group| group.kind == kind);
+        let group = found.map_or(self.groups.len(), |at| at + from);
+        if found.is_none() {
+            self.groups.push(Group { kind, changes: Vec::new() });
+        }
+        let place = self.groups[group].changes.len();
+        self.groups[group].changes.push(Some(change));
+        for hash in std::iter::once(change.row).chain(change.moves_to) {
+            self.last.insert(hash, (group, place));
+        }
+    }
+
+    /// Whether the new change leaves the row as if the earlier one had never been.
+    fn replaces(&self, group: usize, place: usize, change: &Change<B>, kind: &Kind) -> bool {
+        let Some(earlier) = self.groups[group].changes.get(place).copied().flatten() else { return false };
+        let supersedes = match (&self.groups[group].kind, kind) {
+            (Kind::Upsert | Kind::Update(_) | Kind::Delete, Kind::Upsert)
+            | (Kind::Upsert | Kind::Update(_), Kind::Delete) => true,
+            (Kind::Update(before), Kind::Update(after)) => before == after,
+            (Kind::Copy | Kind::Insert | Kind::Upsert | Kind::Update(_) | Kind::Delete, _) => false,
+        };
+        // A replaced row (delete and insert of one change) must keep both.
+        supersedes
+            && !std::ptr::eq(earlier, change)
+            && earlier.moves_to.is_none()
+            && change.moves_to.is_none()
+            && key_values(self.target, earlier) == key_values(self.target, change)
+    }
+}
+
+/// The statement of a kind; every parameter is a `text[]`.
+pub(crate) fn sql(target: &Target, kind: &Kind) -> String {
+    let names = || target.columns.iter().map(|column| column.name.as_str()).collect::<Vec<_>>().join(", ");
+    let all: Vec<usize> = (0..target.columns.len()).collect();
+    let insert = || {
+        let casts: Vec<String> = all.iter().map(|&at| cast(target, at, "c", at)).collect();
+        format!(
+            "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {}",
+            target.name,
+            names(),
+            casts.join(", "),
+            unnest(&[("c", &all)])
+        )
+    };
+    match kind {
+        Kind::Copy => format!("COPY {} ({}) FROM STDIN", target.name, names()),
+        Kind::Insert => insert(),
+        Kind::Upsert => {
+            let key: Vec<&str> = target.key.iter().map(|&at| target.columns[at].name.as_str()).collect();
+            let set: Vec<String> = all
+                .iter()
+                .filter(|at| !target.key.contains(at) && !target.columns[**at].identity_always)
+                .map(|&at| format!("{0} = EXCLUDED.{0}", target.columns[at].name))
+                .collect();
+            let action =
+                if set.is_empty() { "NOTHING".into() } else { format!("UPDATE SET {}", set.join(", ")) };
+            format!("{} ON CONFLICT ({}) DO {action}", insert(), key.join(", "))
+        }
+        Kind::Update(set) => {
+            let columns = set_columns(set);
+            let set: Vec<String> = columns
+                .iter()
+                .map(|&at| format!("{} = {}", target.columns[at].name, cast(target, at, "n", at)))
+                .collect();
+            let set = set.join(", ");
+            if target.key.is_empty() {
+                let (found, from) = (found_row(target), unnest(&[("c", &all), ("n", &columns)]));
+                let found = found.replace("{from}", &from);
+                let values: Vec<String> = columns.iter().map(|at| format!("u.n{at}")).collect();
+                // The row to change is found once and then taken by its place.
+                format!(
+                    "WITH found AS MATERIALIZED (SELECT t.tableoid AS place_of, t.ctid AS place{comma}{values} {found}) \
+                     UPDATE {name} AS t SET {set} FROM found AS u WHERE t.ctid = u.place AND t.tableoid = u.place_of",
+                    comma = if values.is_empty() { "" } else { ", " },
+                    values = values.join(", "),
+                    name = target.name,
+                )
+            } else {
+                format!(
+                    "UPDATE {} AS t SET {set} FROM {} WHERE {}",
+                    target.name,
+                    unnest(&[("k", &target.key), ("n", &columns)]),
+                    same_key(target)
+                )
+            }
+        }
+        Kind::Delete if target.key.is_empty() => {
+            let found = found_row(target).replace("{from}", &unnest(&[("c", &all)]));
+            format!(
+                "WITH found AS MATERIALIZED (SELECT t.tableoid AS place_of, t.ctid AS place {found}) \
+                 DELETE FROM {} AS t USING found AS u WHERE t.ctid = u.place AND t.tableoid = u.place_of",
+                target.name
+            )
+        }
+        Kind::Delete => format!(
+            "DELETE FROM {} AS t USING {} WHERE {}",
+            target.name,
+            unnest(&[("k", &target.key)]),
+            same_key(target)
+        ),
+    }
+}
+
+fn set_columns(set: &[bool]) -> Vec<usize> {
+    set.iter().enumerate().filter(|(_, set)| **set).map(|(at, _)| at).collect()
+}
+
+fn cast(target: &Target, column: usize, prefix: &str, at: usize) -> String {
+    match target.columns[column].cast.as_str() {
+        "text" => format!("u.{prefix}{at}"),
+        ty => format!("u.{prefix}{at}::{ty}"),
+    }
+}
+
+fn unnest(lists: &[(&str, &[usize])]) -> String {
+    let names: Vec<String> = lists
+        .iter()
+        .flat_map(|(prefix, columns)| columns.iter().map(move |at| format!("{prefix}{at}")))
+        .collect();
+    let params: Vec<String> = (1..=names.len()).map(|n| format!("${n}::text[]")).collect();
+    format!("unnest({}) AS u({})", params.join(", "), names.join(", "))
+}
+
+fn same_key(target: &Target) -> String {
+    let same = |&at: &usize| {
+        let column = &target.columns[at];
+        format!("t.{} {} {}", column.name, column.equals, cast(target, at, "k", at))
+    };
+    target.key.iter().map(same).collect::<Vec<_>>().join(" AND ")
+}
+
+/// Finds one row by all its values. Both sides are compared as text that this session wrote, which is exact
+/// for every type, also those that have no equality or call different texts equal.
+fn found_row(target: &Target) -> String {
+    let same = target.columns.iter().enumerate().map(|(at, column)| {
+        format!("t.{}::text IS NOT DISTINCT FROM ({})::text", column.name, cast(target, at, "c", at))
+    });
+    let same: Vec<String> = same.collect();
+    let same = if same.is_empty() { "true".to_owned() } else { same.join(" AND ") };
+    format!("FROM {} AS t, {{from}} WHERE {same} LIMIT 1", target.name)
+}
+
+/// The parameters of a group's statement.
+pub(crate) fn params<B: Holds>(target: &Target, group: &Group<'_, B>) -> Vec<TextArray> {
+    let all: Vec<usize> = (0..target.columns.len()).collect();
+    // Columns of the image that finds the row, then columns of the new image.
+    let (found, new) = match &group.kind {
+        Kind::Copy | Kind::Insert | Kind::Upsert => (Vec::new(), all),
+        Kind::Delete if target.key.is_empty() => (all, Vec::new()),
+        Kind::Delete => (target.key.clone(), Vec::new()),
+        Kind::Update(set) if target.key.is_empty() => (all, set_columns(set)),
+        Kind::Update(set) => (target.key.clone(), set_columns(set)),
+    };
+    let mut arrays: Vec<TextArray> = (0..found.len() + new.len()).map(|_| TextArray::new()).collect();
+    let mut values = Vec::with_capacity(target.info.columns.len());
+    for change in group.changes() {
+        let (for_key, for_new) = arrays.split_at_mut(found.len());
+        for (image, columns, arrays) in [(found_by(change), &found, for_key), (after(change), &new, for_new)]
+        {
+            if columns.is_empty() {
+                continue;
+            }
+            fill(image, &mut values);
+            for (array, &column) in arrays.iter_mut().zip(columns) {
+                array.push(values.get(target.columns[column].source).copied().unwrap_or(Datum::Null));
+            }
+        }
+    }
+    arrays
+}
+
+/// The values of an image in one walk.
+fn fill<'a>(image: Option<Image<'a>>, values: &mut Vec<Datum<'a>>) {
+    values.clear();
+    let Some(image) = image else { return };
+    values.extend(image.main.iter());
+    if let Some(fallback) = image.fallback {
+        for (value, other) in values.iter_mut().zip(fallback.iter()) {
+            if *value == Datum::Unchanged {
+                *value = other;
+            }
+        }
+    }
+}
+
+/// The rows of a group as `COPY` text.
+pub(crate) fn copy_text<B: Holds>(target: &Target, group: &Group<'_, B>) -> Bytes {
+    let mut out = BytesMut::new();
+    let mut values = Vec::with_capacity(target.info.columns.len());
+    for change in group.changes() {
+        fill(after(change), &mut values);
+        for (at, column) in target.columns.iter().enumerate() {
+            if at > 0 {
+                out.put_u8(b'\t');
+            }
+            copy_value(&mut out, values.get(column.source).copied().unwrap_or(Datum::Null));
+        }
+        out.put_u8(b'\n');
+    }
+    out.freeze()
+}
+
+#[cfg(test)]
+mod tests;

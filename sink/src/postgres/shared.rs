@@ -1,0 +1,147 @@
+//! What the tasks of one sink share. No lock is held across an await.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use event::TableInfo;
+use heartbeatpb::{ChangefeedId, DispatcherId, TableId};
+use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::config::PgConfig;
+use super::progress::Positions;
+use super::target::Target;
+use super::worker::QueuedChange;
+use crate::Error;
+use crate::causality::Causality;
+use crate::metrics::{SinkMetrics, TxnMetrics};
+
+/// A dispatcher that has batches in the sink or is open.
+#[derive(Debug, Default)]
+pub(crate) struct DispatcherState {
+    /// Batches accepted and not yet durable.
+    pub(crate) outstanding: u64,
+    /// Its table, while it is open.
+    pub(crate) open: Option<TableId>,
+}
+
+/// State of one sink.
+pub(crate) struct Shared {
+    pub(crate) config: PgConfig,
+    pub(crate) changefeed: ChangefeedId,
+    /// The changefeed's identity as it is written downstream.
+    pub(crate) gid: String,
+    pub(crate) queues: Mutex<Causality<QueuedChange>>,
+    /// Changes were pushed or completed.
+    pub(crate) work: Notify,
+    pub(crate) dispatchers: Mutex<FxHashMap<DispatcherId, DispatcherState>>,
+    /// A dispatcher has no batch left.
+    pub(crate) settled: Notify,
+    /// Committed progress; entries only grow.
+    pub(crate) positions: Mutex<FxHashMap<TableId, Box<Positions>>>,
+    /// The last described shape of each table.
+    pub(crate) targets: Mutex<FxHashMap<TableId, Arc<Target>>>,
+    failed: AtomicBool,
+    failure: Mutex<Option<Error>>,
+    /// The sink closes, by order or by failure.
+    pub(crate) closing: CancellationToken,
+    pub(crate) metrics: SinkMetrics,
+    pub(crate) txn_metrics: TxnMetrics,
+}
+
+impl Shared {
+    pub(crate) fn new(config: PgConfig, changefeed: ChangefeedId) -> Self {
+        Self {
+            gid: changefeed.gid.to_string(),
+            metrics: SinkMetrics::new(&changefeed, "TxnSink"),
+            txn_metrics: TxnMetrics::new(&changefeed),
+            config,
+            changefeed,
+            queues: Mutex::default(),
+            work: Notify::new(),
+            dispatchers: Mutex::default(),
+            settled: Notify::new(),
+            positions: Mutex::default(),
+            targets: Mutex::default(),
+            failed: AtomicBool::new(false),
+            failure: Mutex::new(None),
+            closing: CancellationToken::new(),
+        }
+    }
+
+    /// The first fatal error closes the sink.
+    pub(crate) fn fail(&self, error: Error) {
+        if matches!(error, Error::Closed) {
+            return;
+        }
+        self.failure.lock().get_or_insert(error);
+        self.failed.store(true, Ordering::Release);
+        self.closing.cancel();
+    }
+
+    pub(crate) fn healthy(&self) -> bool {
+        !self.failed.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn take_failure(&self) -> Option<Error> {
+        self.failure.lock().take()
+    }
+
+    /// Progress as the downstream has it; what is known already is never lowered.
+    pub(crate) fn learn(&self, table: TableId, read: &Positions) {
+        let mut positions = self.positions.lock();
+        let known = positions.entry(table).or_insert_with(|| Box::new(*read));
+        for (known, read) in known.iter_mut().zip(read) {
+            *known = (*known).max(*read);
+        }
+    }
+
+    /// The described target of a table, if it is for this shape.
+    pub(crate) fn known_target(&self, info: &Arc<TableInfo>) -> Option<Arc<Target>> {
+        let targets = self.targets.lock();
+        let target = targets.get(&info.id)?;
+        (Arc::ptr_eq(&target.info, info) || *target.info == **info).then(|| Arc::clone(target))
+    }
+
+    /// A batch of a dispatcher was accepted.
+    pub(crate) fn accept(&self, dispatcher: DispatcherId) {
+        self.dispatchers.lock().entry(dispatcher).or_default().outstanding += 1;
+    }
+
+    /// A batch of a dispatcher is durable.
+    pub(crate) fn settle(&self, dispatcher: DispatcherId) {
+        let mut dispatchers = self.dispatchers.lock();
+        let Some(state) = dispatchers.get_mut(&dispatcher) else { return };
+        state.outstanding = state.outstanding.saturating_sub(1);
+        if state.outstanding > 0 {
+            return;
+        }
+        if state.open.is_none() {
+            dispatchers.remove(&dispatcher);
+        }
+        drop(dispatchers);
+        self.settled.notify_waiters();
+    }
+
+    /// Waits until a dispatcher has no batch left.
+    pub(crate) async fn drained(&self, dispatcher: DispatcherId) -> Result<(), Error> {
+        loop {
+            let settled = self.settled.notified();
+            tokio::pin!(settled);
+            settled.as_mut().enable();
+            if self.closing.is_cancelled() {
+                return Err(Error::Closed);
+            }
+            if self.dispatchers.lock().get(&dispatcher).is_none_or(|state| state.outstanding == 0) {
+                return Ok(());
+            }
+            tokio::select! {
+                biased;
+                () = self.closing.cancelled() => return Err(Error::Closed),
+                () = settled => {}
+            }
+        }
+    }
+}

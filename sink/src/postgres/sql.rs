@@ -1,0 +1,132 @@
+//! Building blocks of SQL text, and values as the driver sends them.
+
+use bytes::{BufMut, BytesMut};
+use event::Datum;
+use postgres_types::{IsNull, ToSql, Type, to_sql_checked};
+
+/// A quoted identifier.
+pub(crate) fn quote(name: &str) -> String {
+    let mut out = String::with_capacity(name.len() + 2);
+    out.push('"');
+    for c in name.chars() {
+        if c == '"' {
+            out.push('"');
+        }
+        out.push(c);
+    }
+    out.push('"');
+    out
+}
+
+/// A quoted, qualified name.
+pub(crate) fn qualified(schema: &str, name: &str) -> String {
+    format!("{}.{}", quote(schema), quote(name))
+}
+
+/// One column of many rows as a `text[]` parameter in binary form: the bytes of each value without escapes.
+#[derive(Debug)]
+pub(crate) struct TextArray {
+    bytes: BytesMut,
+    count: i32,
+}
+
+const TEXT_OID: u32 = 25;
+const COUNT_AT: usize = 12;
+
+impl TextArray {
+    pub(crate) fn new() -> Self {
+        let mut bytes = BytesMut::with_capacity(256);
+        bytes.put_i32(1); // dimensions
+        bytes.put_i32(1); // may hold nulls
+        bytes.put_u32(TEXT_OID);
+        bytes.put_i32(0); // count, filled in when sent
+        bytes.put_i32(1); // lower bound
+        Self { bytes, count: 0 }
+    }
+
+    /// Appends a value; `Unchanged` must have been dealt with before and goes as NULL.
+    pub(crate) fn push(&mut self, datum: Datum<'_>) {
+        match datum {
+            Datum::Text(text) => {
+                // A value is at most 1 GiB: PostgreSQL's limit, which decoders enforce.
+                self.bytes.put_u32(u32::try_from(text.len()).unwrap_or(u32::MAX));
+                self.bytes.put_slice(text);
+            }
+            Datum::Null | Datum::Unchanged => self.bytes.put_i32(-1),
+        }
+        self.count = self.count.saturating_add(1);
+    }
+
+    pub(crate) fn push_text(&mut self, text: &str) {
+        self.push(Datum::Text(text.as_bytes()));
+    }
+}
+
+impl ToSql for TextArray {
+    fn to_sql(
+        &self,
+        _ty: &Type,
+        out: &mut BytesMut,
+    ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        out.extend_from_slice(&self.bytes[..COUNT_AT]);
+        out.put_i32(self.count);
+        out.extend_from_slice(&self.bytes[COUNT_AT + 4..]);
+        Ok(IsNull::No)
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        *ty == Type::TEXT_ARRAY
+    }
+
+    to_sql_checked!();
+}
+
+/// Appends one value in the text form of `COPY`.
+pub(crate) fn copy_value(out: &mut BytesMut, datum: Datum<'_>) {
+    let Datum::Text(text) = datum else {
+        out.put_slice(b"\\N");
+        return;
+    };
+    let mut rest = text;
+    while let Some(at) = rest.iter().position(|b| matches!(b, b'\\' | b'\n' | b'\r' | b'\t')) {
+        out.put_slice(&rest[..at]);
+        out.put_slice(match rest[at] {
+            b'\n' => b"\\n",
+            b'\r' => b"\\r",
+            b'\t' => b"\\t",
+            _ => b"\\\\",
+        });
+        rest = &rest[at + 1..];
+    }
+    out.put_slice(rest);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quotes_in_names_are_doubled() {
+        assert_eq!(qualified("a\"b", "Tä"), "\"a\"\"b\".\"Tä\"");
+    }
+
+    #[test]
+    fn copy_text_escapes_what_copy_would_interpret() {
+        let mut out = BytesMut::new();
+        copy_value(&mut out, Datum::Text(b"a\\b\tc\nd\re"));
+        out.put_u8(b'|');
+        copy_value(&mut out, Datum::Null);
+        assert_eq!(&out[..], b"a\\\\b\\tc\\nd\\re|\\N");
+    }
+
+    #[test]
+    fn a_text_array_carries_its_count_and_nulls() {
+        let mut array = TextArray::new();
+        array.push_text("ab");
+        array.push(Datum::Null);
+        let mut out = BytesMut::new();
+        array.to_sql(&Type::TEXT_ARRAY, &mut out).expect("never fails");
+        assert_eq!(&out[12..16], &2i32.to_be_bytes());
+        assert_eq!(&out[20..], &[0, 0, 0, 2, b'a', b'b', 255, 255, 255, 255]);
+    }
+}

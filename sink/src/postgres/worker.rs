@@ -1,0 +1,382 @@
+//! The tasks behind the sink: one routes row changes to queues, the others write them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use event::{RowBatch, RowOp, TableInfo};
+use heartbeatpb::{DispatcherId, TableId, Ts};
+use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::apply::{TableChanges, Writer};
+use super::config::OnExistingRows;
+use super::connection::{Backoff, Connection, Failure};
+use super::plan::Mode;
+use super::progress::{self, Advance};
+use super::route::{Change, Holds, Position, ROW_WEIGHT, Routing};
+use super::shared::Shared;
+use super::target::Target;
+use crate::causality::{Access, Batch};
+use crate::metrics::WorkerMetrics;
+use crate::{Error, Flushed};
+
+/// Rows routed before the queues are locked once for all of them.
+const ROUTE_CHUNK: usize = 1024;
+/// Row bytes in one downstream transaction.
+const TXN_BYTES: usize = 8 << 20;
+
+/// A batch that the sink has accepted, shared by its row changes.
+pub(crate) struct Held {
+    batch: RowBatch,
+    dispatcher: DispatcherId,
+    remaining: AtomicU64,
+    flushed: Mutex<Option<Flushed>>,
+}
+
+impl Holds for Held {
+    fn batch(&self) -> &RowBatch {
+        &self.batch
+    }
+}
+
+/// A row change in the queues.
+pub(crate) type QueuedChange = Change<Held>;
+
+/// A batch on its way from `write_rows` to the queues.
+pub(crate) struct Incoming {
+    pub(crate) dispatcher: DispatcherId,
+    pub(crate) batch: RowBatch,
+    pub(crate) flushed: Flushed,
+    pub(crate) entered: Instant,
+}
+
+/// Routes batches until the sink closes.
+pub(crate) async fn route(shared: Arc<Shared>, mut incoming: UnboundedReceiver<Incoming>) {
+    let mut router =
+        Router { routings: FxHashMap::default(), copies: FxHashMap::default(), scratch: Vec::new() };
+    loop {
+        let next = tokio::select! {
+            biased;
+            () = shared.closing.cancelled() => return,
+            next = incoming.recv() => next,
+        };
+        let Some(Incoming { dispatcher, batch, flushed, entered }) = next else { return };
+        let held = Arc::new(Held {
+            remaining: AtomicU64::new(batch.row_count()),
+            batch,
+            dispatcher,
+            flushed: Mutex::new(Some(flushed)),
+        });
+        router.push(&shared, &held);
+        shared.txn_metrics.conflict_detect.record(entered.elapsed().as_secs_f64());
+        // Routing holds the processor; others get their turn between batches.
+        tokio::task::yield_now().await;
+    }
+}
+
+struct Router {
+    routings: FxHashMap<TableId, Routing>,
+    /// Tables whose initial copy is passing, by the position of its snapshot.
+    copies: FxHashMap<TableId, Ts>,
+    scratch: Vec<u8>,
+}
+
+impl Router {
+    fn push(&mut self, shared: &Shared, held: &Arc<Held>) {
+        let table = &held.batch.table;
+        let routing = match self.routings.get(&table.id) {
+            Some(routing) if Arc::ptr_eq(&routing.table, table) || *routing.table == **table => routing,
+            Some(_) | None => {
+                self.routings.insert(table.id, Routing::new(table));
+                &self.routings[&table.id]
+            }
+        };
+        let mut chunk: Vec<(Access, QueuedChange)> = Vec::with_capacity(ROUTE_CHUNK);
+        for row in held.batch.iter() {
+            let copying = self.copies.get(&table.id).copied();
+            let copied = match (row.op, copying) {
+                (RowOp::CopyStart, _) => {
+                    self.copies.insert(table.id, row.txn.commit_ts);
+                    false
+                }
+                (RowOp::Insert, Some(ts)) if ts == row.txn.commit_ts => {
+                    shared.config.on_existing_rows != OnExistingRows::Append
+                }
+                (_, Some(_)) => {
+                    self.copies.remove(&table.id);
+                    false
+                }
+                (_, None) => false,
+            };
+            chunk.push(routing.route(held, &row, copied, &mut self.scratch));
+            if chunk.len() == ROUTE_CHUNK {
+                shared.enqueue(&mut chunk);
+            }
+        }
+        shared.enqueue(&mut chunk);
+    }
+}
+
+/// How an attempt to write a batch goes on.
+enum Next {
+    Again(Mode),
+    GiveBack,
+}
+
+/// A connection that writes batches of any queue.
+pub(crate) struct Worker {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) metrics: WorkerMetrics,
+    connection: Option<Connection>,
+    backoff: Backoff,
+    /// What the server has committed may differ from what is known: read before writing.
+    stale: bool,
+}
+
+impl Worker {
+    pub(crate) fn new(shared: Arc<Shared>, metrics: WorkerMetrics) -> Self {
+        Self { shared, metrics, connection: None, backoff: Backoff::new(), stale: false }
+    }
+
+    /// Writes until the sink closes; a fatal error closes the sink.
+    pub(crate) async fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
+        let max_weight = shared.config.txn_rows as u64 * u64::from(ROW_WEIGHT);
+        let mut since = Instant::now();
+        loop {
+            let woken = shared.work.notified();
+            tokio::pin!(woken);
+            woken.as_mut().enable();
+            if shared.closing.is_cancelled() {
+                return;
+            }
+            let taken = shared.queues.lock().take(max_weight, TXN_BYTES);
+            let Some(batch) = taken else {
+                tokio::select! {
+                    biased;
+                    () = shared.closing.cancelled() => return,
+                    () = woken => {}
+                }
+                continue;
+            };
+            let begun = Instant::now();
+            let rows = batch.entries.len();
+            if let Err(error) = self.finish(batch).await {
+                shared.fail(error);
+                return;
+            }
+            self.metrics.batch(rows, begun.elapsed(), since.elapsed());
+            since = Instant::now();
+        }
+    }
+
+    /// Writes a batch, however often it takes.
+    async fn finish(&mut self, batch: Batch<QueuedChange>) -> Result<(), Error> {
+        let mut mode = if batch.serial { Mode::Singles } else { Mode::Batched };
+        loop {
+            let begun = Instant::now();
+            let failure = match self.attempt(&batch, mode).await {
+                Ok(()) => {
+                    self.backoff = Backoff::new();
+                    self.metrics.flushed(begun.elapsed());
+                    self.shared.complete(batch);
+                    return Ok(());
+                }
+                Err(failure) => failure,
+            };
+            self.shared.metrics.dml_errors.increment(1);
+            match self.recover(failure, mode, batch.serial).await? {
+                Next::Again(next) => mode = next,
+                Next::GiveBack => {
+                    self.shared.retry_serially(batch);
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    async fn recover(&mut self, failure: Failure, mode: Mode, serial: bool) -> Result<Next, Error> {
+        match failure {
+            Failure::Lost(error) => {
+                tracing::warn!(%error, "writing downstream failed, trying again");
+                self.connection = None;
+                self.stale = true;
+                self.backoff.pause(&self.shared.closing).await?;
+                Ok(Next::Again(mode))
+            }
+            Failure::Again(error) => {
+                tracing::debug!(%error, "the downstream database asked to repeat a transaction");
+                self.rollback().await;
+                self.backoff.pause(&self.shared.closing).await?;
+                Ok(Next::Again(mode))
+            }
+            Failure::Overtaken => {
+                tracing::info!("progress was moved by another connection, reading it again");
+                self.rollback().await;
+                self.stale = true;
+                self.backoff.pause(&self.shared.closing).await?;
+                Ok(Next::Again(mode))
+            }
+            Failure::Missing => {
+                self.rollback().await;
+                Ok(Next::Again(Mode::Singles))
+            }
+            Failure::Conflict(error) if serial => {
+                self.rollback().await;
+                Err(error)
+            }
+            Failure::Conflict(error) => {
+                tracing::debug!(%error, "a batch goes again one by one");
+                self.rollback().await;
+                Ok(Next::GiveBack)
+            }
+            Failure::Fatal(error) => {
+                self.rollback().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends a failed transaction; a connection on which that fails is given up.
+    async fn rollback(&mut self) {
+        if let Some(connection) = &self.connection
+            && (connection.is_closed() || connection.client.batch_execute("ROLLBACK").await.is_err())
+        {
+            self.connection = None;
+            self.stale = true;
+        }
+    }
+
+    async fn attempt(&mut self, batch: &Batch<QueuedChange>, mode: Mode) -> Result<(), Failure> {
+        let shared = Arc::clone(&self.shared);
+        if self.connection.as_ref().is_none_or(Connection::is_closed) {
+            self.connection = Some(Connection::open(&shared.config).await?);
+        }
+        let Some(connection) = &mut self.connection else { return Ok(()) };
+        // Tables in the order of their first change, each with its changes in order.
+        let mut tables: Vec<(&Arc<TableInfo>, Vec<&QueuedChange>)> = Vec::new();
+        for entry in &batch.entries {
+            let info = entry.payload.table();
+            match tables.iter_mut().rev().find(|(table, _)| Arc::ptr_eq(table, info) || ***table == **info) {
+                Some((_, changes)) => changes.push(&entry.payload),
+                None => tables.push((info, vec![&entry.payload])),
+            }
+        }
+        let mut steps: Vec<Advance> = Vec::with_capacity(tables.len());
+        let mut work = Vec::with_capacity(tables.len());
+        for (info, mut changes) in tables {
+            let known = if self.stale { None } else { shared.position(info.id, batch.shard) };
+            let known = match known {
+                Some(position) => position,
+                None => {
+                    let read =
+                        progress::load(&connection.client, &shared.config, &shared.gid, info.id).await?;
+                    shared.learn(info.id, &read);
+                    read[batch.shard.index()]
+                }
+            };
+            // The same table may come twice, in two shapes.
+            let earlier = steps.iter().position(|step| step.table == info.id);
+            let mut to = earlier.map_or(known, |at| steps[at].to);
+            changes.retain(|change| {
+                let wanted = change.at > to;
+                to = to.max(change.at);
+                wanted
+            });
+            if changes.is_empty() {
+                continue;
+            }
+            match earlier {
+                Some(at) => steps[at].to = to,
+                None => steps.push(Advance { table: info.id, from: known, to }),
+            }
+            let target = shared.target(&connection.client, info).await?;
+            work.push(TableChanges { target, changes });
+        }
+        self.stale = false;
+        if work.is_empty() {
+            return Ok(());
+        }
+        let writer = Writer {
+            own_schema: &shared.config.own_schema,
+            changefeed: &shared.gid,
+            on_existing_rows: shared.config.on_existing_rows,
+            metrics: &shared.txn_metrics,
+        };
+        writer.write(connection, batch.shard, &steps, &work, mode).await?;
+        for step in steps {
+            shared.advance(step.table, batch.shard, step.to);
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// Puts routed changes into their queues and wakes the workers.
+    fn enqueue(&self, chunk: &mut Vec<(Access, QueuedChange)>) {
+        if chunk.is_empty() {
+            return;
+        }
+        let mut queues = self.queues.lock();
+        for (access, change) in chunk.drain(..) {
+            queues.push(access, change);
+        }
+        drop(queues);
+        self.work.notify_waiters();
+    }
+
+    /// A batch of a queue is durable: tells the batches of dispatchers that are now whole.
+    fn complete(&self, batch: Batch<QueuedChange>) {
+        self.queues.lock().complete(&batch);
+        self.work.notify_waiters();
+        let mut entries = batch.entries.into_iter().peekable();
+        while let Some(entry) = entries.next() {
+            let held = entry.payload.batch;
+            let mut rows = 1;
+            while entries.next_if(|next| Arc::ptr_eq(&next.payload.batch, &held)).is_some() {
+                rows += 1;
+            }
+            if held.remaining.fetch_sub(rows, Ordering::AcqRel) == rows {
+                let flushed = held.flushed.lock().take();
+                self.metrics.flushed(held.batch.row_count(), held.batch.bytes());
+                if let Some(flushed) = flushed {
+                    flushed.done();
+                }
+                self.settle(held.dispatcher);
+            }
+        }
+    }
+
+    fn retry_serially(&self, batch: Batch<QueuedChange>) {
+        self.queues.lock().retry_serially(batch);
+        self.work.notify_waiters();
+    }
+
+    /// The committed progress of a queue, as far as this process knows.
+    fn position(&self, table: TableId, shard: crate::Shard) -> Option<Position> {
+        self.positions.lock().get(&table).map(|positions| positions[shard.index()])
+    }
+
+    fn advance(&self, table: TableId, shard: crate::Shard, to: Position) {
+        if let Some(positions) = self.positions.lock().get_mut(&table) {
+            let position = &mut positions[shard.index()];
+            *position = (*position).max(to);
+        }
+    }
+
+    /// The description of a table's target for one shape.
+    async fn target(
+        &self,
+        client: &tokio_postgres::Client,
+        info: &Arc<TableInfo>,
+    ) -> Result<Arc<Target>, Failure> {
+        if let Some(target) = self.known_target(info) {
+            return Ok(target);
+        }
+        let target = Arc::new(super::target::open(client, info, self.config.create_tables).await?);
+        self.targets.lock().insert(info.id, Arc::clone(&target));
+        Ok(target)
+    }
+}
