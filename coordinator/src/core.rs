@@ -1,0 +1,371 @@
+//! Every decision of the coordinator: events and time in, actions out; no clock, no I/O.
+//!
+//! One write per changefeed is under way at a time; what else is wanted of that changefeed waits behind it.
+//! So an intent is durable before anything is sent that depends on it (CO-1), and a decision never races
+//! with the write it was based on.
+
+mod bootstrap;
+mod command;
+mod schedule;
+mod status;
+mod view;
+mod write;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use heartbeatpb::config::ChangefeedInfo;
+use heartbeatpb::{ChangefeedId, CoordinatorBootstrapResponse, MaintainerEpoch, NodeId, NodeLiveness, Ts};
+use messaging::{ToCoordinator, ToMaintainerManager};
+
+use crate::bootstrapper::Bootstrapper;
+use crate::changefeed::Changefeed;
+use crate::changefeed::operator::{NodeLoss, Operator, Slot};
+use crate::config::CoordinatorConfig;
+use crate::error::Error;
+use crate::meta::{CheckpointWrite, Stored};
+pub use command::{Command, Reply};
+pub use view::{ChangefeedView, Counts};
+pub use write::Write;
+
+/// A user operation that waits for its answer.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct OpId(pub u64);
+
+/// An effect that the shell performs.
+#[derive(Debug)]
+pub enum Action {
+    /// Send a command.
+    Send {
+        /// To whom.
+        to: NodeId,
+        /// What.
+        message: ToMaintainerManager,
+    },
+    /// Make something durable and report with [`Core::on_written`].
+    Write {
+        /// The changefeed.
+        id: ChangefeedId,
+        /// What.
+        write: Write,
+    },
+    /// Store checkpoints and report with [`Core::on_checkpoints_saved`].
+    SaveCheckpoints(Vec<CheckpointWrite>),
+    /// Answer a user operation.
+    Reply {
+        /// Which.
+        op: OpId,
+        /// The answer.
+        result: Result<Reply, Error>,
+    },
+    /// An operator began or ended; for the metrics.
+    Count {
+        /// Kind of the operator.
+        kind: &'static str,
+        /// How long it took, when it ended.
+        took: Option<Duration>,
+    },
+}
+
+/// A changefeed and everything under way with it.
+#[derive(Debug)]
+struct Feed {
+    changefeed: Changefeed,
+    slot: Option<Slot>,
+    /// The write under way.
+    writing: Option<Write>,
+    /// Writes that wait for it.
+    queue: VecDeque<Write>,
+    /// After a failed write: when to try again, and how often it failed.
+    retry: Option<Retry>,
+    /// It is being removed; hidden from people.
+    removing: bool,
+    /// Pauses that wait for the maintainer to stop.
+    pausing: Vec<OpId>,
+    /// Removals that wait for the deletion.
+    removals: Vec<OpId>,
+    /// When its persisted checkpoint was told last.
+    told_at: Option<Instant>,
+    /// Maintainers that should not exist were told to stop at this time.
+    stale_told: BTreeMap<NodeId, Instant>,
+}
+
+/// A write that failed and is tried again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Retry {
+    at: Instant,
+    failures: u32,
+    why: String,
+}
+
+/// What a node said about itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct NodeRecord {
+    epoch: u64,
+    liveness: NodeLiveness,
+}
+
+/// The decisions of one elected coordinator.
+#[derive(Debug)]
+pub struct Core {
+    me: NodeId,
+    version: i64,
+    config: CoordinatorConfig,
+    members: BTreeSet<NodeId>,
+    nodes: BTreeMap<NodeId, NodeRecord>,
+    bootstrapper: Bootstrapper<CoordinatorBootstrapResponse>,
+    /// Answers of every node, until the changefeeds are loaded too.
+    answers: Option<BTreeMap<NodeId, CoordinatorBootstrapResponse>>,
+    /// Loaded changefeeds, until every node has answered too.
+    loaded: Option<Vec<Stored>>,
+    initialized: bool,
+    feeds: BTreeMap<ChangefeedId, Feed>,
+    /// Ids by keyspace and name, those of changefeeds under creation included.
+    names: BTreeMap<(Arc<str>, Arc<str>), ChangefeedId>,
+    creating: BTreeMap<ChangefeedId, (OpId, Box<ChangefeedInfo>)>,
+    /// Maintainers of unknown changefeeds were told to stop at this time.
+    unknown_told: BTreeMap<(ChangefeedId, NodeId), Instant>,
+    saving: bool,
+    out: Vec<Action>,
+}
+
+/// The persisted checkpoint is repeated after this time, because a message may be lost.
+const TELL_CHECKPOINT: Duration = Duration::from_secs(5);
+/// A maintainer that should not exist is told so at most this often.
+const TELL_STALE: Duration = Duration::from_secs(1);
+/// First wait after a failed write.
+const FIRST_RETRY: Duration = Duration::from_millis(250);
+/// Longest wait after a failed write.
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+
+impl Core {
+    /// The coordinator of this generation, on node `me`; nothing is known yet.
+    #[must_use]
+    pub fn new(me: NodeId, version: u64, config: CoordinatorConfig) -> Self {
+        Self {
+            me,
+            version: i64::try_from(version).unwrap_or(i64::MAX),
+            config,
+            members: BTreeSet::new(),
+            nodes: BTreeMap::new(),
+            bootstrapper: Bootstrapper::default(),
+            answers: None,
+            loaded: None,
+            initialized: false,
+            feeds: BTreeMap::new(),
+            names: BTreeMap::new(),
+            creating: BTreeMap::new(),
+            unknown_told: BTreeMap::new(),
+            saving: false,
+            out: Vec::new(),
+        }
+    }
+
+    /// Whether every node was heard and every changefeed loaded.
+    #[must_use]
+    pub fn is_initialized(&self) -> bool {
+        self.initialized
+    }
+
+    /// Half a second passed, or so.
+    pub fn on_tick(&mut self, now: Instant) -> Vec<Action> {
+        for node in self.bootstrapper.resend(now) {
+            self.ask(node);
+        }
+        if self.initialized {
+            let ids: Vec<ChangefeedId> = self.feeds.keys().cloned().collect();
+            for id in &ids {
+                self.resend(id, now);
+                self.pump(id, now);
+                self.tell_checkpoint(id, now, false);
+            }
+            self.save_checkpoints();
+            self.schedule(now);
+            self.unknown_told.retain(|_, at| now.duration_since(*at) < 10 * TELL_STALE);
+        }
+        std::mem::take(&mut self.out)
+    }
+
+    /// The set of registered nodes is `alive` now.
+    pub fn on_nodes(&mut self, alive: BTreeSet<NodeId>, now: Instant) -> Vec<Action> {
+        let change = self.bootstrapper.on_nodes(&alive, now);
+        self.members = alive;
+        for node in change.added {
+            self.ask(node);
+        }
+        for gone in &change.removed {
+            self.nodes.remove(gone);
+            self.on_node_removed(gone, now);
+        }
+        if let Some(answers) = change.complete {
+            self.answers = Some(answers);
+            self.try_finish_bootstrap(now);
+        }
+        self.schedule(now);
+        std::mem::take(&mut self.out)
+    }
+
+    /// A message arrived.
+    pub fn on_message(&mut self, from: &NodeId, message: ToCoordinator, now: Instant) -> Vec<Action> {
+        match message {
+            ToCoordinator::BootstrapResponse(answer) => self.on_bootstrap_response(from, answer, now),
+            ToCoordinator::MaintainerHeartbeat(statuses) => {
+                if self.initialized && self.bootstrapper.has_answered(from) {
+                    for status in &statuses {
+                        self.on_status(from, status, now);
+                    }
+                }
+            }
+            ToCoordinator::NodeHeartbeat(heartbeat) => {
+                self.on_liveness(from, heartbeat.node_epoch, heartbeat.liveness);
+            }
+            ToCoordinator::SetNodeLivenessResponse(response) => {
+                self.on_liveness(from, response.node_epoch, response.applied);
+            }
+        }
+        self.schedule(now);
+        std::mem::take(&mut self.out)
+    }
+
+    /// Only members are remembered, so that a late message of a node that left revives nothing. Within one
+    /// process liveness only moves forward.
+    fn on_liveness(&mut self, from: &NodeId, epoch: u64, liveness: NodeLiveness) {
+        if !self.members.contains(from) {
+            return;
+        }
+        let record = self.nodes.entry(from.clone()).or_insert(NodeRecord { epoch, liveness });
+        if epoch > record.epoch || (epoch == record.epoch && rank(liveness) > rank(record.liveness)) {
+            *record = NodeRecord { epoch, liveness };
+        }
+    }
+
+    fn ask(&mut self, to: NodeId) {
+        let request = heartbeatpb::CoordinatorBootstrapRequest { version: self.version };
+        self.out.push(Action::Send { to, message: ToMaintainerManager::CoordinatorBootstrap(request) });
+    }
+
+    fn on_node_removed(&mut self, gone: &NodeId, now: Instant) {
+        let me = self.me.clone();
+        let mut ended = Vec::new();
+        for (id, feed) in &mut self.feeds {
+            feed.stale_told.remove(gone);
+            match feed.slot.as_mut().map(|slot| (slot.operator.on_node_removed(gone, &me), slot)) {
+                None if feed.changefeed.node() == Some(gone) => feed.changefeed.mark_absent(),
+                None | Some((NodeLoss::Unaffected, _)) => {}
+                Some((NodeLoss::Redirected, slot)) => slot.resend_at = now,
+                Some((NodeLoss::Cancelled, _)) => {
+                    feed.changefeed.mark_absent();
+                    ended.push(id.clone());
+                }
+            }
+        }
+        for id in ended {
+            self.end_slot(&id, now);
+        }
+        let ids: Vec<ChangefeedId> = self.feeds.keys().cloned().collect();
+        for id in ids {
+            self.resend(&id, now);
+        }
+    }
+
+    /// Sends the command of the changefeed's operator if it is due.
+    fn resend(&mut self, id: &ChangefeedId, now: Instant) {
+        let Some(feed) = self.feeds.get_mut(id) else { return };
+        let Some(slot) = &mut feed.slot else { return };
+        if slot.due(now) {
+            let (to, message) = (slot.operator.node().clone(), slot.operator.message(&feed.changefeed));
+            self.out.push(Action::Send { to, message });
+        }
+    }
+
+    fn begin(&mut self, id: &ChangefeedId, operator: Operator, now: Instant) {
+        let Some(feed) = self.feeds.get_mut(id) else { return };
+        self.out.push(Action::Count { kind: operator.kind(), took: None });
+        if let Some(old) = feed.slot.replace(Slot::new(operator, now)) {
+            let took = Some(now.duration_since(old.since));
+            self.out.push(Action::Count { kind: old.operator.kind(), took });
+        }
+        self.resend(id, now);
+    }
+
+    fn end_slot(&mut self, id: &ChangefeedId, now: Instant) {
+        let Some(slot) = self.feeds.get_mut(id).and_then(|feed| feed.slot.take()) else { return };
+        let took = Some(now.duration_since(slot.since));
+        self.out.push(Action::Count { kind: slot.operator.kind(), took });
+    }
+
+    /// Stops the maintainer. A stop that is at work already keeps its node and its epoch, which are those of
+    /// the maintainer that really runs; it only may become a removal.
+    fn stop(
+        &mut self,
+        id: &ChangefeedId,
+        node: Option<NodeId>,
+        removed: bool,
+        epoch: Option<MaintainerEpoch>,
+        now: Instant,
+    ) {
+        let Some(feed) = self.feeds.get_mut(id) else { return };
+        if let Some(Slot { operator: Operator::Stop { removed: was, .. }, finishing, resend_at, .. }) =
+            &mut feed.slot
+        {
+            let upgrade = removed && !*was;
+            if !upgrade {
+                return;
+            }
+            if !*finishing {
+                *was = true;
+                *resend_at = now;
+                self.resend(id, now);
+                return;
+            }
+            // It stopped as a pause; the nodes have yet to hear that the changefeed is deleted.
+            feed.queue.retain(|write| !matches!(write, Write::StopDone));
+        }
+        let node = node.filter(|node| self.members.contains(node)).unwrap_or_else(|| self.me.clone());
+        self.begin(id, Operator::Stop { node, removed, epoch }, now);
+    }
+
+    /// Tells the maintainer what is durable, when that moved or was not told for a while.
+    fn tell_checkpoint(&mut self, id: &ChangefeedId, now: Instant, moved: bool) {
+        let Some(feed) = self.feeds.get_mut(id) else { return };
+        let Some(node) = feed.changefeed.node() else { return };
+        let silent = feed.told_at.is_none_or(|at| now.duration_since(at) >= TELL_CHECKPOINT);
+        if feed.changefeed.last_saved == Ts::ZERO || !(moved || silent) || feed.slot.is_some() {
+            return;
+        }
+        let message = heartbeatpb::CheckpointTsMessage {
+            changefeed: id.clone(),
+            checkpoint: feed.changefeed.last_saved,
+        };
+        self.out.push(Action::Send { to: node.clone(), message: ToMaintainerManager::CheckpointTs(message) });
+        feed.told_at = Some(now);
+    }
+}
+
+fn rank(liveness: NodeLiveness) -> u8 {
+    match liveness {
+        NodeLiveness::Alive => 0,
+        NodeLiveness::Draining => 1,
+        NodeLiveness::Stopping => 2,
+    }
+}
+
+fn key_of(id: &ChangefeedId) -> (Arc<str>, Arc<str>) {
+    (Arc::clone(&id.keyspace), Arc::clone(&id.name))
+}
+
+fn feed(changefeed: Changefeed) -> Feed {
+    Feed {
+        changefeed,
+        slot: None,
+        writing: None,
+        queue: VecDeque::new(),
+        retry: None,
+        removing: false,
+        pausing: Vec::new(),
+        removals: Vec::new(),
+        told_at: None,
+        stale_told: BTreeMap::new(),
+    }
+}

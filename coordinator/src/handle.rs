@@ -1,0 +1,156 @@
+//! How the rest of the process talks to the coordinator.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use heartbeatpb::Ts;
+use heartbeatpb::config::ChangefeedInfo;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::core::{ChangefeedView, Command, Reply};
+use crate::error::Error;
+use crate::meta::{Meta, Stored};
+
+/// A removal of the same name is waited for this long before a creation is refused.
+const REMOVAL_WAIT: Duration = Duration::from_secs(50);
+/// Between two looks at such a removal.
+const REMOVAL_POLL: Duration = Duration::from_millis(200);
+
+/// A question to the coordinator's task.
+pub(crate) struct Request {
+    pub(crate) command: Command,
+    pub(crate) reply: oneshot::Sender<Result<Reply, Error>>,
+}
+
+/// A cheap handle to a running coordinator. Every call fails with [`Error::Stopped`] once it is gone.
+///
+/// Dropping a call does not undo what is persisted already; calling again converges.
+#[derive(Clone)]
+pub struct CoordinatorHandle {
+    pub(crate) requests: mpsc::Sender<Request>,
+    pub(crate) meta: Arc<Meta>,
+}
+
+impl std::fmt::Debug for CoordinatorHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CoordinatorHandle").field("version", &self.meta.version()).finish_non_exhaustive()
+    }
+}
+
+impl CoordinatorHandle {
+    /// Generation of the coordinator.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.meta.version()
+    }
+
+    async fn ask(&self, command: Command) -> Result<Reply, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(Request { command, reply }).await.map_err(|_| Error::Stopped)?;
+        answer.await.map_err(|_| Error::Stopped)?
+    }
+
+    /// Stores a new changefeed, whose description was validated, and gives it to a node. Returns it as it is
+    /// stored. A removal of the same name that is still under way is waited for.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyExists`], [`Error::DeletionUnfinished`], or when it cannot be stored.
+    pub async fn create(&self, info: ChangefeedInfo) -> Result<ChangefeedInfo, Error> {
+        let deadline = tokio::time::Instant::now() + REMOVAL_WAIT;
+        loop {
+            let command = Command::Create { info: Box::new(info.clone()), candidate: epoch_candidate() };
+            match self.ask(command).await {
+                Err(Error::DeletionUnfinished(_)) if tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(REMOVAL_POLL).await;
+                }
+                Ok(Reply::Info(info)) => return Ok(*info),
+                Ok(Reply::Checkpoint(_) | Reply::One(_) | Reply::Many(_)) => return Err(Error::Stopped),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Stops a changefeed and forgets it, the log kept for it at the upstream included. Returns its last
+    /// persisted checkpoint once all of it is gone.
+    ///
+    /// # Errors
+    /// [`Error::NotExists`], or when the removal cannot be stored.
+    pub async fn remove(&self, keyspace: &str, name: &str) -> Result<Ts, Error> {
+        self.checkpoint(Command::Remove { keyspace: keyspace.to_owned(), name: name.to_owned() }).await
+    }
+
+    /// Stops a changefeed and keeps it. Returns its persisted checkpoint once its maintainer has stopped.
+    ///
+    /// # Errors
+    /// [`Error::NotExists`], or when the pause cannot be stored.
+    pub async fn pause(&self, keyspace: &str, name: &str) -> Result<Ts, Error> {
+        self.checkpoint(Command::Pause { keyspace: keyspace.to_owned(), name: name.to_owned() }).await
+    }
+
+    /// Runs a stopped, failed or finished changefeed again, from `overwrite` or from where it is. Returns the
+    /// checkpoint at which it starts, once that is stored.
+    ///
+    /// # Errors
+    /// [`Error::NotExists`], [`Error::UpdateRefused`], or when it cannot be stored.
+    pub async fn resume(&self, keyspace: &str, name: &str, overwrite: Option<Ts>) -> Result<Ts, Error> {
+        let (keyspace, name) = (keyspace.to_owned(), name.to_owned());
+        self.checkpoint(Command::Resume { keyspace, name, overwrite }).await
+    }
+
+    async fn checkpoint(&self, command: Command) -> Result<Ts, Error> {
+        match self.ask(command).await? {
+            Reply::Checkpoint(checkpoint) => Ok(checkpoint),
+            Reply::Info(_) | Reply::One(_) | Reply::Many(_) => Err(Error::Stopped),
+        }
+    }
+
+    /// Replaces sink, configuration, target and upstream of a stopped or failed changefeed.
+    ///
+    /// # Errors
+    /// [`Error::NotExists`], [`Error::UpdateRefused`], or when it cannot be stored.
+    pub async fn update(&self, info: ChangefeedInfo) -> Result<ChangefeedInfo, Error> {
+        match self.ask(Command::Update { info: Box::new(info) }).await? {
+            Reply::Info(info) => Ok(*info),
+            Reply::Checkpoint(_) | Reply::One(_) | Reply::Many(_) => Err(Error::Stopped),
+        }
+    }
+
+    /// One changefeed.
+    ///
+    /// # Errors
+    /// [`Error::NotExists`] or [`Error::NotInitialized`].
+    pub async fn get(&self, keyspace: &str, name: &str) -> Result<ChangefeedView, Error> {
+        match self.ask(Command::Get { keyspace: keyspace.to_owned(), name: name.to_owned() }).await? {
+            Reply::One(view) => Ok(*view),
+            Reply::Info(_) | Reply::Checkpoint(_) | Reply::Many(_) => Err(Error::Stopped),
+        }
+    }
+
+    /// All changefeeds, or those of one keyspace, ordered by keyspace and name.
+    ///
+    /// # Errors
+    /// [`Error::NotInitialized`].
+    pub async fn list(&self, keyspace: Option<&str>) -> Result<Vec<ChangefeedView>, Error> {
+        match self.ask(Command::List { keyspace: keyspace.map(str::to_owned) }).await? {
+            Reply::Many(views) => Ok(views),
+            Reply::Info(_) | Reply::Checkpoint(_) | Reply::One(_) => Err(Error::Stopped),
+        }
+    }
+
+    /// A changefeed as it is stored, past everything in memory.
+    ///
+    /// # Errors
+    /// [`Error::NotExists`], or when the store fails.
+    pub async fn get_persisted(&self, keyspace: &str, name: &str) -> Result<Stored, Error> {
+        self.meta.get(keyspace, name).await
+    }
+}
+
+/// A number that makes epochs fresh across deletion and creation; correctness rests on compare-and-set.
+pub(crate) fn epoch_candidate() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .ok()
+        .and_then(|time| u64::try_from(time.as_nanos()).ok())
+        .unwrap_or(1)
+}

@@ -1,0 +1,161 @@
+//! Metrics of the coordinator. Series of a changefeed are set on every pass, so that a recorder with an
+//! idle timeout drops those of a changefeed that stopped or is gone, and all of them when the role moves.
+
+use std::time::Duration;
+
+use heartbeatpb::config::{ChangefeedState, SinkKind, Uri};
+use heartbeatpb::{RunningError, WallTime};
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+
+use crate::core::{ChangefeedView, Counts};
+
+/// Seconds this node has been coordinator; the sum over nodes grows by one per second.
+pub const OWNERSHIP: &str = "ticdc_owner_ownership_counter";
+/// State of a changefeed as a number. Labels: `namespace`, `changefeed`, `keyspace_id`.
+pub const STATUS: &str = "ticdc_owner_status";
+/// Time of the persisted checkpoint in milliseconds. Labels: `namespace`, `changefeed`.
+pub const CHECKPOINT_TS: &str = "ticdc_owner_checkpoint_ts";
+/// Seconds from the persisted checkpoint to now. Labels: `namespace`, `changefeed`, `keyspace_id`.
+pub const CHECKPOINT_LAG: &str = "ticdc_owner_checkpoint_ts_lag";
+/// 1 for the error of a failed or retrying changefeed.
+pub const ERROR_INFO: &str = "ticdc_owner_changefeed_error_info";
+/// 1 for the kind of a changefeed's sink. Labels: `namespace`, `changefeed`, `downstream_type`.
+pub const DOWNSTREAM_INFO: &str = "ticdc_owner_changefeed_downstream_info";
+/// Changefeeds. Label: `state`.
+pub const CHANGEFEED_STATE: &str = "ticdc_coordinator_changefeed_state";
+/// Operators ever begun. Label: `type`.
+pub const OPERATOR_CREATED: &str = "ticdc_coordinator_operator_created_count";
+/// Operators ever ended. Label: `type`.
+pub const OPERATOR_FINISHED: &str = "ticdc_coordinator_operator_finished_count";
+/// Seconds from the begin to the end of an operator. Label: `type`.
+pub const OPERATOR_DURATION: &str = "ticdc_coordinator_finish_operators_duration_seconds";
+/// Size of the membership view.
+pub const ALIVE_NODES: &str = "ticdc_coordinator_alive_nodes";
+/// The role was gained or lost. Label: `role`.
+pub const ELECTION_CHANGES: &str = "ticdc_coordinator_election_changes_total";
+/// Seconds of a request to the metadata store. Labels: `op`, `result`.
+pub const METASTORE_DURATION: &str = "ticdc_metastore_request_duration_seconds";
+
+/// Between two passes over the changefeeds.
+pub const PERIOD: Duration = Duration::from_secs(5);
+/// Characters of an error message in a label.
+const MESSAGE_BYTES: usize = 256;
+
+/// Registers the descriptions.
+pub fn describe() {
+    describe_counter!(OWNERSHIP, Unit::Seconds, "Seconds this node has been coordinator");
+    describe_gauge!(STATUS, "State of the changefeed");
+    describe_gauge!(CHECKPOINT_TS, Unit::Milliseconds, "Time of the persisted checkpoint");
+    describe_gauge!(CHECKPOINT_LAG, Unit::Seconds, "Time from the persisted checkpoint to now");
+    describe_gauge!(ERROR_INFO, "Error of a failed or retrying changefeed");
+    describe_gauge!(DOWNSTREAM_INFO, "Kind of the changefeed's sink");
+    describe_gauge!(CHANGEFEED_STATE, "Number of changefeeds by state of placement");
+    describe_gauge!(OPERATOR_CREATED, "Changes of placement ever begun");
+    describe_gauge!(OPERATOR_FINISHED, "Changes of placement ever ended");
+    describe_histogram!(OPERATOR_DURATION, Unit::Seconds, "Duration of a change of placement");
+    describe_gauge!(ALIVE_NODES, "Members of the cluster");
+    describe_counter!(ELECTION_CHANGES, "Times the role was gained or lost");
+    describe_histogram!(METASTORE_DURATION, Unit::Seconds, "Duration of a request to the metadata store");
+    // Alerts need the counter on every node, from the start.
+    counter!(OWNERSHIP).absolute(0);
+}
+
+/// An operator began, or ended after some time.
+pub(crate) fn count_operator(kind: &'static str, took: Option<Duration>) {
+    match took {
+        None => gauge!(OPERATOR_CREATED, "type" => kind).increment(1),
+        Some(took) => {
+            gauge!(OPERATOR_FINISHED, "type" => kind).increment(1);
+            histogram!(OPERATOR_DURATION, "type" => kind).record(took.as_secs_f64());
+        }
+    }
+}
+
+/// A request to the store ended.
+pub(crate) fn count_store(op: &'static str, ok: bool, took: Duration) {
+    let result = if ok { "ok" } else { "error" };
+    histogram!(METASTORE_DURATION, "op" => op, "result" => result).record(took.as_secs_f64());
+}
+
+/// The role was gained or lost.
+pub(crate) fn count_election() {
+    counter!(ELECTION_CHANGES, "role" => "coordinator").increment(1);
+}
+
+/// The coordinator has led for some more time.
+pub(crate) fn count_ownership(seconds: u64) {
+    counter!(OWNERSHIP).increment(seconds);
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts for people")]
+pub(crate) fn set_counts(counts: Counts) {
+    for (state, count) in [
+        ("Total", counts.total),
+        ("Working", counts.working),
+        ("Scheduling", counts.scheduling),
+        ("Absent", counts.absent),
+        ("Stopped", counts.stopped),
+    ] {
+        gauge!(CHANGEFEED_STATE, "state" => state).set(count as f64);
+    }
+    gauge!(ALIVE_NODES).set(counts.nodes as f64);
+}
+
+/// Sets the series of one changefeed. `time` is when its persisted checkpoint was committed upstream.
+#[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970 fit a double exactly")]
+pub(crate) fn set_changefeed(view: &ChangefeedView, time: Option<WallTime>, now: WallTime) {
+    let info = &view.info;
+    let (namespace, changefeed) = (info.id.keyspace.to_string(), info.id.name.to_string());
+    let keyspace_id = info.keyspace_id.to_string();
+    gauge!(STATUS, "namespace" => namespace.clone(), "changefeed" => changefeed.clone(), "keyspace_id" => keyspace_id.clone())
+        .set(f64::from(info.state.metric()));
+    let scheme = Uri::parse(&info.sink_uri).map_or_else(|_| "unknown".to_owned(), |uri| uri.scheme);
+    let downstream = SinkKind::downstream_type(&scheme).to_owned();
+    gauge!(DOWNSTREAM_INFO, "namespace" => namespace.clone(), "changefeed" => changefeed.clone(), "downstream_type" => downstream)
+        .set(1.0);
+    let ended =
+        matches!(info.state, ChangefeedState::Stopped | ChangefeedState::Finished | ChangefeedState::Removed);
+    if let Some(time) = time.filter(|_| !ended) {
+        gauge!(CHECKPOINT_TS, "namespace" => namespace.clone(), "changefeed" => changefeed.clone())
+            .set(time.millis() as f64);
+        gauge!(CHECKPOINT_LAG, "namespace" => namespace.clone(), "changefeed" => changefeed.clone(), "keyspace_id" => keyspace_id)
+            .set(time.seconds_until(now).max(0.0));
+    }
+    let erring = matches!(info.state, ChangefeedState::Failed | ChangefeedState::Warning);
+    if let Some(error) = info.error.as_ref().filter(|_| erring) {
+        gauge!(ERROR_INFO, "namespace" => namespace, "changefeed" => changefeed, "state" => info.state.name(),
+            "error_time" => error.time.clone(), "code" => error.code.clone(), "message" => label_text(error))
+        .set(1.0);
+    }
+}
+
+/// The message on one line, cut to the length of a label.
+fn label_text(error: &RunningError) -> String {
+    let line = error.message.split_whitespace().collect::<Vec<_>>().join(" ");
+    if line.len() <= MESSAGE_BYTES {
+        return line;
+    }
+    let mut cut = MESSAGE_BYTES - 3;
+    while !line.is_char_boundary(cut) {
+        cut -= 1;
+    }
+    format!("{}...", &line[..cut])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_becomes_one_bounded_line() {
+        let error = |message: &str| RunningError {
+            time: String::new(),
+            node: String::new(),
+            code: String::new(),
+            message: message.to_owned(),
+        };
+        assert_eq!(label_text(&error("a\n  b\tc")), "a b c");
+        let long = label_text(&error(&"é".repeat(200)));
+        assert!(long.len() <= MESSAGE_BYTES && long.ends_with("é..."));
+    }
+}
