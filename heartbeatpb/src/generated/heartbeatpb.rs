@@ -254,6 +254,7 @@ pub struct CoordinatorBootstrapResponse {
     pub dispatcher_drain_target_epoch: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
 pub struct AddMaintainerRequest {
     #[prost(message, optional, tag = "1")]
     pub id: ::core::option::Option<ChangefeedId>,
@@ -282,6 +283,7 @@ pub struct RemoveMaintainerRequest {
     pub maintainer_epoch: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
 pub struct MaintainerBootstrapRequest {
     #[prost(message, optional, tag = "1")]
     pub changefeed_id: ::core::option::Option<ChangefeedId>,

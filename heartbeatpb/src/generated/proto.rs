@@ -2,6 +2,7 @@
 
 /// One envelope of the message bus.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
 pub struct Message {
     #[prost(int32, tag = "1")]
     pub r#type: i32,
