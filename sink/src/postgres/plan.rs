@@ -84,6 +84,21 @@ fn key_values<'a, B: Holds>(target: &Target, change: &'a Change<B>) -> Vec<Datum
     target.key.iter().map(value).collect()
 }
 
+/// Whether the old image holds a value of the column that the new one replaces.
+fn value_changes<B: Holds>(change: &Change<B>, after: &Image<'_>, source: usize) -> bool {
+    change
+        .old_image()
+        .and_then(|old| old.get(source))
+        .is_some_and(|old| old != Datum::Unchanged && old != after.get(source))
+}
+
+/// Whether the row is found by another key after the change than before.
+fn key_changes<B: Holds>(target: &Target, change: &Change<B>) -> bool {
+    after(change).is_some_and(|image| {
+        target.key.iter().any(|&column| value_changes(change, &image, target.columns[column].source))
+    })
+}
+
 /// Whether every column that the sink writes has a value in the new image.
 pub(crate) fn is_complete<B: Holds>(target: &Target, change: &Change<B>) -> bool {
     after(change)
@@ -124,12 +139,8 @@ fn update_kinds<B: Holds>(target: &Target, change: &Change<B>, by_key: bool) -> 
             "an update came without the old row; set its REPLICA IDENTITY to FULL",
         ));
     }
-    let old = change.old_image();
-    let changed = |source: usize| {
-        old.and_then(|old| old.get(source))
-            .is_some_and(|old| old != Datum::Unchanged && old != image.get(source))
-    };
-    let key_changed = target.key.iter().any(|&column| changed(target.columns[column].source));
+    let changed = |source: usize| value_changes(change, &image, source);
+    let key_changed = key_changes(target, change);
     let complete = is_complete(target, change);
     if by_key && !key_changed && complete {
         return Ok(vec![Kind::Upsert]);
@@ -258,11 +269,10 @@ impl<'a, B: Holds> Planner<'_, 'a, B> {
             (Kind::Update(before), Kind::Update(after)) => before == after,
             (Kind::Copy | Kind::Insert | Kind::Upsert | Kind::Update(_) | Kind::Delete, _) => false,
         };
-        // A replaced row (delete and insert of one change) must keep both.
+        // A change of the key touches two rows, and its two hashes may be one.
         supersedes
-            && !std::ptr::eq(earlier, change)
-            && earlier.moves_to.is_none()
-            && change.moves_to.is_none()
+            && !key_changes(self.target, earlier)
+            && !key_changes(self.target, change)
             && key_values(self.target, earlier) == key_values(self.target, change)
     }
 }

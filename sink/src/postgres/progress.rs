@@ -25,8 +25,8 @@ pub(crate) async fn prepare(client: &Client, config: &PgConfig) -> Result<(), Fa
     let schema = &config.own_schema;
     let exists = client
         .query_one(
-            "SELECT count(*) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-             WHERE n.nspname = $1 AND c.relname IN ('progress', 'copy', 'ddl')",
+            "SELECT count(c.oid), count(n.oid) > 0 FROM pg_catalog.pg_namespace n LEFT JOIN pg_catalog.pg_class c \
+             ON n.oid = c.relnamespace AND c.relname IN ('progress', 'copy', 'ddl') WHERE n.nspname = $1",
             &[&config.own_schema_name],
         )
         .await
@@ -34,8 +34,11 @@ pub(crate) async fn prepare(client: &Client, config: &PgConfig) -> Result<(), Fa
     if exists.get::<_, i64>(0) == 3 {
         return Ok(());
     }
+    // The statement needs its permission even where it would do nothing.
+    let create_schema =
+        if exists.get(1) { String::new() } else { format!("CREATE SCHEMA IF NOT EXISTS {schema};") };
     let sql = format!(
-        "BEGIN; {CREATE_LOCK}; CREATE SCHEMA IF NOT EXISTS {schema}; \
+        "BEGIN; {CREATE_LOCK}; {create_schema} \
          CREATE TABLE IF NOT EXISTS {schema}.progress (changefeed text NOT NULL, table_id bigint NOT NULL, \
              shard smallint NOT NULL, commit_ts numeric(20) NOT NULL, row_number bigint NOT NULL, \
              PRIMARY KEY (changefeed, table_id, shard)) \

@@ -1,0 +1,8 @@
+//! The PostgreSQL sink against real servers.
+
+mod copies;
+mod faults;
+mod harness;
+mod order;
+mod schema;
+mod types;
