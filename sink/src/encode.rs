@@ -21,6 +21,8 @@ pub(crate) mod json;
 pub(crate) mod moment;
 pub(crate) mod value;
 
+pub(crate) use self::debezium::UNAVAILABLE;
+
 use std::sync::Arc;
 
 use event::{Datum, RowChange, RowOp, TableInfo};
@@ -306,7 +308,13 @@ impl Shape {
             event::ReplicaIdentity::Key(columns) => columns.clone(),
             event::ReplicaIdentity::Full | event::ReplicaIdentity::Nothing => Vec::new(),
         };
-        Self { name: format!("{}.{}", table.schema, table.name), columns, key, identity, width: table.columns.len() }
+        Self {
+            name: format!("{}.{}", table.schema, table.name),
+            columns,
+            key,
+            identity,
+            width: table.columns.len(),
+        }
     }
 
     /// The images that `row` has to have; `None` for rows without images.
@@ -345,7 +353,9 @@ impl Shape {
     fn key_changed(&self, images: &Images<'_>) -> bool {
         let (Some(old), Some(new)) = (&images.old, &images.new) else { return false };
         match &self.key {
-            Some(key) => key.iter().any(|&column| old[column] != Datum::Unchanged && old[column] != new[column]),
+            Some(key) => {
+                key.iter().any(|&column| old[column] != Datum::Unchanged && old[column] != new[column])
+            }
             None => true,
         }
     }

@@ -12,7 +12,9 @@
 
 mod blackhole;
 mod causality;
+pub mod encode;
 mod error;
+mod file;
 pub mod metrics;
 mod open;
 mod postgres;
@@ -23,6 +25,9 @@ mod testing;
 pub use blackhole::BlackholeSink;
 pub use causality::{Causality, SHARDS, Shard};
 pub use error::Error;
+pub use file::{
+    FileConfig, FileSink, Replay, ReplayError, ReplayedTable, Rows, metrics as file_metrics, replay,
+};
 pub use open::{DownstreamIdentity, SinkCheck, SinkOptions, check, downstream_identity, open};
 pub use postgres::PostgresSink;
 pub use sink::{Flushed, Sink, TableStart};

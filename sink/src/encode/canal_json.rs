@@ -75,7 +75,12 @@ impl CanalJson {
         Self { shape, options: Arc::clone(options), head, types, names }
     }
 
-    pub(super) fn encode(&self, row: &RowChange<'_>, built: WallTime, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    pub(super) fn encode(
+        &self,
+        row: &RowChange<'_>,
+        built: WallTime,
+        out: &mut Vec<u8>,
+    ) -> Result<(), EncodeError> {
         let Some(images) = self.shape.images(row)? else { return Ok(()) };
         let delete = row.op == RowOp::Delete;
         let only_key = delete && self.options.only_key_on_delete && self.shape.key.is_some();
@@ -103,9 +108,12 @@ impl CanalJson {
             let number = row.row_number;
             json::display(
                 out,
-                format_args!(",\"_tidb\":{{\"commitTs\":{commit_ts},\"startTs\":{start_ts},\"rowNumber\":{number}"),
+                format_args!(
+                    ",\"_tidb\":{{\"commitTs\":{commit_ts},\"startTs\":{start_ts},\"rowNumber\":{number}"
+                ),
             );
-            let partial = delete && self.shape.columns.iter().any(|column| image[column.index] == Datum::Unchanged);
+            let partial =
+                delete && self.shape.columns.iter().any(|column| image[column.index] == Datum::Unchanged);
             out.extend_from_slice(if only_key || partial { b",\"onlyHandleKey\":true}" } else { b"}" });
         }
         out.push(b'}');

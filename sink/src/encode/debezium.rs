@@ -34,8 +34,10 @@ pub(super) struct Debezium {
 
 /// A part of a schema name: letters, digits and `_`; not beginning with a digit.
 fn sanitise(name: &str) -> String {
-    let mut out: String =
-        name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' || c == '-' { c } else { '_' }).collect();
+    let mut out: String = name
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || c == '_' || c == '-' { c } else { '_' })
+        .collect();
     if out.starts_with(|c: char| c.is_ascii_digit() || c == '-') {
         out.insert(0, '_');
     }
@@ -45,7 +47,9 @@ fn sanitise(name: &str) -> String {
 impl Debezium {
     pub(super) fn new(options: &Arc<EncodeOptions>, table: &TableInfo) -> Self {
         let shape = Shape::new(table);
-        let mut head = b"{\"payload\":{\"source\":{\"version\":\"2.4.0.Final\",\"connector\":\"millrace\",\"name\":".to_vec();
+        let mut head =
+            b"{\"payload\":{\"source\":{\"version\":\"2.4.0.Final\",\"connector\":\"millrace\",\"name\":"
+                .to_vec();
         json::string(&mut head, &options.cluster_id);
         head.extend_from_slice(b",\"ts_ms\":");
         let mut place = b",\"snapshot\":\"false\",\"db\":".to_vec();
@@ -74,14 +78,22 @@ impl Debezium {
         Self { shape, options: Arc::clone(options), head, place, cluster, tail, names }
     }
 
-    pub(super) fn encode(&self, row: &RowChange<'_>, built: WallTime, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    pub(super) fn encode(
+        &self,
+        row: &RowChange<'_>,
+        built: WallTime,
+        out: &mut Vec<u8>,
+    ) -> Result<(), EncodeError> {
         let Some(images) = self.shape.images(row)? else { return Ok(()) };
         out.extend_from_slice(&self.head);
         json::display(out, format_args!("{}", row.txn.commit_time.millis()));
         out.extend_from_slice(&self.place);
         json::display(
             out,
-            format_args!("{},\"thread\":0,\"query\":null,\"commit_ts\":{}", row.row_number, row.txn.commit_ts),
+            format_args!(
+                "{},\"thread\":0,\"query\":null,\"commit_ts\":{}",
+                row.row_number, row.txn.commit_ts
+            ),
         );
         if self.options.debezium_start_ts {
             json::display(out, format_args!(",\"start_ts\":{}", row.txn.start_ts));
@@ -92,7 +104,10 @@ impl Debezium {
             RowOp::Update => ("u", images.old.as_deref().filter(|_| self.options.debezium_old_value)),
             RowOp::Delete | RowOp::Truncate | RowOp::CopyStart => ("d", images.old.as_deref()),
         };
-        json::display(out, format_args!("{},\"transaction\":null,\"op\":\"{op}\",\"before\":", built.millis()));
+        json::display(
+            out,
+            format_args!("{},\"transaction\":null,\"op\":\"{op}\",\"before\":", built.millis()),
+        );
         let only_key = row.op == RowOp::Delete && self.options.only_key_on_delete && self.shape.key.is_some();
         self.image(before, true, only_key, out)?;
         out.extend_from_slice(b",\"after\":");
@@ -182,12 +197,20 @@ impl Debezium {
             }
             Class::Timestamp { millis } => {
                 let micros = moment::timestamp_micros(text).ok_or_else(|| bad("timestamp"))?;
-                json::display(out, format_args!("{}", if *millis { micros.div_euclid(1000) } else { micros }));
+                json::display(
+                    out,
+                    format_args!("{}", if *millis { micros.div_euclid(1000) } else { micros }),
+                );
             }
             Class::TimestampTz => {
-                json::string(out, &moment::zoned_timestamp(text).ok_or_else(|| bad("timestamp with time zone"))?);
+                json::string(
+                    out,
+                    &moment::zoned_timestamp(text).ok_or_else(|| bad("timestamp with time zone"))?,
+                );
             }
-            Class::TimeTz => json::string(out, &moment::zoned_time(text).ok_or_else(|| bad("time with time zone"))?),
+            Class::TimeTz => {
+                json::string(out, &moment::zoned_time(text).ok_or_else(|| bad("time with time zone"))?)
+            }
             Class::Char(_)
             | Class::Varchar(_)
             | Class::Text
@@ -229,7 +252,9 @@ fn column_type(class: &Class, decimal: DecimalMode) -> (&'static str, Option<&'s
             DecimalMode::Double => ("double", None, None),
         },
         Class::Bytes => ("bytes", None, None),
-        Class::Bit(len) => ("bytes", Some("io.debezium.data.Bits"), Some(json!({ "length": len.to_string() }))),
+        Class::Bit(len) => {
+            ("bytes", Some("io.debezium.data.Bits"), Some(json!({ "length": len.to_string() })))
+        }
         Class::Date => ("int32", Some("io.debezium.time.Date"), None),
         Class::Time => ("int64", Some("io.debezium.time.MicroTime"), None),
         Class::TimeTz => ("string", Some("io.debezium.time.ZonedTime"), None),
@@ -242,9 +267,12 @@ fn column_type(class: &Class, decimal: DecimalMode) -> (&'static str, Option<&'s
         Class::Enum(labels) => {
             ("string", Some("io.debezium.data.Enum"), Some(json!({ "allowed": labels.join(",") })))
         }
-        Class::Char(_) | Class::Varchar(_) | Class::Text | Class::Interval | Class::LongBit | Class::Other => {
-            ("string", None, None)
-        }
+        Class::Char(_)
+        | Class::Varchar(_)
+        | Class::Text
+        | Class::Interval
+        | Class::LongBit
+        | Class::Other => ("string", None, None),
     }
 }
 
@@ -269,9 +297,7 @@ fn envelope_schema(options: &EncodeOptions, table: &TableInfo, shape: &Shape) ->
         .iter()
         .map(|column| column_schema(options, &column.class, &table.columns[column.index]))
         .collect();
-    let image = |field: &str| {
-        json!({ "type": "struct", "optional": true, "name": format!("{prefix}.Value"), "field": field, "fields": columns })
-    };
+    let image = |field: &str| json!({ "type": "struct", "optional": true, "name": format!("{prefix}.Value"), "field": field, "fields": columns });
     let plain = |kind: &str, optional: bool, field: &str| json!({ "type": kind, "optional": optional, "field": field });
     let mut source = vec![
         plain("string", false, "version"),

@@ -59,7 +59,9 @@ pub(crate) fn is_number(text: &[u8]) -> bool {
             rest = digits(fraction)?;
         }
         if let Some(exponent) = rest.strip_prefix(b"e").or_else(|| rest.strip_prefix(b"E")) {
-            rest = digits(exponent.strip_prefix(b"+").or_else(|| exponent.strip_prefix(b"-")).unwrap_or(exponent))?;
+            rest = digits(
+                exponent.strip_prefix(b"+").or_else(|| exponent.strip_prefix(b"-")).unwrap_or(exponent),
+            )?;
         }
         Some(rest.is_empty())
     }

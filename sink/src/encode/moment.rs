@@ -32,7 +32,8 @@ fn civil_from_days(days: i64) -> (i64, i64, i64) {
 }
 
 fn number(text: &str) -> Option<i64> {
-    (!text.is_empty() && text.len() <= 9 && text.bytes().all(|b| b.is_ascii_digit())).then(|| text.parse().ok())?
+    (!text.is_empty() && text.len() <= 9 && text.bytes().all(|b| b.is_ascii_digit()))
+        .then(|| text.parse().ok())?
 }
 
 /// Days since 1970-01-01 of `YYYY-MM-DD`, `bc` saying that the year counts backwards.
@@ -101,7 +102,11 @@ pub(crate) fn date_text(days: i64) -> String {
         return "-infinity".into();
     }
     let (year, month, day) = civil_from_days(days);
-    if year > 0 { format!("{year:04}-{month:02}-{day:02}") } else { format!("{:04}-{month:02}-{day:02} BC", 1 - year) }
+    if year > 0 {
+        format!("{year:04}-{month:02}-{day:02}")
+    } else {
+        format!("{:04}-{month:02}-{day:02} BC", 1 - year)
+    }
 }
 
 /// The text of a time of day, the inverse of [`time_micros`].
@@ -188,7 +193,10 @@ pub(crate) fn zoned_time(text: &str) -> Option<String> {
 
 /// The inverse of [`zoned_time`].
 pub(crate) fn zoned_time_text(iso: &str) -> String {
-    iso.strip_suffix(":00").filter(|rest| rest.len() > 8 && rest.contains(['+', '-'])).unwrap_or(iso).to_owned()
+    iso.strip_suffix(":00")
+        .filter(|rest| rest.len() > 8 && rest.contains(['+', '-']))
+        .unwrap_or(iso)
+        .to_owned()
 }
 
 #[cfg(test)]

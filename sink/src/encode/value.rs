@@ -40,7 +40,10 @@ pub(crate) enum Class {
     Int64,
     Float32,
     Float64,
-    Numeric { precision: Option<u32>, scale: i32 },
+    Numeric {
+        precision: Option<u32>,
+        scale: i32,
+    },
     Char(Option<u32>),
     Varchar(Option<u32>),
     Text,
@@ -49,7 +52,9 @@ pub(crate) enum Class {
     Time,
     TimeTz,
     /// `millis`: at most three fractional digits.
-    Timestamp { millis: bool },
+    Timestamp {
+        millis: bool,
+    },
     TimestampTz,
     Interval,
     Uuid,
@@ -92,15 +97,19 @@ impl Class {
             TypeKind::Date => Class::Date,
             TypeKind::Time => Class::Time,
             TypeKind::TimeTz => Class::TimeTz,
-            TypeKind::Timestamp => {
-                Class::Timestamp { millis: ty.sql.starts_with("timestamp") && modifier(&ty.sql).is_some_and(|n| n <= 3) }
-            }
+            TypeKind::Timestamp => Class::Timestamp {
+                millis: ty.sql.starts_with("timestamp") && modifier(&ty.sql).is_some_and(|n| n <= 3),
+            },
             TypeKind::TimestampTz => Class::TimestampTz,
             TypeKind::Interval => Class::Interval,
             TypeKind::Uuid => Class::Uuid,
             TypeKind::Json | TypeKind::Jsonb => Class::Json,
             TypeKind::Bit(len) => match len {
-                Some(n) if (1..=64).contains(n) && !ty.sql.starts_with("bit varying") && !ty.sql.starts_with("varbit") => {
+                Some(n)
+                    if (1..=64).contains(n)
+                        && !ty.sql.starts_with("bit varying")
+                        && !ty.sql.starts_with("varbit") =>
+                {
                     Class::Bit(*n)
                 }
                 Some(_) | None => Class::LongBit,
@@ -137,7 +146,13 @@ impl Class {
     }
 
     /// The class of a column in a schema file: the inverse of [`Class::mysql`] as far as reading needs it.
-    pub(crate) fn of_schema_file(mysql: &str, source: &str, precision: Option<u32>, scale: Option<i32>, labels: Vec<String>) -> Self {
+    pub(crate) fn of_schema_file(
+        mysql: &str,
+        source: &str,
+        precision: Option<u32>,
+        scale: Option<i32>,
+        labels: Vec<String>,
+    ) -> Self {
         let starts = |prefix: &str| source.starts_with(prefix);
         match mysql.to_ascii_lowercase().as_str() {
             "tinyint" => Class::Bool,
@@ -233,7 +248,11 @@ pub(crate) fn plain_float(text: &str, single: bool) -> Option<String> {
     if is_special(text) {
         return Some(text.into());
     }
-    if single { text.parse::<f32>().ok().map(|f| f.to_string()) } else { text.parse::<f64>().ok().map(|f| f.to_string()) }
+    if single {
+        text.parse::<f32>().ok().map(|f| f.to_string())
+    } else {
+        text.parse::<f64>().ok().map(|f| f.to_string())
+    }
 }
 
 /// A float as PostgreSQL's output function writes it: shortest digits, scientific below 1e-4 and from 1e6

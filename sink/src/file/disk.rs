@@ -36,10 +36,6 @@ impl Stop {
         self.changed.notify_all();
     }
 
-    pub(crate) fn is_stopped(&self) -> bool {
-        *self.stopped.lock()
-    }
-
     /// Waits; `true` when stopped.
     fn pause(&self, time: Duration) -> bool {
         let mut stopped = self.stopped.lock();
@@ -72,11 +68,17 @@ fn verdict(error: &io::Error) -> Verdict {
         ErrorKind::PermissionDenied => {
             fatal("CDC:ErrStorageSinkPermission", "permission is denied; let the server's user write there")
         }
-        ErrorKind::ReadOnlyFilesystem => fatal("CDC:ErrStorageSinkPermission", "the file system is read-only"),
-        ErrorKind::NotADirectory => fatal("CDC:ErrStorageSinkLayout", "a file is where a directory should be"),
+        ErrorKind::ReadOnlyFilesystem => {
+            fatal("CDC:ErrStorageSinkPermission", "the file system is read-only")
+        }
+        ErrorKind::NotADirectory => {
+            fatal("CDC:ErrStorageSinkLayout", "a file is where a directory should be")
+        }
         ErrorKind::IsADirectory => fatal("CDC:ErrStorageSinkLayout", "a directory is where a file should be"),
         ErrorKind::InvalidFilename => fatal("CDC:ErrStorageSinkLayout", "the file system refuses the name"),
-        ErrorKind::FileTooLarge => fatal("CDC:ErrStorageSinkLayout", "the file system refuses files of this size"),
+        ErrorKind::FileTooLarge => {
+            fatal("CDC:ErrStorageSinkLayout", "the file system refuses files of this size")
+        }
         _ => match error.raw_os_error() {
             Some(EIO) => transient("the disk reports an input/output error"),
             Some(ENFILE | EMFILE) => transient("too many files are open; raise the limit"),
@@ -99,7 +101,11 @@ pub(crate) fn error(path: &Path, source: io::Error) -> Error {
 }
 
 /// Repeats `attempt` while the disk's refusal is transient, for a minute or until `stop`.
-pub(crate) fn persist<T>(stop: &Stop, path: &Path, attempt: impl FnMut() -> io::Result<T>) -> Result<T, Error> {
+pub(crate) fn persist<T>(
+    stop: &Stop,
+    path: &Path,
+    attempt: impl FnMut() -> io::Result<T>,
+) -> Result<T, Error> {
     persist_for(stop, path, RETRY_FOR, FIRST_PAUSE, attempt)
 }
 
@@ -208,6 +214,7 @@ fn remove_quietly(path: &Path) {
 }
 
 /// Creates `dir/name` with `bytes`, which appears complete or not at all. `false` when the name is taken.
+/// Durable once [`sync_dir`] succeeded as well.
 pub(crate) fn create(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<bool> {
     ensure_dir(dir)?;
     let temporary = temporary(dir, name);
@@ -220,22 +227,12 @@ pub(crate) fn create(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<bool> {
         // enough where no fence was broken.
         Err(_) if path.exists() => Ok(false),
         Err(e) if matches!(e.kind(), ErrorKind::Unsupported | ErrorKind::PermissionDenied) => {
-            fs::rename(&temporary, &path).map(|()| true)
+            return fs::rename(&temporary, &path).map(|()| true).inspect_err(|_| remove_quietly(&temporary));
         }
         Err(e) => Err(e),
     };
-    remove_quietly_if_there(&temporary);
-    let linked = linked?;
-    if linked {
-        sync_dir(dir)?;
-    }
-    Ok(linked)
-}
-
-fn remove_quietly_if_there(path: &Path) {
-    if path.exists() {
-        remove_quietly(path);
-    }
+    remove_quietly(&temporary);
+    linked
 }
 
 /// Replaces `dir/name` by `bytes`; a reader sees the old or the new content.
@@ -243,11 +240,17 @@ pub(crate) fn replace(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     ensure_dir(dir)?;
     let temporary = temporary(dir, name);
     write_temporary(&temporary, bytes)?;
-    if let Err(e) = fs::rename(&temporary, dir.join(name)) {
-        remove_quietly(&temporary);
-        return Err(e);
-    }
+    fs::rename(&temporary, dir.join(name)).inspect_err(|_| remove_quietly(&temporary))?;
     sync_dir(dir)
+}
+
+/// As [`replace`], but a power failure may bring the old content back or spoil the file: for what can be lost.
+pub(crate) fn replace_lazily(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    ensure_dir(dir)?;
+    let temporary = temporary(dir, name);
+    fs::write(&temporary, bytes)
+        .and_then(|()| fs::rename(&temporary, dir.join(name)))
+        .inspect_err(|_| remove_quietly(&temporary))
 }
 
 /// Removes temporary files that a killed process left behind.
@@ -289,7 +292,8 @@ mod tests {
         let pause = Duration::from_millis(1);
         assert_eq!(persist_for(&stop, Path::new("x"), RETRY_FOR, pause, attempt).expect("second attempt"), 7);
         let full = || -> io::Result<()> { Err(ErrorKind::StorageFull.into()) };
-        let refused = persist_for(&stop, Path::new("x"), Duration::ZERO, pause, full).expect_err("still full");
+        let refused =
+            persist_for(&stop, Path::new("x"), Duration::ZERO, pause, full).expect_err("still full");
         assert!(refused.is_retryable() && refused.to_string().contains("disk is full"), "{refused}");
     }
 
@@ -301,7 +305,10 @@ mod tests {
             Err(ErrorKind::PermissionDenied.into())
         };
         let refused = persist(&Stop::default(), Path::new("x"), denied).expect_err("denied");
-        assert_eq!((refused.code(), refused.is_retryable(), attempts), ("CDC:ErrStorageSinkPermission", false, 1));
+        assert_eq!(
+            (refused.code(), refused.is_retryable(), attempts),
+            ("CDC:ErrStorageSinkPermission", false, 1)
+        );
     }
 
     #[test]

@@ -29,7 +29,8 @@ pub(crate) fn segment(name: &str) -> String {
     let mut out = String::with_capacity(name.len());
     let mut buffer = [0; 4];
     for (at, c) in name.char_indices() {
-        let plain = !(c.is_control() || matches!(c, '/' | '\\' | '%') || at == 0 && (c == '.' || name == METADATA));
+        let plain =
+            !(c.is_control() || matches!(c, '/' | '\\' | '%') || at == 0 && (c == '.' || name == METADATA));
         if plain {
             out.push(c);
         } else {
@@ -156,7 +157,10 @@ pub(crate) fn date_dir(separator: DateSeparator, unix_seconds: i64) -> String {
 /// Whether a directory name is one of [`date_dir`]'s.
 pub(crate) fn is_date_dir(name: &str) -> bool {
     matches!(name.len(), 4 | 7 | 10)
-        && name.bytes().enumerate().all(|(at, b)| if matches!(at, 4 | 7) { b == b'-' } else { b.is_ascii_digit() })
+        && name
+            .bytes()
+            .enumerate()
+            .all(|(at, b)| if matches!(at, 4 | 7) { b == b'-' } else { b.is_ascii_digit() })
 }
 
 #[cfg(test)]
@@ -205,6 +209,8 @@ mod tests {
         assert_eq!(date_dir(DateSeparator::Month, noon), "2024-02");
         assert_eq!(date_dir(DateSeparator::Year, noon), "2024");
         assert_eq!(date_dir(DateSeparator::None, noon), "");
-        assert!(is_date_dir("2024-02-29") && is_date_dir("2024") && !is_date_dir("meta") && !is_date_dir("20240"));
+        assert!(
+            is_date_dir("2024-02-29") && is_date_dir("2024") && !is_date_dir("meta") && !is_date_dir("20240")
+        );
     }
 }

@@ -208,7 +208,7 @@ impl SchemaFile {
         if !meta.join(&name).exists() {
             disk::create(meta, &name, &indented(self))?;
         }
-        Ok(())
+        disk::sync_dir(meta)
     }
 }
 
@@ -229,8 +229,9 @@ pub(crate) fn read_all(meta: &Path) -> io::Result<Vec<(Version, SchemaFile)>> {
     for name in names {
         let Some((version, checksum)) = layout::parse_schema_file(&name) else { continue };
         let Some(bytes) = disk::read(&meta.join(&name))? else { continue };
-        let file: SchemaFile = serde_json::from_slice(&bytes)
-            .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, format!("schema file {name} is not readable: {e}")))?;
+        let file: SchemaFile = serde_json::from_slice(&bytes).map_err(|e| {
+            io::Error::new(io::ErrorKind::InvalidData, format!("schema file {name} is not readable: {e}"))
+        })?;
         if file.table_version != version || file.checksum() != checksum {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
@@ -258,7 +259,8 @@ pub(crate) enum Choice {
 /// future go to the version they belonged to, so that a reader, which goes by version, meets them in order.
 /// They are never left out.
 pub(crate) fn choose(on_disk: &[Version], position: Ts, checksum: u32, valid_from: Ts) -> Choice {
-    let current = on_disk.iter().filter(|version| version.begins <= position).max_by_key(|version| version.version);
+    let current =
+        on_disk.iter().filter(|version| version.begins <= position).max_by_key(|version| version.version);
     let newer = |version: &&Version| current.is_none_or(|current| current.version < version.version);
     let exact = on_disk.iter().find(|version| version.version == valid_from && version.checksum == checksum);
     if let Some(exact) = exact.filter(newer) {
@@ -267,7 +269,11 @@ pub(crate) fn choose(on_disk: &[Version], position: Ts, checksum: u32, valid_fro
     if let Some(current) = current.filter(|current| current.checksum == checksum) {
         return Choice::Existing(*current);
     }
-    Choice::New(free(on_disk, current.map_or(valid_from, |current| valid_from.max(current.version.after())), checksum))
+    Choice::New(free(
+        on_disk,
+        current.map_or(valid_from, |current| valid_from.max(current.version.after())),
+        checksum,
+    ))
 }
 
 /// The first number from `wanted` that no other shape has.
@@ -300,7 +306,11 @@ mod tests {
             (95, 3, 95, Choice::New(Ts(95))),
             (5, 1, 5, Choice::New(Ts(5))),
         ] {
-            assert_eq!(choose(&disk, Ts(position), checksum, Ts(valid_from)), expected, "{position} {checksum}");
+            assert_eq!(
+                choose(&disk, Ts(position), checksum, Ts(valid_from)),
+                expected,
+                "{position} {checksum}"
+            );
         }
         assert_eq!(choose(&[], Ts(5), 1, Ts(7)), Choice::New(Ts(7)));
         assert_eq!(choose(&[version(7, 2)], Ts(5), 1, Ts(7)), Choice::New(Ts(8)));
