@@ -237,3 +237,6 @@ pub fn epoch_matches(
         (None, Some(_)) | (Some(_), None) => tolerate_none,
     }
 }
+
+#[cfg(test)]
+mod tests;

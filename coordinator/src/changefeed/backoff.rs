@@ -199,3 +199,147 @@ impl Backoff {
         self.limit = limit.max(Duration::from_secs(1800));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use heartbeatpb::ChangefeedId;
+    use heartbeatpb::config::{ReplicaConfig, UpstreamInfo};
+
+    const LIMIT: Duration = Duration::from_secs(1800);
+
+    fn backoff(state: ChangefeedState, baseline: u64) -> (Backoff, Instant) {
+        let id = ChangefeedId::fresh("a");
+        let mut info =
+            ChangefeedInfo::new(id, UpstreamInfo::default(), "blackhole://", ReplicaConfig::default(), Ts(1));
+        info.state = state;
+        (Backoff::new(&info, LIMIT, Ts(baseline)), Instant::now())
+    }
+
+    fn error(code: &str) -> RunningError {
+        RunningError {
+            time: String::new(),
+            node: "n".to_owned(),
+            code: code.to_owned(),
+            message: String::new(),
+        }
+    }
+
+    /// `changed state restart`, shortly.
+    fn said(verdict: &Verdict) -> String {
+        let changed = if verdict.changed { "changed" } else { "same" };
+        let restart = if verdict.restart { " restart" } else { "" };
+        format!("{changed} {}{restart}", verdict.state)
+    }
+
+    #[test]
+    // behaviour: coordinator-BO-1
+    // behaviour: coordinator-BO-2
+    // behaviour: coordinator-BO-10
+    fn an_error_waits_and_progress_ends_the_wait() {
+        let (mut b, t) = backoff(ChangefeedState::Normal, 1);
+        assert_eq!(said(&b.check(Ts(1), &[error("CDC:ErrX")], t)), "changed warning restart");
+        assert!(!b.should_run(t) && b.is_retrying());
+        assert!(b.should_run(t + Duration::from_secs(11)), "the first wait is ten seconds and a little");
+        assert_eq!(said(&b.check(Ts(2), &[], t)), "changed normal");
+        assert!(b.should_run(t));
+        let (mut fresh, t) = backoff(ChangefeedState::Normal, 1);
+        assert_eq!(said(&fresh.check(Ts(2), &[], t)), "same normal");
+    }
+
+    #[test]
+    // behaviour: coordinator-BO-3
+    // behaviour: coordinator-BO-4
+    // behaviour: coordinator-BO-5
+    // behaviour: coordinator-BO-9
+    fn a_fatal_error_sticks_until_a_person_resumes() {
+        let (mut b, t) = backoff(ChangefeedState::Normal, 1);
+        let verdict = b.check(Ts(2), &[error("CDC:ErrX"), error("CDC:ErrSnapshotLostByGC")], t);
+        assert_eq!(said(&verdict), "changed failed");
+        assert_eq!(verdict.error.unwrap().code, "CDC:ErrSnapshotLostByGC");
+        assert!(!b.is_retrying());
+        assert_eq!(b.baseline, Ts(2));
+        assert_eq!(said(&b.check(Ts(3), &[], t)), "same failed");
+        assert_eq!(b.baseline, Ts(2), "a later checkpoint does not move it");
+        assert!(!b.should_run(t));
+        b.reset(Ts(2));
+        assert!(b.should_run(t));
+        assert_eq!(said(&b.check(Ts(2), &[], t)), "same normal");
+    }
+
+    #[test]
+    // behaviour: coordinator-BO-6
+    fn one_incident_takes_one_step_however_often_it_is_reported() {
+        let (mut b, t) = backoff(ChangefeedState::Normal, 1);
+        b.check(Ts(1), &[error("CDC:ErrX")], t);
+        let wait = b.next_retry;
+        for second in 1..100 {
+            let now = t + Duration::from_secs(second);
+            assert_eq!(said(&b.check(Ts(1), &[error("CDC:ErrX")], now)), "changed warning");
+        }
+        assert_eq!(b.next_retry, wait, "repeated reports do not push the restart away");
+        b.start_finished();
+        let now = t + Duration::from_secs(100);
+        assert_eq!(said(&b.check(Ts(1), &[error("CDC:ErrX")], now)), "changed warning restart");
+        let second = b.next_retry.unwrap() - now;
+        assert!((18..=22).contains(&second.as_secs()), "the second wait is twice the first: {second:?}");
+    }
+
+    #[test]
+    fn waits_grow_to_ten_minutes_and_one_history_gives_one_result() {
+        let waits = || {
+            let (mut b, t) = backoff(ChangefeedState::Normal, 1);
+            b.limit = Duration::from_secs(1 << 40);
+            b.seed = 7;
+            (0..12)
+                .map(|_| {
+                    b.start_finished();
+                    b.check(Ts(1), &[error("CDC:ErrX")], t);
+                    b.next_retry.unwrap() - t
+                })
+                .collect::<Vec<_>>()
+        };
+        let all = waits();
+        assert_eq!(all, waits());
+        for (step, wait) in all.iter().enumerate() {
+            let plan = (10.0 * 2f64.powi(i32::try_from(step).unwrap())).min(600.0);
+            assert!((wait.as_secs_f64() / plan - 1.0).abs() <= 0.1, "step {step}: {wait:?}");
+        }
+    }
+
+    #[test]
+    // behaviour: coordinator-BO-7
+    fn an_error_that_outlasts_the_limit_fails() {
+        let (mut b, t) = backoff(ChangefeedState::Normal, 1);
+        b.check(Ts(1), &[error("CDC:ErrX")], t);
+        let verdict = b.check(Ts(1), &[error("CDC:ErrX")], t + LIMIT + Duration::from_secs(1));
+        assert_eq!(said(&verdict), "changed failed");
+        assert!(b.restarting, "only a start that succeeded clears it");
+        b.start_finished();
+        assert!(!b.restarting);
+    }
+
+    #[test]
+    // behaviour: coordinator-BO-8
+    fn every_code_against_which_a_restart_cannot_help_fails_at_once() {
+        for code in FAST_FAIL {
+            let (mut b, t) = backoff(ChangefeedState::Normal, 1);
+            assert_eq!(said(&b.check(Ts(1), &[error(code)], t)), "changed failed", "{code}");
+        }
+        assert!(!is_fast_fail(&error("CDC:ErrSinkURIInvalid2")), "a code is not a prefix");
+    }
+
+    #[test]
+    fn a_loaded_warning_becomes_normal_with_the_first_progress() {
+        let (mut b, t) = backoff(ChangefeedState::Warning, 5);
+        assert!(b.should_run(t));
+        assert_eq!(said(&b.check(Ts(5), &[], t)), "same normal");
+        assert_eq!(said(&b.check(Ts(6), &[], t)), "changed normal");
+        let (mut b, t) = backoff(ChangefeedState::Normal, 5);
+        assert_eq!(
+            said(&b.check(Ts(6), &[error("CDC:ErrX")], t)),
+            "same normal",
+            "progress excuses an error"
+        );
+    }
+}
