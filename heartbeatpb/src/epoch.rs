@@ -99,3 +99,96 @@ impl Owner {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn epoch(value: u64) -> Option<MaintainerEpoch> {
+        MaintainerEpoch::from_wire(value)
+    }
+
+    fn owner(value: u64, node: &str) -> Owner {
+        Owner { node: node.into(), epoch: epoch(value) }
+    }
+
+    // behaviour: messaging-15
+    #[test]
+    fn who_may_take_the_ownership() {
+        // Sender's epoch, current epoch, current node, accepted; the sender is always node `a`.
+        let table = [
+            (0, 0, "a", true),
+            (0, 0, "b", true),
+            (0, 0, "", true),
+            (0, 1, "a", false),
+            (0, 1, "b", false),
+            (0, 1, "", false),
+            (5, 0, "a", true),
+            (5, 0, "b", true),
+            (5, 0, "", true),
+            (5, 4, "a", true),
+            (5, 4, "b", true),
+            (5, 4, "", true),
+            (5, 5, "", true),
+            (5, 5, "a", true),
+            (5, 5, "b", false),
+            (5, 6, "a", false),
+            (5, 6, "b", false),
+            (5, 6, "", false),
+        ];
+        for (sender, current, node, accepted) in table {
+            let before = owner(current, node);
+            let from = NodeId::from("a");
+            assert_eq!(before.can_update(&from, epoch(sender)), accepted, "{sender} {before:?}");
+            let mut after = before.clone();
+            assert_eq!(after.try_update(&from, epoch(sender)), accepted, "{sender} {before:?}");
+            let expected = if accepted { owner(sender, "a") } else { before };
+            assert_eq!(after, expected);
+        }
+    }
+
+    // behaviour: messaging-15
+    #[test]
+    fn whose_requests_may_act() {
+        let table = [
+            (0, 0, "", true),
+            (0, 0, "a", true),
+            (0, 0, "b", false),
+            (0, 1, "a", false),
+            (0, 1, "", false),
+            (5, 5, "a", true),
+            (5, 5, "b", false),
+            (5, 5, "", false),
+            (5, 4, "a", false),
+            (5, 6, "a", false),
+            (5, 0, "a", false),
+            (5, 0, "", false),
+        ];
+        for (sender, current, node, allowed) in table {
+            let owner = owner(current, node);
+            assert_eq!(owner.allows(&"a".into(), epoch(sender)), allowed, "{sender} {owner:?}");
+        }
+    }
+
+    // behaviour: messaging-15
+    #[test]
+    fn the_next_epoch_is_larger_and_never_wraps() {
+        let next =
+            |current, candidate| MaintainerEpoch::next(epoch(current), candidate).map(MaintainerEpoch::get);
+        assert_eq!(next(0, 0), Some(1));
+        assert_eq!(next(0, 7), Some(7), "a larger candidate is taken");
+        assert_eq!(next(5, 9), Some(9));
+        assert_eq!(next(5, 5), Some(6), "an equal candidate is not newer");
+        assert_eq!(next(5, 2), Some(6));
+        assert_eq!(next(u64::MAX - 1, 0), Some(u64::MAX));
+        assert_eq!(next(u64::MAX, 0), None);
+        assert_eq!(next(u64::MAX, u64::MAX), None);
+    }
+
+    #[test]
+    fn zero_on_the_wire_is_no_epoch() {
+        assert_eq!(epoch(0), None);
+        assert_eq!(MaintainerEpoch::to_wire(None), 0);
+        assert_eq!(MaintainerEpoch::to_wire(epoch(u64::MAX)), u64::MAX);
+    }
+}

@@ -69,3 +69,45 @@ impl fmt::Debug for TableSpan {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn span(keyspace_id: u32, table: i64, start: &[u8], end: &[u8]) -> TableSpan {
+        TableSpan { keyspace_id, table: TableId(table), start: start.to_vec(), end: end.to_vec() }
+    }
+
+    // behaviour: messaging-14
+    #[test]
+    fn spans_order_by_keyspace_table_start_and_end() {
+        let ordered = [
+            span(0, 1, b"", b"a"),
+            span(0, 1, b"a", b"b"),
+            span(0, 1, b"a", b"c"),
+            span(0, 1, b"ab", b"c"),
+            span(0, 2, b"", b"a"),
+            span(1, 1, b"", b"a"),
+        ];
+        assert!(ordered.is_sorted());
+        assert!(ordered.windows(2).all(|pair| pair[0] < pair[1]));
+    }
+
+    #[test]
+    fn a_span_is_followed_by_the_one_that_starts_at_its_end() {
+        let first = span(0, 1, b"", b"m");
+        assert!(first.is_followed_by(&span(0, 1, b"m", b"")));
+        assert!(!first.is_followed_by(&span(0, 1, b"n", b"")), "a hole");
+        assert!(!first.is_followed_by(&span(0, 2, b"m", b"")), "another table");
+        assert!(!first.is_followed_by(&span(1, 1, b"m", b"")), "another tenant");
+        assert!(!span(0, 1, b"m", b"").is_followed_by(&first), "nothing follows the last span");
+    }
+
+    #[test]
+    fn the_start_is_in_a_span_and_the_end_is_not() {
+        let middle = span(0, 1, b"b", b"d");
+        assert!(middle.contains_key(b"b") && middle.contains_key(b"c\xff"));
+        assert!(!middle.contains_key(b"a") && !middle.contains_key(b"d"));
+        assert!(TableSpan::whole(TableId(1)).contains_key(b""));
+    }
+}
