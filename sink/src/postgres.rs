@@ -144,12 +144,16 @@ impl PostgresSink {
 async fn run_ddl(connection: &Connection, shared: &Shared, ddl: &DdlEvent) -> Result<(), Failure> {
     let (client, own, feed) = (&connection.client, &shared.config.own_schema, &shared.gid);
     let doing = || format!("executing a DDL of {}", sql::qualified(&ddl.schema, &ddl.table));
+    // Waits for an attempt whose connection was lost while the server went on with it.
+    let lock = "SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended($1, $2))";
+    client.batch_execute("BEGIN").await.map_err(|e| classify(e, &doing()))?;
+    client.execute(lock, &[feed, &ddl.table_id.0]).await.map_err(|e| classify(e, &doing()))?;
     let done = progress::last_ddl(client, own, feed, ddl.table_id).await?;
     if done.is_some_and(|done| done >= ddl.commit_ts) {
-        return Ok(());
+        return client.batch_execute("ROLLBACK").await.map_err(|e| classify(e, &doing()));
     }
     let path = format!("SET LOCAL search_path = {}, public", sql::quote(&ddl.schema));
-    client.batch_execute(&format!("BEGIN; {path}")).await.map_err(|e| classify(e, &doing()))?;
+    client.batch_execute(&path).await.map_err(|e| classify(e, &doing()))?;
     match client.batch_execute(&ddl.query).await {
         Ok(()) => {}
         Err(error) if already_so(ddl.kind, &error) => {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use event::RowOp;
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use futures_util::{SinkExt, pin_mut};
 use heartbeatpb::TableId;
 use tokio_postgres::Statement;
@@ -74,7 +74,7 @@ impl Writer<'_> {
     ) -> Result<(), Failure> {
         if let [table] = tables
             && let [change] = table.changes[..]
-            && matches!(change.op, RowOp::Truncate | RowOp::CopyStart)
+            && change.is_for_table()
         {
             return self.barrier(connection, shard, steps, &table.target, change).await;
         }
@@ -94,10 +94,21 @@ impl Writer<'_> {
             }
         }
         let deferrable = tables.iter().any(|table| table.target.deferrable);
-        self.begin(connection, deferrable, &advance, shard, steps).await?;
         let counts = match mode {
-            Mode::Batched => self.run_pipelined(connection, &prepared).await?,
-            Mode::Singles => run_singly(connection, &prepared).await?,
+            Mode::Batched => {
+                // The first statements leave together with the beginning: one round trip less.
+                let (first, rest) = prepared.split_at(pipelined(&prepared));
+                let begin = self.begin(connection, deferrable, &advance, shard, steps);
+                let (begun, counts) = join(begin, run_together(connection, first)).await;
+                begun?;
+                let mut counts = counts?;
+                run_pipelined(connection, rest, &mut counts).await?;
+                counts
+            }
+            Mode::Singles => {
+                self.begin(connection, deferrable, &advance, shard, steps).await?;
+                run_singly(connection, &prepared).await?
+            }
         };
         let commit = Instant::now();
         connection.client.batch_execute("COMMIT").await.map_err(|e| classify(e, "committing"))?;
@@ -120,49 +131,14 @@ impl Writer<'_> {
         let params = progress::advance_params(self.changefeed, shard, steps);
         let params = refs(&params);
         let begin = if deferrable { "BEGIN; SET CONSTRAINTS ALL DEFERRED" } else { "BEGIN" };
-        let (begun, advanced) = futures_util::future::join(
-            connection.client.batch_execute(begin),
-            connection.client.execute(advance, &params),
-        )
-        .await;
+        let (begun, advanced) =
+            join(connection.client.batch_execute(begin), connection.client.execute(advance, &params)).await;
         begun.map_err(|e| classify(e, "beginning a transaction"))?;
         let advanced = advanced.map_err(|e| classify(e, "writing progress"))?;
         if advanced != steps.len() as u64 {
             return Err(Failure::Overtaken);
         }
         Ok(())
-    }
-
-    async fn run_pipelined<B: Holds>(
-        &self,
-        connection: &Connection,
-        steps: &[Step<'_, '_, B>],
-    ) -> Result<Vec<u64>, Failure> {
-        let mut counts = Vec::with_capacity(steps.len());
-        let mut rest = steps;
-        while let Some(first) = rest.first() {
-            if first.group.kind == Kind::Copy {
-                counts.push(copy(connection, first).await?);
-                rest = &rest[1..];
-                continue;
-            }
-            let length = rest.iter().take(PIPELINE).take_while(|step| step.group.kind != Kind::Copy).count();
-            let (now, later) = rest.split_at(length);
-            let params: Vec<_> = now.iter().map(|step| refs(&step.params)).collect();
-            let sent = now
-                .iter()
-                .zip(&params)
-                .map(|(step, params)| connection.client.execute(&step.statement, params));
-            for (step, result) in now.iter().zip(join_all(sent).await) {
-                let count = result.map_err(|e| classify(e, &writing(step.target)))?;
-                if matches!(step.group.kind, Kind::Update(_)) && count != step.group.rows() {
-                    return Err(Failure::Missing);
-                }
-                counts.push(count);
-            }
-            rest = later;
-        }
-        Ok(counts)
     }
 
     /// `TRUNCATE` or the beginning of an initial copy, in a transaction of its own.
@@ -176,6 +152,9 @@ impl Writer<'_> {
     ) -> Result<(), Failure> {
         let advance = connection.prepare(&progress::advance_sql(self.own_schema), 7).await?;
         self.begin(connection, target.deferrable, &advance, shard, steps).await?;
+        // All queues move: a writer that was overtaken must not put rows behind the barrier.
+        let table = target.info.id;
+        progress::pass(&connection.client, self.own_schema, self.changefeed, table, change.at).await?;
         if change.op == RowOp::Truncate {
             clear(connection, target).await?;
         } else {
@@ -244,6 +223,49 @@ async fn clear(connection: &Connection, target: &Target) -> Result<(), Failure> 
         (true, false) | (false, _) => format!("{sql} {}", target.name),
     };
     connection.client.batch_execute(&sql).await.map_err(|e| classify(e, &writing(target)))
+}
+
+/// How many of the next statements are sent without waiting.
+fn pipelined<B: Holds>(steps: &[Step<'_, '_, B>]) -> usize {
+    steps.iter().take(PIPELINE).take_while(|step| step.group.kind != Kind::Copy).count()
+}
+
+async fn run_pipelined<B: Holds>(
+    connection: &Connection,
+    steps: &[Step<'_, '_, B>],
+    counts: &mut Vec<u64>,
+) -> Result<(), Failure> {
+    let mut rest = steps;
+    while let Some(first) = rest.first() {
+        if first.group.kind == Kind::Copy {
+            counts.push(copy(connection, first).await?);
+            rest = &rest[1..];
+        } else {
+            let (now, later) = rest.split_at(pipelined(rest));
+            counts.extend(run_together(connection, now).await?);
+            rest = later;
+        }
+    }
+    Ok(())
+}
+
+/// Sends statements in order without waiting in between. Polling the futures in order sends them in order.
+async fn run_together<B: Holds>(
+    connection: &Connection,
+    steps: &[Step<'_, '_, B>],
+) -> Result<Vec<u64>, Failure> {
+    let params: Vec<_> = steps.iter().map(|step| refs(&step.params)).collect();
+    let sent =
+        steps.iter().zip(&params).map(|(step, params)| connection.client.execute(&step.statement, params));
+    let mut counts = Vec::with_capacity(steps.len());
+    for (step, result) in steps.iter().zip(join_all(sent).await) {
+        let count = result.map_err(|e| classify(e, &writing(step.target)))?;
+        if matches!(step.group.kind, Kind::Update(_)) && count != step.group.rows() {
+            return Err(Failure::Missing);
+        }
+        counts.push(count);
+    }
+    Ok(counts)
 }
 
 async fn copy<B: Holds>(connection: &Connection, step: &Step<'_, '_, B>) -> Result<u64, Failure> {

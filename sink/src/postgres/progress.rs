@@ -143,6 +143,25 @@ pub(crate) fn advance_params(changefeed: &str, shard: Shard, steps: &[Advance]) 
     arrays
 }
 
+/// Moves every queue of a table to a barrier that all of them have reached.
+pub(crate) async fn pass(
+    client: &impl GenericClient,
+    own: &str,
+    changefeed: &str,
+    table: TableId,
+    to: Position,
+) -> Result<(), Failure> {
+    let sql = format!(
+        "UPDATE {own}.progress SET commit_ts = $3::text::numeric, row_number = $4 WHERE changefeed = $1 \
+         AND table_id = $2 AND (commit_ts, row_number) < ($3::text::numeric, $4)"
+    );
+    client
+        .execute(&sql, &[&changefeed, &table.0, &to.commit_ts.0.to_string(), &to.row_number])
+        .await
+        .map_err(|e| classify(e, "writing progress"))?;
+    Ok(())
+}
+
 /// The snapshot position of the copy that filled a table, if one began.
 pub(crate) async fn copy_marker(
     client: &impl GenericClient,

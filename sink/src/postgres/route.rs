@@ -192,6 +192,11 @@ impl<B: Holds> Change<B> {
         self.image(self.new)
     }
 
+    /// Whether it concerns the table as a whole and not a row.
+    pub(crate) fn is_for_table(&self) -> bool {
+        matches!(self.op, RowOp::Truncate | RowOp::CopyStart)
+    }
+
     pub(crate) fn table(&self) -> &Arc<TableInfo> {
         &self.batch.batch().table
     }

@@ -18,12 +18,14 @@ use super::progress::{self, Advance};
 use super::route::{Change, Holds, Position, ROW_WEIGHT, Routing};
 use super::shared::Shared;
 use super::target::Target;
-use crate::causality::{Access, Batch};
+use crate::causality::{Access, Batch, SHARDS};
 use crate::metrics::WorkerMetrics;
 use crate::{Error, Flushed};
 
 /// Rows routed before the queues are locked once for all of them.
 const ROUTE_CHUNK: usize = 1024;
+/// Row changes in the queues. Beyond it batches wait as they came, which takes less memory than one entry per row.
+const MAX_QUEUED: usize = 200_000;
 /// Row bytes in one downstream transaction.
 const TXN_BYTES: usize = 8 << 20;
 
@@ -69,7 +71,9 @@ pub(crate) async fn route(shared: Arc<Shared>, mut incoming: UnboundedReceiver<I
             dispatcher,
             flushed: Mutex::new(Some(flushed)),
         });
-        router.push(&shared, &held);
+        if router.push(&shared, &held).await.is_err() {
+            return;
+        }
         shared.txn_metrics.conflict_detect.record(entered.elapsed().as_secs_f64());
         // Routing holds the processor; others get their turn between batches.
         tokio::task::yield_now().await;
@@ -84,7 +88,7 @@ struct Router {
 }
 
 impl Router {
-    fn push(&mut self, shared: &Shared, held: &Arc<Held>) {
+    async fn push(&mut self, shared: &Shared, held: &Arc<Held>) -> Result<(), Error> {
         let table = &held.batch.table;
         let routing = match self.routings.get(&table.id) {
             Some(routing) if Arc::ptr_eq(&routing.table, table) || *routing.table == **table => routing,
@@ -112,10 +116,10 @@ impl Router {
             };
             chunk.push(routing.route(held, &row, copied, &mut self.scratch));
             if chunk.len() == ROUTE_CHUNK {
-                shared.enqueue(&mut chunk);
+                shared.enqueue(&mut chunk).await?;
             }
         }
-        shared.enqueue(&mut chunk);
+        shared.enqueue(&mut chunk).await
     }
 }
 
@@ -306,25 +310,43 @@ impl Worker {
             metrics: &shared.txn_metrics,
         };
         writer.write(connection, batch.shard, &steps, &work, mode).await?;
+        let passes = work.iter().flat_map(|table| &table.changes).any(|change| change.is_for_table());
         for step in steps {
-            shared.advance(step.table, batch.shard, step.to);
+            if passes {
+                shared.learn(step.table, &[step.to; SHARDS]);
+            } else {
+                shared.advance(step.table, batch.shard, step.to);
+            }
         }
         Ok(())
     }
 }
 
 impl Shared {
-    /// Puts routed changes into their queues and wakes the workers.
-    fn enqueue(&self, chunk: &mut Vec<(Access, QueuedChange)>) {
-        if chunk.is_empty() {
-            return;
+    /// Puts routed changes into their queues and wakes the workers; waits for room first.
+    async fn enqueue(&self, chunk: &mut Vec<(Access, QueuedChange)>) -> Result<(), Error> {
+        loop {
+            let moved = self.work.notified();
+            tokio::pin!(moved);
+            moved.as_mut().enable();
+            if self.queues.lock().pending() < MAX_QUEUED {
+                break;
+            }
+            tokio::select! {
+                biased;
+                () = self.closing.cancelled() => return Err(Error::Closed),
+                () = moved => {}
+            }
         }
-        let mut queues = self.queues.lock();
-        for (access, change) in chunk.drain(..) {
-            queues.push(access, change);
+        if !chunk.is_empty() {
+            let mut queues = self.queues.lock();
+            for (access, change) in chunk.drain(..) {
+                queues.push(access, change);
+            }
+            drop(queues);
+            self.work.notify_waiters();
         }
-        drop(queues);
-        self.work.notify_waiters();
+        Ok(())
     }
 
     /// A batch of a queue is durable: tells the batches of dispatchers that are now whole.

@@ -181,6 +181,30 @@ async fn two_writers_of_one_changefeed_do_not_double_anything() {
     check(&rig, rounds).await;
 }
 
+/// A writer that was overtaken must not put rows of an earlier copy behind the truncation of a later one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_overtaken_writer_adds_nothing_behind_a_barrier() {
+    let rig = Rig::new().await;
+    let (k, l) = (keyed(), loose());
+    let copy = |t: &Arc<TableInfo>, ts: u64, rows: u32, text: &str| {
+        let mut batch = Rows::of(t).copy_start(ts);
+        for id in 0..rows {
+            batch = batch.insert(ts, &[&id.to_string(), &format!("{text}{id}")]);
+        }
+        batch.build()
+    };
+    let old = opened(&rig, &k, &l, "worker-count=3&max-txn-row=2").await;
+    let new = opened(&rig, &k, &l, "worker-count=3&max-txn-row=2").await;
+    old.write(copy(&k, 50, 3000, "old"));
+    until("the old copy is under way", || async { rig.target_rows("keyed").await.len() > 300 }).await;
+    new.write(copy(&k, 70, 200, "new"));
+    new.flush().await;
+    old.flush().await;
+    let rows = rig.target_rows("keyed").await;
+    assert_eq!(rows.len(), 200);
+    assert!(rows.iter().all(|row| row.contains("new")));
+}
+
 #[tokio::test]
 async fn a_replay_that_reaches_the_sink_while_the_rows_are_on_their_way_is_harmless() {
     let rig = Rig::new().await;
