@@ -8,6 +8,7 @@ use heartbeatpb::config::ReplicaConfig;
 use url::Url;
 
 use crate::blackhole::BlackholeSink;
+use crate::file::{FileConfig, FileSink};
 use crate::postgres::{self, PostgresSink};
 use crate::{Error, Sink};
 
@@ -50,6 +51,7 @@ pub struct SinkCheck {
 
 enum Target {
     Postgres,
+    File,
     Blackhole(Url),
 }
 
@@ -58,10 +60,13 @@ fn target(uri: &str) -> Result<Target, Error> {
     let scheme = uri.split_once(':').map_or("", |(scheme, _)| scheme);
     match scheme.to_ascii_lowercase().as_str() {
         "postgres" | "postgresql" => Ok(Target::Postgres),
+        "file" => Ok(Target::File),
         "blackhole" => Url::parse(uri)
             .map(Target::Blackhole)
             .map_err(|e| Error::Config(format!("the sink URI is not a URI: {e}"))),
-        "" => Err(Error::Config("the sink URI has no scheme, such as postgres:// or blackhole://".into())),
+        "" => Err(Error::Config(
+            "the sink URI has no scheme, such as postgres://, file:// or blackhole://".into(),
+        )),
         other => Err(Error::Config(format!(
             "sink scheme {:?} is not supported; use postgres, file or blackhole",
             other.chars().take(32).collect::<String>()
@@ -77,6 +82,10 @@ fn target(uri: &str) -> Result<Target, Error> {
 pub async fn open(uri: &str, options: &SinkOptions) -> Result<Arc<dyn Sink>, Error> {
     match target(uri)? {
         Target::Postgres => Ok(Arc::new(PostgresSink::open(uri, options).await?)),
+        Target::File => {
+            let config = FileConfig::new(uri, &options.replica.sink)?;
+            Ok(Arc::new(FileSink::open(config, &options.changefeed).await?))
+        }
         Target::Blackhole(url) => Ok(Arc::new(BlackholeSink::new(&url, options)?)),
     }
 }
@@ -89,6 +98,10 @@ pub async fn open(uri: &str, options: &SinkOptions) -> Result<Arc<dyn Sink>, Err
 pub async fn check(uri: &str, options: &SinkOptions) -> Result<SinkCheck, Error> {
     match target(uri)? {
         Target::Postgres => postgres::check(uri).await,
+        Target::File => {
+            let warnings = FileSink::check(&FileConfig::new(uri, &options.replica.sink)?).await?;
+            Ok(SinkCheck { identity: None, warnings })
+        }
         Target::Blackhole(url) => BlackholeSink::new(&url, options).map(|_| SinkCheck::default()),
     }
 }
@@ -100,7 +113,7 @@ pub async fn check(uri: &str, options: &SinkOptions) -> Result<SinkCheck, Error>
 pub async fn downstream_identity(uri: &str) -> Result<Option<DownstreamIdentity>, Error> {
     match target(uri)? {
         Target::Postgres => Ok(postgres::check(uri).await?.identity),
-        Target::Blackhole(_) => Ok(None),
+        Target::File | Target::Blackhole(_) => Ok(None),
     }
 }
 
