@@ -1,0 +1,7 @@
+//! Operators of table spans.
+
+mod add;
+mod remove;
+
+pub use add::AddSpan;
+pub use remove::RemoveSpan;
