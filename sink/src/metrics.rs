@@ -48,6 +48,7 @@ pub fn describe() {
     );
     describe_histogram!(CONFLICT_DETECT_DURATION, Unit::Seconds, "Time for conflict detection of one batch");
     describe_histogram!(DML_BATCH_COMMIT, Unit::Seconds, "Commit of one downstream transaction");
+    crate::file_metrics::describe();
 }
 
 /// Series of every kind of sink, resolved once per changefeed.
