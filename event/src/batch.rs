@@ -162,6 +162,29 @@ impl RowBatch {
         Self { table, txns: txns.into(), rows }
     }
 
+    /// The batch without its first `rows` rows; `txns` describes what is left. Shares the buffer.
+    #[must_use]
+    pub fn without_first(&self, rows: u64, txns: Vec<TxnMark>) -> Self {
+        let mut rest = &self.rows[..];
+        for _ in 0..rows {
+            rest = split_row(rest).expect("the caller skips no more rows than there are").1;
+        }
+        let rows = self.rows.slice(self.rows.len() - rest.len()..);
+        Self::trusted(Arc::clone(&self.table), txns, rows)
+    }
+
+    /// The batch with its first transactions only, which `txns` repeats. Shares the buffer.
+    #[must_use]
+    pub fn first_txns(&self, txns: Vec<TxnMark>) -> Self {
+        let keep: u64 = txns.iter().map(|txn| u64::from(txn.rows)).sum();
+        let mut rest = &self.rows[..];
+        for _ in 0..keep {
+            rest = split_row(rest).expect("the caller keeps no more rows than there are").1;
+        }
+        let rows = self.rows.slice(..self.rows.len() - rest.len());
+        Self::trusted(Arc::clone(&self.table), txns, rows)
+    }
+
     /// The transactions, in commit order.
     #[must_use]
     pub fn txns(&self) -> &[TxnMark] {

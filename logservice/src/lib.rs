@@ -1,8 +1,31 @@
 //! Reads an upstream log, stores it, and serves it to dispatchers.
+//!
+//! Four parts, each usable alone: an [`upstream`] checks prerequisites and runs a reader; the reader fills an
+//! [`event_store`]; the event service of [`LogService`] slices the store into one ordered stream per dispatcher;
+//! the [`Collector`] on the dispatcher's node checks the stream and delivers. Streams cross nodes as messages of
+//! [`topic`]. Hears `EventServiceTopic`, tells `EventCollectorTopic`. Start reading at `upstream.rs`, then
+//! `event_store.rs`.
+//!
+//! - **LS-1** A dispatcher gets every row of its span after its start ts, in commit order, at least once.
+//! - **LS-2** After a resolved ts nothing at or before it follows in the same epoch.
+//! - **LS-3** A lost, repeated or reordered event is noticed by epoch and sequence, and repaired by a reset.
+//! - **LS-4** Memory and disk are bounded; a full store stops the reader, it never drops.
+//! - **LS-5** The upstream is told only persisted checkpoints.
 
+mod collector;
 mod error;
+mod event_service;
+pub mod event_store;
 mod filter;
+pub mod metrics;
+mod service;
+pub mod topic;
 pub mod upstream;
+mod wire;
 
+pub use collector::{
+    CheckpointSlot, Collector, CollectorHandle, Credit, Delivery, DispatcherEvent, Subscription,
+};
 pub use error::*;
 pub use filter::*;
+pub use service::{LogConfig, LogService};

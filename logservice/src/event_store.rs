@@ -1,0 +1,301 @@
+//! The event store of one changefeed: rows in commit order per table, disposable, bounded.
+//!
+//! One [`StoreWriter`] appends; scans read slices of what was published. Rows of a table are written into the
+//! table's open buffer, which spans many small transactions, and become an immutable chunk when they are
+//! published; a chunk is what a scan returns, without copying. The newest chunks stay in memory; beyond the
+//! memory budget the oldest ones move to segment files. A file goes as a whole when everything in it is
+//! behind the checkpoints. When the disk quota is used up too, the writer waits: nothing is dropped.
+//!
+//! - **ES-1** Everything at or before the resolved ts is visible; of a later transaction nothing is, an initial
+//!   copy apart, whose rows are visible as they come.
+//! - **ES-2** Rows of a table are visible in commit order, and `(commit ts, row number)` is the same in a replay.
+//! - **ES-3** A scan below what was trimmed is an error, never a gap.
+
+mod copy;
+mod segment;
+mod state;
+mod writer;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use event::{RowBatch, TableInfo};
+use heartbeatpb::{ChangefeedId, TableId, Ts, WallTime};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+pub use copy::CopyWriter;
+pub use writer::StoreWriter;
+
+use crate::Error;
+use state::{ChunkData, State};
+
+/// Largest chunk: what one scan returns and one message carries.
+pub(crate) const CHUNK_BYTES: usize = 256 << 10;
+
+/// Limits of one changefeed's store.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StoreConfig {
+    /// Directory for segment files; emptied when the store opens.
+    pub dir: PathBuf,
+    /// Bytes of chunks kept in memory.
+    pub memory_bytes: usize,
+    /// Bytes of segment files.
+    pub disk_bytes: u64,
+}
+
+/// A place in a table's rows: everything before it was sent.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct Position {
+    /// Transactions with a smaller commit ts were sent completely.
+    pub commit_ts: Ts,
+    /// Rows of the transaction at `commit_ts` that were sent; `u64::MAX` when all were.
+    pub rows: u64,
+}
+
+impl Position {
+    /// Everything at or before `ts` was sent.
+    #[must_use]
+    pub const fn after(ts: Ts) -> Self {
+        Self { commit_ts: ts, rows: u64::MAX }
+    }
+}
+
+/// What a scan found.
+#[derive(Debug)]
+pub enum Scan {
+    /// Rows, and the place after them.
+    Rows(RowBatch, Position),
+    /// The next rows are on disk: read them with [`Store::load`], without holding up other work.
+    OnDisk(DiskChunk),
+    /// Nothing more is visible.
+    End,
+}
+
+/// A chunk in a segment file.
+#[derive(Clone, Debug)]
+pub struct DiskChunk {
+    path: Arc<PathBuf>,
+    offset: u64,
+    len: usize,
+    table: Arc<TableInfo>,
+    marks: Arc<[event::TxnMark]>,
+    from: Position,
+}
+
+/// Sizes, for metrics and diagnosis.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct StoreStats {
+    /// Bytes in memory.
+    pub memory_bytes: usize,
+    /// Bytes in segment files.
+    pub disk_bytes: u64,
+    /// Tables known.
+    pub tables: usize,
+    /// Newest resolved ts.
+    pub resolved: Ts,
+}
+
+/// The readable side of a store. Shared.
+pub struct Store {
+    changefeed: ChangefeedId,
+    config: StoreConfig,
+    state: Mutex<State>,
+    /// Room came back: for the writer.
+    room: Notify,
+    /// Something became visible: for the event service.
+    changed: Arc<Notify>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("changefeed", &self.changefeed).finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Opens an empty store at `start_ts`; what its directory held is removed. `changed` is notified whenever
+    /// something becomes visible.
+    ///
+    /// # Errors
+    /// When the directory cannot be emptied or made.
+    pub fn open(
+        changefeed: ChangefeedId,
+        config: StoreConfig,
+        start_ts: Ts,
+        changed: Arc<Notify>,
+    ) -> Result<(Arc<Self>, StoreWriter), Error> {
+        segment::prepare(&config.dir)?;
+        let state = Mutex::new(State::new(start_ts));
+        let store = Arc::new(Self { changefeed, config, state, room: Notify::new(), changed });
+        let writer = StoreWriter::new(Arc::clone(&store));
+        Ok((store, writer))
+    }
+
+    /// The changefeed.
+    #[must_use]
+    pub fn changefeed(&self) -> &ChangefeedId {
+        &self.changefeed
+    }
+
+    /// Newest resolved ts and its wall time.
+    #[must_use]
+    pub fn resolved(&self) -> (Ts, WallTime) {
+        let state = self.state.lock();
+        (state.resolved, state.resolved_time)
+    }
+
+    /// Wall time of the last commit at or before `ts`, as far as the store remembers.
+    #[must_use]
+    pub fn time_of(&self, ts: Ts) -> Option<WallTime> {
+        self.state.lock().time_of(ts)
+    }
+
+    /// Shape of a table at `ts`: the newest one that is valid there.
+    #[must_use]
+    pub fn table_at(&self, table: TableId, ts: Ts) -> Option<Arc<TableInfo>> {
+        self.state.lock().table_at(table, ts)
+    }
+
+    /// Tables with newly visible rows since the last call, and the resolved ts at the same moment.
+    #[must_use]
+    pub fn take_dirty(&self) -> (Vec<TableId>, Ts, WallTime) {
+        let mut state = self.state.lock();
+        (state.take_dirty(), state.resolved, state.resolved_time)
+    }
+
+    /// DDL events for a table (or the table trigger) in `(after, resolved]`, in order.
+    #[must_use]
+    pub fn ddls(&self, table: TableId, after: Ts) -> Vec<Arc<event::DdlEvent>> {
+        self.state.lock().ddls(table, after)
+    }
+
+    /// The next visible rows of `table` after `from`.
+    ///
+    /// # Errors
+    /// When rows after `from` were trimmed already.
+    pub fn scan(&self, table: TableId, from: Position) -> Result<Scan, Error> {
+        self.state.lock().scan(table, from)
+    }
+
+    /// Reads a chunk from its file. Blocks on the disk: call it where that is allowed.
+    ///
+    /// # Errors
+    /// When the file cannot be read or does not hold what was written.
+    pub fn load(chunk: &DiskChunk) -> Result<(RowBatch, Position), Error> {
+        let rows = segment::read(&chunk.path, chunk.offset, chunk.len)?;
+        let whole = RowBatch::new(Arc::clone(&chunk.table), chunk.marks.to_vec(), rows)?;
+        state::slice(&whole, chunk.from).ok_or(Error::OutOfRange { from: chunk.from.commit_ts, to: Ts::MAX })
+    }
+
+    /// Drops what a table's only reader does not need any more: everything at or before `checkpoint`, and of a
+    /// running copy the rows before `copied`.
+    pub fn trim(&self, table: TableId, checkpoint: Ts, copied: Option<Position>) {
+        let freed = self.state.lock().trim(table, checkpoint, copied);
+        if freed.bytes > 0 {
+            segment::remove(&freed.files);
+            self.room.notify_waiters();
+        }
+    }
+
+    /// Sizes.
+    #[must_use]
+    pub fn stats(&self) -> StoreStats {
+        let state = self.state.lock();
+        StoreStats {
+            memory_bytes: state.memory_bytes,
+            disk_bytes: state.disk_bytes,
+            tables: state.tables.len(),
+            resolved: state.resolved,
+        }
+    }
+
+    /// Makes waiting writers fail: the changefeed stops.
+    pub fn close(&self) {
+        self.state.lock().closed = true;
+        self.room.notify_waiters();
+        segment::discard(&self.config.dir);
+    }
+
+    /// Waits until memory and disk are within their limits, moving the oldest chunks to disk.
+    async fn wait_for_room(&self) -> Result<(), Error> {
+        loop {
+            let waiting = self.room.notified();
+            tokio::pin!(waiting);
+            waiting.as_mut().enable();
+            let candidates = {
+                let mut state = self.state.lock();
+                if state.closed {
+                    return Err(Error::Closed { what: "the event store" });
+                }
+                if state.memory_bytes <= self.config.memory_bytes {
+                    return Ok(());
+                }
+                if state.disk_bytes < self.config.disk_bytes {
+                    state.oldest_in_memory(self.config.memory_bytes / 2)
+                } else {
+                    Vec::new()
+                }
+            };
+            if candidates.is_empty() {
+                waiting.await;
+            } else {
+                self.spill(candidates).await?;
+            }
+        }
+    }
+
+    async fn spill(&self, chunks: Vec<(TableId, u64, Bytes)>) -> Result<(), Error> {
+        let id = self.state.lock().next_segment();
+        let path = Arc::new(self.config.dir.join(format!("{id:012}.seg")));
+        let target = Arc::clone(&path);
+        let written = tokio::task::spawn_blocking(move || {
+            let offsets = segment::write(&target, chunks.iter().map(|(_, _, bytes)| bytes));
+            offsets.map(|offsets| {
+                chunks.iter().zip(offsets).map(|((table, seq, _), at)| (*table, *seq, at)).collect::<Vec<_>>()
+            })
+        })
+        .await
+        .map_err(|_| Error::Closed { what: "the event store's writer" })??;
+        let unused = self.state.lock().moved_to_disk(id, &path, &written);
+        if unused {
+            segment::remove(&[path]);
+        }
+        // Another writer may wait for the memory that these chunks gave back.
+        self.room.notify_waiters();
+        Ok(())
+    }
+
+    /// Writes chunks that are not visible yet to a new segment file; answers their places, in order.
+    async fn write_segment(&self, chunks: Vec<Bytes>) -> Result<Vec<ChunkData>, Error> {
+        if chunks.is_empty() {
+            return Ok(Vec::new());
+        }
+        let id = self.state.lock().next_segment();
+        let path = Arc::new(self.config.dir.join(format!("{id:012}.seg")));
+        let target = Arc::clone(&path);
+        let (lengths, offsets) = tokio::task::spawn_blocking(move || {
+            let lengths: Vec<usize> = chunks.iter().map(Bytes::len).collect();
+            segment::write(&target, chunks.iter()).map(|offsets| (lengths, offsets))
+        })
+        .await
+        .map_err(|_| Error::Closed { what: "the event store's writer" })??;
+        let bytes = lengths.iter().map(|len| *len as u64).sum();
+        self.state.lock().add_segment(id, &path, lengths.len(), bytes);
+        let places = lengths.into_iter().zip(offsets);
+        Ok(places
+            .map(|(len, offset)| ChunkData::Disk { segment: id, path: Arc::clone(&path), offset, len })
+            .collect())
+    }
+
+    fn discard_chunks(&self, chunks: Vec<ChunkData>) {
+        if !chunks.is_empty() {
+            let files = self.state.lock().discard(chunks);
+            segment::remove(&files);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,247 @@
+//! The store against a plain list of rows.
+
+use super::*;
+use event::{Datum, ReplicaIdentity, RowOp, TupleWriter};
+use heartbeatpb::SchemaId;
+use proptest::prelude::*;
+
+fn table(id: i64) -> Arc<TableInfo> {
+    Arc::new(TableInfo {
+        id: TableId(id),
+        schema_id: SchemaId(1),
+        schema: "public".to_owned(),
+        name: format!("t{id}"),
+        version: Ts(1),
+        columns: Vec::new(),
+        keys: Vec::new(),
+        identity: ReplicaIdentity::Full,
+    })
+}
+
+fn open(memory_bytes: usize, disk_bytes: u64) -> (tempfile::TempDir, Arc<Store>, StoreWriter) {
+    let dir = tempfile::tempdir().unwrap();
+    let config = StoreConfig { dir: dir.path().join("store"), memory_bytes, disk_bytes };
+    let (store, writer) = Store::open(ChangefeedId::fresh("t"), config, Ts(1), Arc::default()).unwrap();
+    (dir, store, writer)
+}
+
+fn put(writer: &mut StoreWriter, table: TableId, value: u64) {
+    let text = format!("{value:0>64}");
+    let mut image = |out: &mut bytes::BytesMut| {
+        let mut tuple = TupleWriter::new(out);
+        tuple.push(Datum::Text(text.as_bytes()));
+        tuple.finish();
+    };
+    writer.row(table, RowOp::Insert, None, Some(&mut image)).unwrap();
+}
+
+/// Every visible row of a table as (commit ts, row number, value).
+fn read_all(store: &Store, table: TableId, mut from: Position) -> Vec<(u64, u64, u64)> {
+    let mut rows = Vec::new();
+    loop {
+        let (batch, next) = match store.scan(table, from).unwrap() {
+            Scan::Rows(batch, next) => (batch, next),
+            Scan::OnDisk(chunk) => Store::load(&chunk).unwrap(),
+            Scan::End => return rows,
+        };
+        for row in batch.iter() {
+            let Some(Datum::Text(text)) = row.new.unwrap().get(0) else { panic!("a value") };
+            let value = std::str::from_utf8(text).unwrap().parse().unwrap();
+            rows.push((row.txn.commit_ts.0, row.row_number, value));
+        }
+        from = next;
+    }
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(future)
+}
+
+#[test]
+fn rows_become_visible_with_a_publish_and_not_before() {
+    let (_dir, store, mut writer) = open(1 << 20, 1 << 30);
+    writer.register_table(table(7));
+    block_on(async {
+        writer.begin(Ts(9));
+        put(&mut writer, TableId(7), 1);
+        writer.commit(Ts(10), WallTime(1)).await.unwrap();
+        assert!(read_all(&store, TableId(7), Position::default()).is_empty());
+        writer.publish(Ts(10), WallTime(1));
+    });
+    assert_eq!(read_all(&store, TableId(7), Position::default()), [(10, 0, 1)]);
+    assert_eq!(store.resolved().0, Ts(10));
+}
+
+#[test]
+fn an_aborted_transaction_leaves_nothing() {
+    let (_dir, store, mut writer) = open(1 << 20, 1 << 30);
+    writer.register_table(table(7));
+    block_on(async {
+        writer.begin(Ts(9));
+        for n in 0..10_000 {
+            put(&mut writer, TableId(7), n);
+        }
+        writer.abort();
+        writer.begin(Ts(9));
+        put(&mut writer, TableId(7), 42);
+        writer.commit(Ts(10), WallTime(1)).await.unwrap();
+        writer.publish(Ts(10), WallTime(1));
+    });
+    assert_eq!(read_all(&store, TableId(7), Position::default()), [(10, 0, 42)]);
+}
+
+#[test]
+fn a_large_transaction_keeps_memory_bounded_and_comes_back_from_disk() {
+    let (_dir, store, mut writer) = open(1 << 20, 1 << 30);
+    writer.register_table(table(7));
+    let rows = 100_000u64;
+    block_on(async {
+        writer.begin(Ts(9));
+        for n in 0..rows {
+            put(&mut writer, TableId(7), n);
+            if n % 1000 == 0 {
+                writer.room().await.unwrap();
+                assert!(writer.cut_bytes_for_test() <= (1 << 20) + CHUNK_BYTES);
+            }
+        }
+        writer.commit(Ts(10), WallTime(1)).await.unwrap();
+        writer.publish(Ts(10), WallTime(1));
+    });
+    let expected: Vec<_> = (0..rows).map(|n| (10, n, n)).collect();
+    assert!(read_all(&store, TableId(7), Position::default()) == expected);
+    assert!(store.stats().disk_bytes > 1 << 20);
+    store.trim(TableId(7), Ts(10), None);
+    assert_eq!((store.stats().disk_bytes, store.stats().memory_bytes), (0, 0));
+}
+
+#[test]
+fn a_full_store_holds_the_writer_until_something_is_trimmed() {
+    let (_dir, store, mut writer) = open(CHUNK_BYTES, CHUNK_BYTES as u64);
+    writer.register_table(table(7));
+    let done = block_on(async {
+        let filling = async {
+            for n in 0..200u64 {
+                writer.begin(Ts(2 * n + 1));
+                for _ in 0..100 {
+                    put(&mut writer, TableId(7), n);
+                }
+                writer.commit(Ts(2 * n + 2), WallTime(1)).await.unwrap();
+                writer.publish(Ts(2 * n + 2), WallTime(1));
+                writer.room().await.unwrap();
+            }
+        };
+        tokio::pin!(filling);
+        let full = tokio::time::timeout(std::time::Duration::from_millis(500), &mut filling).await;
+        assert!(full.is_err(), "the writer must wait");
+        let freeing = async {
+            loop {
+                store.trim(TableId(7), store.resolved().0, None);
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            () = &mut filling => true,
+            () = freeing => false,
+            () = tokio::time::sleep(std::time::Duration::from_secs(60)) => false,
+        }
+    });
+    assert!(done);
+}
+
+#[test]
+fn a_scan_below_what_was_trimmed_is_an_error() {
+    let (_dir, store, mut writer) = open(1 << 20, 1 << 30);
+    writer.register_table(table(7));
+    block_on(async {
+        for ts in [10, 20] {
+            writer.begin(Ts(ts - 1));
+            put(&mut writer, TableId(7), ts);
+            writer.commit(Ts(ts), WallTime(1)).await.unwrap();
+            writer.publish(Ts(ts), WallTime(1));
+        }
+    });
+    store.trim(TableId(7), Ts(10), None);
+    assert!(matches!(store.scan(TableId(7), Position::after(Ts(5))), Err(Error::OutOfRange { .. })));
+    assert_eq!(read_all(&store, TableId(7), Position::after(Ts(10))), [(20, 0, 20)]);
+}
+
+#[test]
+fn copied_rows_are_visible_while_the_copy_runs_and_come_before_streamed_ones() {
+    let (_dir, store, mut writer) = open(1 << 20, 1 << 30);
+    let mut copy = writer.copy_writer(table(7), Ts(100), Ts(99), WallTime(1));
+    for n in 0..30_000u64 {
+        let text = n.to_string();
+        copy.row(&mut |out| {
+            let mut tuple = TupleWriter::new(out);
+            tuple.push(Datum::Text(text.as_bytes()));
+            tuple.finish();
+        });
+    }
+    let Scan::Rows(first, _) = store.scan(TableId(7), Position::after(Ts(1))).unwrap() else {
+        panic!("rows")
+    };
+    assert_eq!(first.iter().next().unwrap().op, RowOp::CopyStart);
+    assert_eq!(store.resolved().0, Ts(1));
+    copy.finish();
+    writer.register_table(table(7));
+    block_on(async {
+        writer.publish(Ts(100), WallTime(1));
+        writer.begin(Ts(100));
+        put(&mut writer, TableId(7), 5);
+        writer.commit(Ts(101), WallTime(1)).await.unwrap();
+        writer.publish(Ts(101), WallTime(1));
+    });
+    let rows = read_all(&store, TableId(7), Position { commit_ts: Ts(100), rows: 1 });
+    assert_eq!(rows.len(), 30_001);
+    assert_eq!(rows.last(), Some(&(101, 0, 5)));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    /// Any interleaving of transactions, publishes, spills and trims gives back exactly the rows, in order.
+    #[test]
+    fn a_scan_from_any_place_gives_exactly_the_rows_after_it(
+        txns in prop::collection::vec((prop::collection::vec((0i64..3, 1usize..40), 1..5), any::<bool>()), 1..30),
+        start in 0usize..200,
+        memory in 4_096usize..65_536,
+    ) {
+        let (_dir, store, mut writer) = open(memory, 1 << 30);
+        for id in 0..3 {
+            writer.register_table(table(id + 1));
+        }
+        let mut expected: Vec<Vec<(u64, u64, u64)>> = vec![Vec::new(); 3];
+        block_on(async {
+            let mut ts = 10;
+            let mut value = 0;
+            for (parts, publish) in &txns {
+                ts += 10;
+                writer.begin(Ts(ts - 1));
+                let mut numbers = [0u64; 3];
+                for (id, count) in parts {
+                    let at = usize::try_from(*id).unwrap();
+                    for _ in 0..*count {
+                        value += 1;
+                        put(&mut writer, TableId(id + 1), value);
+                        expected[at].push((ts, numbers[at], value));
+                        numbers[at] += 1;
+                    }
+                }
+                writer.commit(Ts(ts), WallTime(1)).await.unwrap();
+                if *publish {
+                    writer.publish(Ts(ts), WallTime(1));
+                    writer.room().await.unwrap();
+                }
+            }
+            writer.publish(Ts(ts), WallTime(1));
+            writer.room().await.unwrap();
+        });
+        for (at, rows) in expected.iter().enumerate() {
+            let id = TableId(i64::try_from(at).unwrap() + 1);
+            prop_assert_eq!(&read_all(&store, id, Position::default()), rows);
+            if let Some((ts, number, _)) = rows.get(start) {
+                let from = Position { commit_ts: Ts(*ts), rows: *number };
+                prop_assert_eq!(&read_all(&store, id, from)[..], &rows[start..]);
+            }
+        }
+    }
+}

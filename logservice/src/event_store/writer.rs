@@ -1,0 +1,336 @@
+//! The one writer of a store.
+
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use event::{DdlEvent, RowOp, TableInfo, TxnMark, put_row};
+use heartbeatpb::{TableId, Ts, WallTime};
+use rustc_hash::FxHashMap;
+
+use super::state::ChunkData;
+use super::{CHUNK_BYTES, CopyWriter, Store};
+use crate::Error;
+
+/// Writes one image of a row.
+pub(crate) type PutImage<'a> = &'a mut dyn FnMut(&mut BytesMut);
+
+/// Rows of a table that are not published yet.
+struct OpenTable {
+    info: Arc<TableInfo>,
+    rows: BytesMut,
+    /// Committed transactions in `rows`.
+    marks: Vec<TxnMark>,
+    /// Where the open transaction's rows begin in `rows`.
+    txn_offset: usize,
+    /// Rows of the open transaction in `rows`.
+    txn_rows: u32,
+    /// Rows of the open transaction that were cut off into `cut`.
+    txn_cut_rows: u64,
+    /// Full chunks of the open transaction, each with its number of rows and its first row's number.
+    cut: Vec<(ChunkData, u32, u64)>,
+    /// Finished chunks that wait for the next publish.
+    ready: Vec<(Arc<TableInfo>, Vec<TxnMark>, ChunkData)>,
+    touched: bool,
+    dirty: bool,
+}
+
+struct OpenTxn {
+    start_ts: Ts,
+    ddls: Vec<DdlEvent>,
+}
+
+/// Appends transactions. `Send`, and deliberately not `Clone`.
+pub struct StoreWriter {
+    store: Arc<Store>,
+    tables: FxHashMap<TableId, OpenTable>,
+    txn: Option<OpenTxn>,
+    /// Tables with rows of the open transaction.
+    touched: Vec<TableId>,
+    /// Tables with committed rows that are not published.
+    dirty: Vec<TableId>,
+    ddls: Vec<Arc<DdlEvent>>,
+    unpublished_bytes: usize,
+    /// Bytes of the open transaction's full chunks in memory.
+    cut_bytes: usize,
+}
+
+impl std::fmt::Debug for StoreWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StoreWriter").field("store", &self.store).finish_non_exhaustive()
+    }
+}
+
+impl StoreWriter {
+    pub(super) fn new(store: Arc<Store>) -> Self {
+        Self {
+            store,
+            tables: FxHashMap::default(),
+            txn: None,
+            touched: Vec::new(),
+            dirty: Vec::new(),
+            ddls: Vec::new(),
+            unpublished_bytes: 0,
+            cut_bytes: 0,
+        }
+    }
+
+    /// The store that is written.
+    #[must_use]
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// Tells a table's shape, before its first row and after each change.
+    pub fn register_table(&mut self, info: Arc<TableInfo>) {
+        self.store.state.lock().add_version(Arc::clone(&info));
+        match self.tables.get_mut(&info.id) {
+            Some(table) => {
+                table.seal();
+                table.info = info;
+            }
+            None => {
+                self.tables.insert(info.id, OpenTable::new(info));
+            }
+        }
+    }
+
+    /// Begins a transaction; rows and DDLs belong to it until [`StoreWriter::commit`].
+    pub fn begin(&mut self, start_ts: Ts) {
+        self.abort();
+        self.txn = Some(OpenTxn { start_ts, ddls: Vec::new() });
+    }
+
+    /// Appends a row to the open transaction.
+    ///
+    /// # Errors
+    /// When nobody registered the table.
+    pub fn row(
+        &mut self,
+        table: TableId,
+        op: RowOp,
+        old: Option<PutImage<'_>>,
+        new: Option<PutImage<'_>>,
+    ) -> Result<(), Error> {
+        let open = self.tables.get_mut(&table).ok_or(Error::UnknownTable { table })?;
+        if !open.touched {
+            open.touched = true;
+            self.touched.push(table);
+        }
+        let before = open.rows.len();
+        put_row(&mut open.rows, op, old, new);
+        open.txn_rows += 1;
+        self.unpublished_bytes += open.rows.len() - before;
+        if open.rows.len() - open.txn_offset >= CHUNK_BYTES {
+            self.cut_bytes += open.rows.len() - open.txn_offset;
+            open.cut();
+        }
+        Ok(())
+    }
+
+    /// Adds a schema change to the open transaction.
+    pub fn ddl(&mut self, ddl: DdlEvent) {
+        if let Some(txn) = &mut self.txn {
+            txn.ddls.push(ddl);
+        }
+    }
+
+    /// Ends the open transaction. It becomes visible with the next [`StoreWriter::publish`].
+    /// Waits while the store is full.
+    ///
+    /// # Errors
+    /// When the store was closed or cannot write.
+    pub async fn commit(&mut self, commit_ts: Ts, commit_time: WallTime) -> Result<(), Error> {
+        let Some(txn) = self.txn.take() else { return Ok(()) };
+        let start_ts = txn.start_ts;
+        self.cut_bytes = 0;
+        for id in self.touched.drain(..) {
+            let Some(table) = self.tables.get_mut(&id) else { continue };
+            table.commit(TxnMark { commit_ts, start_ts, commit_time, rows: 0, first_row: 0 });
+            if !table.dirty {
+                table.dirty = true;
+                self.dirty.push(id);
+            }
+        }
+        self.ddls.extend(txn.ddls.into_iter().map(Arc::new));
+        if self.unpublished_bytes >= CHUNK_BYTES {
+            self.store.wait_for_room().await?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the open transaction, if any: the connection broke and it will come again.
+    pub fn abort(&mut self) {
+        self.txn = None;
+        self.cut_bytes = 0;
+        let mut on_disk = Vec::new();
+        for id in self.touched.drain(..) {
+            if let Some(table) = self.tables.get_mut(&id) {
+                on_disk.extend(table.cut.drain(..).map(|(data, _, _)| data));
+                table.rows.truncate(table.txn_offset);
+                table.forget_txn();
+            }
+        }
+        self.store.discard_chunks(on_disk);
+    }
+
+    /// Bytes that were written since the last publish.
+    #[must_use]
+    pub fn unpublished_bytes(&self) -> usize {
+        self.unpublished_bytes
+    }
+
+    /// Makes every committed transaction visible: everything at or before `resolved` is complete. `resolved`
+    /// must not be smaller than the last commit. Cheap; called when the upstream has nothing more to say for
+    /// the moment, and every few milliseconds.
+    pub fn publish(&mut self, resolved: Ts, time: WallTime) {
+        {
+            let mut state = self.store.state.lock();
+            for id in self.dirty.drain(..) {
+                let Some(table) = self.tables.get_mut(&id) else { continue };
+                table.seal();
+                table.dirty = false;
+                for (info, marks, rows) in table.ready.drain(..) {
+                    state.add_chunk(info, marks, rows);
+                }
+            }
+            for ddl in self.ddls.drain(..) {
+                state.add_ddl(&ddl);
+            }
+            state.resolve(resolved, time);
+        }
+        if self.txn.is_none() {
+            self.unpublished_bytes = 0;
+        }
+        self.store.changed.notify_one();
+    }
+
+    #[cfg(test)]
+    pub(super) fn cut_bytes_for_test(&self) -> usize {
+        self.cut_bytes
+    }
+
+    /// Waits while the store is full. For use inside a large transaction.
+    ///
+    /// # Errors
+    /// When the store was closed or cannot write.
+    pub async fn room(&mut self) -> Result<(), Error> {
+        self.store.wait_for_room().await?;
+        if self.cut_bytes > self.store.config.memory_bytes / 4 {
+            self.spill_cut().await?;
+        }
+        Ok(())
+    }
+
+    /// Moves the open transaction's full chunks to disk: its commit ts is not known yet, so nobody can read them.
+    async fn spill_cut(&mut self) -> Result<(), Error> {
+        let mut chunks = Vec::new();
+        for id in &self.touched {
+            let Some(table) = self.tables.get(id) else { continue };
+            chunks.extend(table.cut.iter().filter_map(|(data, _, _)| match data {
+                ChunkData::Memory(bytes) => Some(bytes.clone()),
+                ChunkData::Disk { .. } => None,
+            }));
+        }
+        let mut places = self.store.write_segment(chunks).await?.into_iter();
+        for id in &self.touched {
+            let Some(table) = self.tables.get_mut(id) else { continue };
+            for (data, _, _) in &mut table.cut {
+                if let ChunkData::Memory(_) = data
+                    && let Some(place) = places.next()
+                {
+                    *data = place;
+                }
+            }
+        }
+        self.cut_bytes = 0;
+        Ok(())
+    }
+
+    /// A writer for the rows that a table already has, as of `snapshot_ts`. Runs beside this writer and others.
+    #[must_use]
+    pub fn copy_writer(
+        &self,
+        table: Arc<TableInfo>,
+        snapshot_ts: Ts,
+        start_ts: Ts,
+        time: WallTime,
+    ) -> CopyWriter {
+        CopyWriter::new(
+            Arc::clone(&self.store),
+            table,
+            TxnMark { commit_ts: snapshot_ts, start_ts, commit_time: time, rows: 0, first_row: 0 },
+        )
+    }
+}
+
+impl OpenTable {
+    fn new(info: Arc<TableInfo>) -> Self {
+        Self {
+            info,
+            rows: BytesMut::new(),
+            marks: Vec::new(),
+            txn_offset: 0,
+            txn_rows: 0,
+            txn_cut_rows: 0,
+            cut: Vec::new(),
+            ready: Vec::new(),
+            touched: false,
+            dirty: false,
+        }
+    }
+
+    /// Takes the open transaction's rows out of the buffer as a chunk without a commit ts.
+    fn cut(&mut self) {
+        let bytes = self.rows.split_off(self.txn_offset).freeze();
+        self.cut.push((ChunkData::Memory(bytes), self.txn_rows, self.txn_cut_rows));
+        self.txn_cut_rows += u64::from(self.txn_rows);
+        self.txn_rows = 0;
+    }
+
+    /// Gives the open transaction its commit ts.
+    fn commit(&mut self, mark: TxnMark) {
+        if !self.cut.is_empty() {
+            // What earlier transactions left in the buffer comes first.
+            let tail = self.rows.split_off(self.txn_offset);
+            self.seal_committed();
+            self.rows = tail;
+            for (data, rows, first_row) in self.cut.drain(..) {
+                self.ready.push((Arc::clone(&self.info), vec![TxnMark { rows, first_row, ..mark }], data));
+            }
+        }
+        if self.txn_rows > 0 {
+            self.marks.push(TxnMark { rows: self.txn_rows, first_row: self.txn_cut_rows, ..mark });
+        }
+        self.forget_txn();
+        if self.rows.len() >= CHUNK_BYTES {
+            self.seal();
+        }
+    }
+
+    fn forget_txn(&mut self) {
+        self.txn_offset = self.rows.len();
+        self.txn_rows = 0;
+        self.txn_cut_rows = 0;
+        self.cut.clear();
+        self.touched = false;
+    }
+
+    /// Turns the committed rows into a chunk.
+    fn seal(&mut self) {
+        let open = self.rows.split_off(self.txn_offset);
+        self.seal_committed();
+        self.rows = open;
+        self.txn_offset = 0;
+    }
+
+    /// As [`OpenTable::seal`], when the buffer holds committed rows only.
+    fn seal_committed(&mut self) {
+        if self.marks.is_empty() {
+            return;
+        }
+        let rows = std::mem::take(&mut self.rows).freeze();
+        let marks = std::mem::take(&mut self.marks);
+        self.ready.push((Arc::clone(&self.info), marks, ChunkData::Memory(rows)));
+        self.txn_offset = 0;
+    }
+}
