@@ -1,5 +1,7 @@
 //! The stored documents under conflicts, lost answers, and a coordinator that was replaced.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;

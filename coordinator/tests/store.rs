@@ -1,5 +1,7 @@
 //! What every binding of the metadata store must do, run against the one in memory and the one on disk.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
