@@ -171,7 +171,8 @@ impl FileSink {
         Ok(Self { context, queues: Mutex::new(Some(queues)), dispatchers, checkpoint })
     }
 
-    /// Checks that files can be written, before a changefeed is created. Returns what a person should know.
+    /// Checks that files can be written, before a changefeed is created. Leaves no file behind, and returns
+    /// what a person should know.
     ///
     /// # Errors
     /// When the directory cannot be used.
@@ -182,15 +183,13 @@ impl FileSink {
             checkpoint::read(&root).map_err(|e| disk::error(&root, e))
         })
         .await?;
-        Ok(known
-            .map(|checkpoint| {
-                format!(
-                    "the directory has the output of an earlier changefeed up to {checkpoint}; readers must take \
-                     both as one, so choose an empty directory unless the upstream is the same"
-                )
-            })
-            .into_iter()
-            .collect())
+        let warn = |checkpoint: Ts| {
+            format!(
+                "the directory has the output of an earlier changefeed up to {checkpoint}; readers will take both \
+                 as one, so choose an empty directory unless the upstream is the same"
+            )
+        };
+        Ok(known.map(warn).into_iter().collect())
     }
 
     fn worker_of(&self, table: TableId) -> usize {

@@ -83,7 +83,7 @@ pub async fn open(uri: &str, options: &SinkOptions) -> Result<Arc<dyn Sink>, Err
     match target(uri)? {
         Target::Postgres => Ok(Arc::new(PostgresSink::open(uri, options).await?)),
         Target::File => {
-            let config = FileConfig::new(uri, &options.replica.sink)?;
+            let config = FileConfig::for_changefeed(uri, &options.replica)?;
             Ok(Arc::new(FileSink::open(config, &options.changefeed).await?))
         }
         Target::Blackhole(url) => Ok(Arc::new(BlackholeSink::new(&url, options)?)),
@@ -99,7 +99,7 @@ pub async fn check(uri: &str, options: &SinkOptions) -> Result<SinkCheck, Error>
     match target(uri)? {
         Target::Postgres => postgres::check(uri).await,
         Target::File => {
-            let warnings = FileSink::check(&FileConfig::new(uri, &options.replica.sink)?).await?;
+            let warnings = FileSink::check(&FileConfig::for_changefeed(uri, &options.replica)?).await?;
             Ok(SinkCheck { identity: None, warnings })
         }
         Target::Blackhole(url) => BlackholeSink::new(&url, options).map(|_| SinkCheck::default()),

@@ -12,7 +12,7 @@
 //! | Date | date 91, as upstream | int32 `io.debezium.time.Date`; the infinities are the ends of int32 | string |
 //! | Time | time 92, as upstream | int64 `io.debezium.time.MicroTime` | string |
 //! | TimeTz | varchar 12, as upstream | string `io.debezium.time.ZonedTime` | string |
-//! | Timestamp | datetime 93, as upstream | int64 `io.debezium.time.Timestamp` (≤ 3 digits) or `MicroTimestamp`; the infinities as debezium has them | string |
+//! | Timestamp | datetime 93, as upstream | int64 `io.debezium.time.Timestamp` (≤ 3 digits) or `MicroTimestamp`; the infinities as debezium has them; after the year 294246 an error | string |
 //! | TimestampTz | timestamp 93, without `+00` | string `io.debezium.time.ZonedTimestamp` | string, as upstream |
 //! | Interval | varchar 12, as upstream | string, as upstream | string |
 //! | Uuid | char 1 | string `io.debezium.data.Uuid` | string |
@@ -143,6 +143,37 @@ impl Class {
             Class::Enum(_) => ("enum", 4),
         };
         MysqlType { name, java }
+    }
+
+    /// Digits or length, and digits behind the point, where the type limits them.
+    pub(crate) const fn precision(&self) -> (Option<u32>, Option<i32>) {
+        match self {
+            Class::Numeric { precision: Some(precision), scale } => (Some(*precision), Some(*scale)),
+            Class::Char(len) | Class::Varchar(len) => (*len, None),
+            Class::Bit(len) => (Some(*len), None),
+            Class::Timestamp { millis: true } => (None, Some(3)),
+            Class::Bool
+            | Class::Int16
+            | Class::Int32
+            | Class::Int64
+            | Class::Float32
+            | Class::Float64
+            | Class::Numeric { precision: None, .. }
+            | Class::Text
+            | Class::Bytes
+            | Class::Date
+            | Class::Time
+            | Class::TimeTz
+            | Class::Timestamp { millis: false }
+            | Class::TimestampTz
+            | Class::Interval
+            | Class::Uuid
+            | Class::Json
+            | Class::LongBit
+            | Class::Xml
+            | Class::Enum(_)
+            | Class::Other => (None, None),
+        }
     }
 
     /// The class of a column in a schema file: the inverse of [`Class::mysql`] as far as reading needs it.

@@ -1,9 +1,9 @@
-//! What may be chosen about the file sink, from its URI and `[sink]`.
+//! What may be chosen about the file sink, from its URI and the changefeed's configuration.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use heartbeatpb::config::{DateSeparator, HumanDuration, SinkConfig, Uri};
+use heartbeatpb::config::{DateSeparator, HumanDuration, ReplicaConfig, SinkConfig, Uri};
 
 use crate::Error;
 use crate::encode::{BinaryEncoding, DecimalMode, EncodeOptions, Format};
@@ -13,7 +13,6 @@ const DEFAULT_BUFFER: usize = 16 << 20;
 
 /// The file sink's configuration.
 #[derive(Clone, PartialEq, Eq, Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "each is one key of the configuration")]
 pub struct FileConfig {
     /// Directory of the output.
     pub root: PathBuf,
@@ -61,6 +60,21 @@ fn clamp(value: i64, least: i64, most: i64) -> usize {
 }
 
 impl FileConfig {
+    /// As [`FileConfig::new`], for a changefeed: several dispatchers may write one table if tables are split,
+    /// and what waits in memory is at most a quarter of the memory quota unless `buffer-size` says otherwise.
+    ///
+    /// # Errors
+    /// As [`FileConfig::new`].
+    pub fn for_changefeed(uri: &str, replica: &ReplicaConfig) -> Result<Self, Error> {
+        let mut file = Self::new(uri, &replica.sink)?;
+        file.across_nodes = replica.scheduler.enable_table_across_nodes;
+        if file.buffer_bytes == DEFAULT_BUFFER && replica.memory_quota > 0 {
+            file.buffer_bytes =
+                usize::try_from(replica.memory_quota / 4).unwrap_or(usize::MAX).min(DEFAULT_BUFFER);
+        }
+        Ok(file)
+    }
+
     /// Reads a URI `file:///dir?protocol=canal-json&…`; its parameters win over `sink`.
     ///
     /// Parameters: `protocol` (canal-json, debezium, csv), `flush-interval` (5s), `file-size` (64 MiB),

@@ -128,13 +128,7 @@ fn columns(table: &TableInfo, ids: bool) -> Vec<SchemaColumn> {
         .filter(|(_, column)| column.generated.is_none())
         .map(|(index, column)| {
             let class = Class::of(&column.ty);
-            let (precision, scale) = match &class {
-                Class::Numeric { precision: Some(precision), scale } => (Some(*precision), Some(*scale)),
-                Class::Char(len) | Class::Varchar(len) => (*len, None),
-                Class::Bit(len) => (Some(*len), None),
-                Class::Timestamp { millis: true } => (None, Some(3)),
-                _ => (None, None),
-            };
+            let (precision, scale) = class.precision();
             let text = |number: Option<String>| number.unwrap_or_default();
             SchemaColumn {
                 column_id: if ids { (index + 1).to_string() } else { String::new() },
