@@ -308,7 +308,12 @@ fn show(message: &ToMaintainerManager) -> String {
         ToMaintainerManager::CheckpointTs(message) => {
             format!("Checkpoint {} {}", message.changefeed.name, message.checkpoint)
         }
-        other => format!("{other:?}"),
+        other @ (ToMaintainerManager::SetNodeLiveness(_)
+        | ToMaintainerManager::SetDrainTarget(_)
+        | ToMaintainerManager::HeartBeat(_)
+        | ToMaintainerManager::BlockStatus(_)
+        | ToMaintainerManager::BootstrapResponse(_)
+        | ToMaintainerManager::PostBootstrapResponse(_)) => format!("{other:?}"),
     }
 }
 
