@@ -1,5 +1,6 @@
 //! What an upstream offers: prerequisites, retention of its log, tables, and a reader that fills the store.
 
+pub mod metrics;
 pub mod postgres;
 
 use std::fmt;
@@ -9,7 +10,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use async_trait::async_trait;
 use event::TableInfo;
 use heartbeatpb::{ChangefeedId, MaintainerEpoch, Ts, WallTime};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
+use crate::event_store::StoreWriter;
 use crate::{Error, TableFilter};
 
 /// What a changefeed wants from its upstream. `Debug` hides the URI.
@@ -212,4 +216,30 @@ pub trait Upstream: Send + Sync {
     /// # Errors
     /// When the upstream cannot be asked.
     async fn tables(&self, spec: &FeedSpec) -> Result<Vec<SourceTable>, Error>;
+
+    /// Reads the log into the store until shutdown (then `Ok`) or a fatal error. Reconnects by itself.
+    /// `persisted` carries the persisted checkpoint: the only position that is confirmed to the upstream.
+    ///
+    /// # Errors
+    /// What only a person can put right; see [`Error::is_retryable`].
+    async fn run_reader(
+        &self,
+        spec: FeedSpec,
+        start: ReaderStart,
+        writer: StoreWriter,
+        persisted: watch::Receiver<Ts>,
+        progress: Arc<ReaderProgress>,
+        shutdown: CancellationToken,
+    ) -> Result<(), Error>;
+}
+
+/// The upstream that a URI names; nothing is connected yet.
+///
+/// # Errors
+/// When the URI is wrong or its scheme is not known.
+pub fn open(uri: &str) -> Result<Arc<dyn Upstream>, Error> {
+    match uri.trim().split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase()).as_deref() {
+        Some("postgres" | "postgresql") => Ok(Arc::new(postgres::Postgres::new(uri)?)),
+        _ => Err(Error::UpstreamUri { reason: "its scheme is none of: postgres".to_owned() }),
+    }
 }

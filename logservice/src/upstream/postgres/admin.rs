@@ -1,0 +1,497 @@
+//! Prerequisites, retention (slot and publication), and questions to the server.
+
+use std::time::Duration;
+
+use heartbeatpb::{ChangefeedId, Ts, WallTime};
+
+use super::catalog::{self, CatalogTable, Selection};
+use super::conn::{Connection, Purpose};
+use super::names::Names;
+use super::options::ConnectOptions;
+use super::sql::{ident, literal, lsn, parse_lsn};
+use crate::Error;
+use crate::upstream::{CheckReport, FeedSpec, SourceTable, StartPoint, UpstreamIdentity};
+
+/// Oldest server: the first that reports partitioned tables by their root for every statement we need.
+const MIN_VERSION: u32 = 14;
+/// Newest server that was tested.
+const MAX_TESTED_VERSION: u32 = 18;
+/// Attempts to drop a slot that its last reader is about to leave, and the pause between them.
+const DROP_ATTEMPTS: u32 = 40;
+const DROP_PAUSE: Duration = Duration::from_millis(250);
+/// How many tables an error names.
+const NAMED_TABLES: usize = 5;
+/// The server's clock in microseconds since the Unix epoch.
+const CLOCK: &str = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
+
+/// Opens a connection for short statements.
+pub(crate) async fn connect(options: &ConnectOptions) -> Result<Connection, Error> {
+    Connection::connect(options, Purpose::Admin, "millrace").await
+}
+
+/// State of a slot.
+#[derive(Clone, Debug)]
+pub(crate) struct SlotState {
+    pub(crate) ours: bool,
+    pub(crate) confirmed: u64,
+    pub(crate) lost: bool,
+    pub(crate) active_pid: Option<u32>,
+}
+
+/// Looks a slot up.
+pub(crate) async fn slot(conn: &mut Connection, name: &str) -> Result<Option<SlotState>, Error> {
+    let invalid = match conn.version() {
+        ..=15 => "false",
+        16 => "COALESCE(conflicting, false)",
+        _ => "invalidation_reason IS NOT NULL",
+    };
+    let sql = format!(
+        "SELECT COALESCE(plugin = 'pgoutput' AND database = current_database() AND NOT temporary, false), \
+           confirmed_flush_lsn, wal_status IS NOT DISTINCT FROM 'lost' OR {invalid}, active_pid \
+         FROM pg_replication_slots WHERE slot_name = {}",
+        literal(name)
+    );
+    let rows = conn.query("look up a replication slot", &sql).await?;
+    let Some(row) = rows.first() else { return Ok(None) };
+    Ok(Some(SlotState {
+        ours: row.flag(0),
+        confirmed: row.opt(1).and_then(parse_lsn).unwrap_or(0),
+        lost: row.flag(2),
+        active_pid: row.opt(3).and_then(|pid| pid.parse().ok()),
+    }))
+}
+
+/// The slot, usable from `from` on; anything else is an error that says what to do.
+pub(crate) async fn usable_slot(conn: &mut Connection, names: &Names, from: Ts) -> Result<SlotState, Error> {
+    let what = match slot(conn, &names.slot).await? {
+        None => format!("replication slot {:?} does not exist any more", names.slot),
+        Some(slot) if !slot.ours => {
+            let what = format!("replication slot {:?} belongs to somebody else; drop it there", names.slot);
+            return Err(Error::RetentionConflict { what });
+        }
+        Some(slot) if slot.lost => format!(
+            "replication slot {:?} was invalidated by the server: it needed more log than max_slot_wal_keep_size \
+             (or another limit) allows",
+            names.slot
+        ),
+        Some(slot) if slot.confirmed > from.0 => format!(
+            "replication slot {:?} begins at {}, after the wanted position {}",
+            names.slot,
+            lsn(slot.confirmed),
+            lsn(from.0)
+        ),
+        Some(slot) => return Ok(slot),
+    };
+    Err(Error::LogLost {
+        what: format!("{what}; the log in between is lost: remove the changefeed and create it again"),
+    })
+}
+
+struct Publication {
+    ours: bool,
+    complete: bool,
+}
+
+async fn publication(conn: &mut Connection, names: &Names) -> Result<Option<Publication>, Error> {
+    let sql = format!(
+        "SELECT obj_description(oid, 'pg_publication') IS NOT DISTINCT FROM {}, \
+           pubinsert AND pubupdate AND pubdelete AND pubtruncate AND pubviaroot AND NOT puballtables \
+         FROM pg_publication WHERE pubname = {}",
+        literal(&names.marker),
+        literal(&names.slot)
+    );
+    let rows = conn.query("look up a publication", &sql).await?;
+    Ok(rows.first().map(|row| Publication { ours: row.flag(0), complete: row.flag(1) }))
+}
+
+/// The publication must be there as it was made.
+async fn usable_publication(conn: &mut Connection, names: &Names) -> Result<(), Error> {
+    match publication(conn, names).await? {
+        Some(Publication { ours: true, complete: true }) => Ok(()),
+        Some(Publication { ours: true, complete: false }) => Err(Error::RetentionConflict {
+            what: format!(
+                "publication {:?} was altered; remove the changefeed and create it again",
+                names.slot
+            ),
+        }),
+        Some(Publication { ours: false, .. }) => Err(foreign_publication(names)),
+        None => Err(Error::LogLost {
+            what: format!(
+                "publication {:?} does not exist any more; remove the changefeed and create it again",
+                names.slot
+            ),
+        }),
+    }
+}
+
+fn foreign_publication(names: &Names) -> Error {
+    Error::RetentionConflict {
+        what: format!(
+            "publication {:?} exists and was not made by this changefeed; drop it first",
+            names.slot
+        ),
+    }
+}
+
+fn selection(spec: &FeedSpec) -> Selection<'_> {
+    Selection { filter: &spec.filter, force_replicate: spec.force_replicate, version: spec.start_ts }
+}
+
+/// The wanted tables that the publication carries. A published table that has become ineligible is an error.
+pub(crate) async fn published_tables(
+    conn: &mut Connection,
+    spec: &FeedSpec,
+    names: &Names,
+) -> Result<Vec<CatalogTable>, Error> {
+    usable_publication(conn, names).await?;
+    let sql = format!(
+        "SELECT r.prrelid FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid WHERE p.pubname = {}",
+        literal(&names.slot)
+    );
+    let mut members = std::collections::BTreeSet::new();
+    for row in conn.query("list the tables of a publication", &sql).await? {
+        members.insert(row.number::<i64>(0)?);
+    }
+    let mut tables = Vec::new();
+    for table in catalog::load(conn, &selection(spec)).await? {
+        let name = || format!("{}.{}", table.info.schema, table.info.name);
+        if !members.contains(&table.info.id.0) {
+            if table.obstacle.is_none() {
+                tracing::warn!(
+                    table = name(),
+                    "a table that appeared after the changefeed was created is not replicated"
+                );
+            }
+        } else if let Some(obstacle) = &table.obstacle {
+            return Err(Error::SchemaChange { table: name(), change: obstacle.clone() });
+        } else {
+            tables.push(table);
+        }
+    }
+    Ok(tables)
+}
+
+/// The tables that a reader delivers: those of the publication, or before there is one, the eligible ones.
+pub(crate) async fn tables(options: &ConnectOptions, spec: &FeedSpec) -> Result<Vec<SourceTable>, Error> {
+    let names = Names::of(&spec.changefeed);
+    let mut conn = connect(options).await?;
+    let mut tables = if publication(&mut conn, &names).await?.is_some() {
+        published_tables(&mut conn, spec, &names).await?
+    } else {
+        catalog::load(&mut conn, &selection(spec)).await?
+    };
+    conn.close().await;
+    tables.retain(|table| table.obstacle.is_none());
+    Ok(tables.iter().map(CatalogTable::source).collect())
+}
+
+/// See [`crate::upstream::Upstream::check`].
+pub(crate) async fn check(options: &ConnectOptions, spec: &FeedSpec) -> Result<CheckReport, Error> {
+    let names = Names::of(&spec.changefeed);
+    let mut conn = connect(options).await?;
+    let mut report = CheckReport::default();
+    check_server(&mut conn, spec, &names, &mut report).await?;
+    Connection::connect(options, Purpose::Replication, "millrace check").await?.close().await;
+    let adopted = publication(&mut conn, &names).await?.is_some_and(|publication| publication.ours);
+    let (mut unreadable, mut unowned) = (Vec::new(), Vec::new());
+    for table in catalog::load(&mut conn, &selection(spec)).await? {
+        if let Some(obstacle) = &table.obstacle {
+            report.ineligible.push((table.source(), obstacle.clone()));
+            continue;
+        }
+        if spec.initial_copy && !table.readable {
+            unreadable.push(table.sql_name());
+        }
+        if !adopted && !table.owned {
+            unowned.push(table.sql_name());
+        }
+        report.eligible.push(table.source());
+    }
+    conn.close().await;
+    let role = ident(&options.user);
+    if !unreadable.is_empty() {
+        let what = format!(
+            "role {role} may not read {} table(s), which the initial copy needs; run: GRANT SELECT ON {} TO {role} \
+             (and GRANT USAGE on the schema)",
+            unreadable.len(),
+            some(&unreadable)
+        );
+        return Err(Error::UpstreamPrivilege { what });
+    }
+    if !unowned.is_empty() {
+        let what = format!(
+            "role {role} does not own {} table(s), which publishing them needs: {}; make it a member of the owning \
+             role (GRANT owner TO {role})",
+            unowned.len(),
+            some(&unowned)
+        );
+        return Err(Error::UpstreamPrivilege { what });
+    }
+    if report.eligible.is_empty() {
+        report.warnings.push("no table that matches the filter can be replicated".to_owned());
+    }
+    Ok(report)
+}
+
+fn some(names: &[String]) -> String {
+    let mut text = names.iter().take(NAMED_TABLES).cloned().collect::<Vec<_>>().join(", ");
+    if names.len() > NAMED_TABLES {
+        text.push_str(", …");
+    }
+    text
+}
+
+async fn check_server(
+    conn: &mut Connection,
+    spec: &FeedSpec,
+    names: &Names,
+    report: &mut CheckReport,
+) -> Result<(), Error> {
+    let unmet = |what: String| Err(Error::UpstreamPrerequisite { what });
+    let version = conn.version();
+    if version < MIN_VERSION {
+        return unmet(format!(
+            "PostgreSQL {version} is too old; {MIN_VERSION} is the oldest supported version"
+        ));
+    }
+    if version > MAX_TESTED_VERSION {
+        report
+            .warnings
+            .push(format!("PostgreSQL {version} is newer than what was tested ({MAX_TESTED_VERSION})"));
+    }
+    let sql = "SELECT current_setting('wal_level'), pg_is_in_recovery(), \
+                 current_setting('max_replication_slots')::int, (SELECT count(*) FROM pg_replication_slots), \
+                 current_setting('max_wal_senders')::int, (SELECT count(*) FROM pg_stat_replication), \
+                 has_database_privilege(current_database(), 'CREATE'), current_setting('max_slot_wal_keep_size'), \
+                 quote_ident(current_database()), quote_ident(current_user)";
+    let rows = conn.query("show its settings", sql).await?;
+    let row = rows.first().ok_or_else(|| Error::protocol("no settings"))?;
+    if row.flag(1) {
+        return unmet("the server is a standby; use the primary".to_owned());
+    }
+    if row.text(0) != "logical" {
+        return unmet(format!(
+            "wal_level is {}; run: ALTER SYSTEM SET wal_level = 'logical' and restart the server",
+            row.text(0)
+        ));
+    }
+    let own = slot(conn, &names.slot).await?;
+    // The initial copy takes a second slot and a second sender for a moment.
+    let copy = i64::from(spec.initial_copy);
+    let (slots, used): (i64, i64) = (row.number(2)?, row.number(3)?);
+    if slots - used < i64::from(own.is_none()) + copy {
+        return unmet(format!(
+            "{used} of {slots} replication slots are in use and {} are needed; drop unused slots, or raise \
+             max_replication_slots and restart the server",
+            i64::from(own.is_none()) + copy
+        ));
+    }
+    let (senders, used): (i64, i64) = (row.number(4)?, row.number(5)?);
+    if senders - used < 1 + copy {
+        return unmet(format!(
+            "{used} of {senders} WAL senders are in use and {} are needed; raise max_wal_senders and restart the \
+             server",
+            1 + copy
+        ));
+    }
+    if !row.flag(6) {
+        let what = format!(
+            "role {1} may not create a publication; run: GRANT CREATE ON DATABASE {0} TO {1}",
+            row.text(8),
+            row.text(9)
+        );
+        return Err(Error::UpstreamPrivilege { what });
+    }
+    if row.text(7) != "-1" {
+        report.warnings.push(format!(
+            "max_slot_wal_keep_size is {}: a changefeed that stands still for more log than this loses its place",
+            row.text(7)
+        ));
+    }
+    Ok(())
+}
+
+/// See [`crate::upstream::Upstream::create_retention`].
+pub(crate) async fn create_retention(
+    options: &ConnectOptions,
+    spec: &FeedSpec,
+    at: Option<Ts>,
+) -> Result<StartPoint, Error> {
+    let names = Names::of(&spec.changefeed);
+    let mut conn = connect(options).await?;
+    // Decoding looks the publication up as of the changes, so it must be older than the slot.
+    let made_publication = ensure_publication(&mut conn, spec, &names).await?;
+    let result = ensure_slot(&mut conn, &names, at).await;
+    if result.is_err() && made_publication {
+        drop_publication(&mut conn, &names).await?;
+    }
+    conn.close().await;
+    result
+}
+
+async fn ensure_publication(conn: &mut Connection, spec: &FeedSpec, names: &Names) -> Result<bool, Error> {
+    match publication(conn, names).await? {
+        Some(publication) if publication.ours => return Ok(false),
+        Some(_) => return Err(foreign_publication(names)),
+        None => {}
+    }
+    let tables = catalog::load(conn, &selection(spec)).await?;
+    let mut list = Vec::new();
+    for table in &tables {
+        match &table.obstacle {
+            None => list.push(format!("ONLY {}", table.sql_name())),
+            Some(_) if spec.ignore_ineligible => {}
+            Some(reason) => {
+                return Err(Error::TableIneligible {
+                    table: format!("{}.{}", table.info.schema, table.info.name),
+                    reason: reason.clone(),
+                });
+            }
+        }
+    }
+    let tables = if list.is_empty() { String::new() } else { format!("FOR TABLE {}", list.join(", ")) };
+    let sql = format!(
+        "CREATE PUBLICATION {name} {tables} \
+         WITH (publish = 'insert, update, delete, truncate', publish_via_partition_root = true); \
+         COMMENT ON PUBLICATION {name} IS {marker}",
+        name = ident(&names.slot),
+        marker = literal(&names.marker)
+    );
+    conn.query("create a publication", &sql).await?;
+    Ok(true)
+}
+
+async fn ensure_slot(conn: &mut Connection, names: &Names, at: Option<Ts>) -> Result<StartPoint, Error> {
+    let too_early = |begins: u64, at: Ts| Error::LogLost {
+        what: format!(
+            "the log before {} ({begins}) is not kept any more, so a changefeed cannot start at {at}; leave the start \
+             position out",
+            lsn(begins)
+        ),
+    };
+    let existing = slot(conn, &names.slot).await?;
+    let begins = match &existing {
+        Some(slot) if !slot.ours => {
+            let what = format!(
+                "replication slot {:?} exists and is not a pgoutput slot of this database; drop it first",
+                names.slot
+            );
+            return Err(Error::RetentionConflict { what });
+        }
+        Some(slot) if slot.lost => {
+            let what =
+                format!("replication slot {:?} was invalidated by the server; drop it first", names.slot);
+            return Err(Error::LogLost { what });
+        }
+        Some(slot) => slot.confirmed,
+        None => {
+            let sql = format!(
+                "SELECT lsn FROM pg_create_logical_replication_slot({}, 'pgoutput')",
+                literal(&names.slot)
+            );
+            let action = "create a replication slot (it waits for the transactions that are running)";
+            let rows = conn.query(action, &sql).await?;
+            rows.first()
+                .and_then(|row| parse_lsn(row.text(0)))
+                .ok_or_else(|| Error::protocol("a new slot has no position"))?
+        }
+    };
+    if let Some(at) = at.filter(|at| at.0 < begins) {
+        if existing.is_none() {
+            drop_slot(conn, names).await?;
+        }
+        return Err(too_early(begins, at));
+    }
+    let time = clock(conn).await?;
+    Ok(StartPoint { start_ts: at.unwrap_or(Ts(begins)), time })
+}
+
+async fn clock(conn: &mut Connection) -> Result<WallTime, Error> {
+    let rows = conn.query("tell the time", &format!("SELECT {CLOCK}")).await?;
+    let row = rows.first().ok_or_else(|| Error::protocol("no time"))?;
+    Ok(WallTime(row.number(0)?))
+}
+
+/// See [`crate::upstream::Upstream::drop_retention`].
+pub(crate) async fn drop_retention(options: &ConnectOptions, changefeed: &ChangefeedId) -> Result<(), Error> {
+    let names = Names::of(changefeed);
+    let mut conn = connect(options).await?;
+    drop_slot(&mut conn, &names).await?;
+    drop_publication(&mut conn, &names).await?;
+    conn.close().await;
+    Ok(())
+}
+
+async fn drop_slot(conn: &mut Connection, names: &Names) -> Result<(), Error> {
+    let mut attempt = 0;
+    loop {
+        match slot(conn, &names.slot).await? {
+            None => return Ok(()),
+            Some(slot) if !slot.ours => return Ok(()),
+            Some(slot) => {
+                if let Some(pid) = slot.active_pid {
+                    terminate(conn, pid).await?;
+                }
+            }
+        }
+        let sql = format!(
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = {}",
+            literal(&names.slot)
+        );
+        match conn.query("drop a replication slot", &sql).await {
+            Ok(_) => return Ok(()),
+            // Somebody else was faster.
+            Err(Error::UpstreamQuery { sqlstate, .. }) if sqlstate == "42704" => return Ok(()),
+            // Its reader has not left yet.
+            Err(Error::UpstreamUnavailable { .. }) if attempt < DROP_ATTEMPTS => {
+                attempt += 1;
+                tokio::time::sleep(DROP_PAUSE).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Ends the log connection of a reader of ours.
+pub(crate) async fn terminate(conn: &mut Connection, pid: u32) -> Result<(), Error> {
+    let sql = format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = {pid} AND application_name LIKE 'millrace%'"
+    );
+    conn.query("end a log connection", &sql).await.map(drop)
+}
+
+async fn drop_publication(conn: &mut Connection, names: &Names) -> Result<(), Error> {
+    if publication(conn, names).await?.is_some_and(|publication| publication.ours) {
+        let sql = format!("DROP PUBLICATION IF EXISTS {}", ident(&names.slot));
+        conn.query("drop a publication", &sql).await?;
+    }
+    Ok(())
+}
+
+/// See [`crate::upstream::Upstream::current_position`].
+pub(crate) async fn current_position(options: &ConnectOptions) -> Result<StartPoint, Error> {
+    let mut conn = connect(options).await?;
+    let rows = conn.query("tell its position", &format!("SELECT pg_current_wal_lsn(), {CLOCK}")).await?;
+    conn.close().await;
+    let row = rows.first().ok_or_else(|| Error::protocol("no position"))?;
+    let position = parse_lsn(row.text(0)).ok_or_else(|| Error::protocol("malformed position"))?;
+    Ok(StartPoint { start_ts: Ts(position), time: WallTime(row.number(1)?) })
+}
+
+/// See [`crate::upstream::Upstream::identity`].
+pub(crate) async fn identity(options: &ConnectOptions) -> Result<UpstreamIdentity, Error> {
+    let mut conn = connect(options).await?;
+    let sql = "SELECT s.system_identifier, d.oid, d.datname, current_setting('server_version') \
+               FROM pg_control_system() s, pg_database d WHERE d.datname = current_database()";
+    let rows = conn.query("identify itself", sql).await?;
+    conn.close().await;
+    let row = rows.first().ok_or_else(|| Error::protocol("no identity"))?;
+    // The identifier is unsigned, the function's result is not.
+    let system: i64 = row.number(0)?;
+    Ok(UpstreamIdentity {
+        system: system.cast_unsigned(),
+        database_oid: row.number(1)?,
+        database: row.text(2).to_owned(),
+        version: row.text(3).to_owned(),
+    })
+}

@@ -1,0 +1,526 @@
+//! The log reader: initial copy, then the stream, over as many connections as it takes.
+//!
+//! - **RD-1** A transaction is written to the store once, complete, and in commit order: at a reconnect the open
+//!   one is forgotten, and what the server repeats is skipped.
+//! - **RD-2** Only the persisted checkpoint is confirmed to the server.
+//! - **RD-3** While the store is full nothing is read, but the connection is kept alive.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use heartbeatpb::{Ts, WallTime};
+use rustc_hash::FxHashMap;
+use tokio::sync::watch;
+use tokio::time::{Interval, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use super::admin;
+use super::apply::{Step, Tables};
+use super::catalog::CatalogTable;
+use super::conn::{Connection, Purpose};
+use super::copy::{self, CopyPlan};
+use super::names::Names;
+use super::options::ConnectOptions;
+use super::shape::Shape;
+use super::sql::{ident, lsn};
+use crate::Error;
+use crate::event_store::StoreWriter;
+use crate::upstream::metrics::ReaderMetrics;
+use crate::upstream::{FeedSpec, ReaderPhase, ReaderProgress, ReaderStart};
+
+/// Between two status updates; also how often a silent server is asked for a sign of life.
+const STATUS_EVERY: Duration = Duration::from_secs(1);
+/// A server that owes an answer for so long is gone; equals the default of its own `wal_sender_timeout`.
+const SILENCE: Duration = Duration::from_secs(60);
+/// Committed transactions become visible at least this often while the stream does not pause.
+const PUBLISH_EVERY: Duration = Duration::from_millis(5);
+/// As [`PUBLISH_EVERY`], in bytes.
+const PUBLISH_BYTES: usize = 1 << 20;
+/// Bytes of an open transaction between two looks at the store's room.
+const ROOM_EVERY: usize = 1 << 20;
+/// Pauses between connection attempts: the first, and the longest.
+const BACKOFF_FIRST: Duration = Duration::from_millis(100);
+const BACKOFF_LAST: Duration = Duration::from_secs(10);
+/// A connection that stood this long begins a new series of attempts.
+const BACKOFF_FORGET: Duration = Duration::from_secs(30);
+
+/// Everything a reader is started with.
+pub(crate) struct Reader {
+    pub(crate) options: ConnectOptions,
+    pub(crate) spec: FeedSpec,
+    pub(crate) start: ReaderStart,
+    pub(crate) writer: StoreWriter,
+    pub(crate) persisted: watch::Receiver<Ts>,
+    pub(crate) progress: Arc<ReaderProgress>,
+    pub(crate) shutdown: CancellationToken,
+}
+
+/// How a connection's life ended without an error.
+enum Ended {
+    Shutdown,
+}
+
+impl Reader {
+    /// Runs until shutdown or a fatal error.
+    pub(crate) async fn run(self) -> Result<(), Error> {
+        let progress = Arc::clone(&self.progress);
+        let result = self.run_inner().await;
+        progress.connected.store(false, Ordering::Relaxed);
+        progress.set_phase(ReaderPhase::Stopped);
+        if let Err(error) = &result {
+            progress.set_last_error(Some(error.chain()));
+        }
+        result
+    }
+
+    async fn run_inner(self) -> Result<(), Error> {
+        let names = Names::of(&self.spec.changefeed);
+        let application = names.application(self.spec.epoch);
+        let copies = self.spec.initial_copy && self.start.checkpoint == self.start.start_ts;
+        let mut session = Session {
+            metrics: ReaderMetrics::new(),
+            names,
+            application,
+            options: self.options,
+            spec: self.spec,
+            resolved: self.start.checkpoint,
+            resolved_time: WallTime::default(),
+            copied: !copies,
+            tables: None,
+            writer: self.writer,
+            persisted: self.persisted,
+            progress: self.progress,
+            shutdown: self.shutdown,
+        };
+        let mut backoff = Backoff::default();
+        loop {
+            session.progress.set_phase(ReaderPhase::Connecting);
+            let began = Instant::now();
+            let error = match session.follow().await {
+                Ok(Ended::Shutdown) => return Ok(()),
+                Err(error) if error.is_retryable() && !matches!(error, Error::Closed { .. }) => error,
+                Err(error) => return Err(error),
+            };
+            // Forget the half transaction; the server sends it again from its beginning.
+            session.writer.abort();
+            session.progress.connected.store(false, Ordering::Relaxed);
+            session.progress.set_phase(ReaderPhase::Connecting);
+            session.progress.reconnects.fetch_add(1, Ordering::Relaxed);
+            session.progress.set_last_error(Some(error.chain()));
+            if began.elapsed() > BACKOFF_FORGET {
+                backoff = Backoff::default();
+            }
+            let pause = backoff.next();
+            tracing::warn!(
+                changefeed = %session.spec.changefeed,
+                error = error.chain(),
+                pause_ms = pause.as_millis(),
+                "lost the upstream, trying again"
+            );
+            tokio::select! {
+                () = session.shutdown.cancelled() => return Ok(()),
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+}
+
+/// Doubling pauses, each shortened by a random part so that readers do not come back in step.
+struct Backoff(Duration);
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self(BACKOFF_FIRST)
+    }
+}
+
+impl Backoff {
+    fn next(&mut self) -> Duration {
+        let pause = self.0;
+        self.0 = (pause * 2).min(BACKOFF_LAST);
+        pause.mul_f64(rand::random_range(0.5..=1.0))
+    }
+}
+
+/// What outlives a connection.
+struct Session {
+    options: ConnectOptions,
+    spec: FeedSpec,
+    names: Names,
+    application: String,
+    /// Everything at or before this has been published.
+    resolved: Ts,
+    resolved_time: WallTime,
+    /// Whether the initial copy is done, or was not wanted.
+    copied: bool,
+    /// Read from the catalog once: a shape that changes while we are away must not go unnoticed.
+    tables: Option<Vec<(CatalogTable, Arc<Shape>)>>,
+    writer: StoreWriter,
+    persisted: watch::Receiver<Ts>,
+    progress: Arc<ReaderProgress>,
+    shutdown: CancellationToken,
+    metrics: ReaderMetrics,
+}
+
+impl Session {
+    /// One connection's life.
+    async fn follow(&mut self) -> Result<Ended, Error> {
+        let shutdown = self.shutdown.clone();
+        if !self.copied {
+            let prepared = tokio::select! {
+                prepared = self.prepare() => prepared,
+                () = shutdown.cancelled() => return Ok(Ended::Shutdown),
+            };
+            let tables = prepared?;
+            self.progress.set_phase(ReaderPhase::Copying);
+            let plan = CopyPlan {
+                options: &self.options,
+                names: &self.names,
+                application: &self.application,
+                tables: &tables,
+                parallel: self.spec.copy_parallel,
+                progress: &self.progress,
+                shutdown: &self.shutdown,
+            };
+            let copied = copy::run(&plan, &self.writer).await;
+            let Some((position, time)) = copied? else { return Ok(Ended::Shutdown) };
+            self.copied = true;
+            self.publish(position, time);
+            tracing::info!(changefeed = %self.spec.changefeed, %position, "initial copy is complete");
+        }
+        let connected = tokio::select! {
+            connected = self.connect() => connected,
+            () = shutdown.cancelled() => return Ok(Ended::Shutdown),
+        };
+        let (conn, tables) = connected?;
+        self.progress.connected.store(true, Ordering::Relaxed);
+        self.progress.set_phase(ReaderPhase::Streaming);
+        self.progress.set_last_error(None);
+        let link = Link::new(conn, self.resolved.0, self.persisted.clone(), Arc::clone(&self.progress));
+        Stream {
+            link,
+            tables,
+            resume: self.resolved,
+            last_commit: None,
+            open: None,
+            open_bytes: 0,
+            last_publish: Instant::now(),
+            session: self,
+        }
+        .run()
+        .await
+    }
+
+    /// Checks slot and publication, reads the tables once, and makes them known to the store.
+    async fn prepare(&mut self) -> Result<Vec<(CatalogTable, Arc<Shape>)>, Error> {
+        let mut conn = admin::connect(&self.options).await?;
+        admin::usable_slot(&mut conn, &self.names, self.resolved).await?;
+        let current = admin::published_tables(&mut conn, &self.spec, &self.names).await?;
+        conn.close().await;
+        if self.tables.is_none() {
+            for table in &current {
+                self.writer.register_table(Arc::clone(&table.info));
+            }
+            let known = current.into_iter().map(|table| {
+                let shape = Arc::new(Shape::new(&table));
+                (table, shape)
+            });
+            self.tables = Some(known.collect());
+        }
+        Ok(self.tables.clone().unwrap_or_default())
+    }
+
+    async fn connect(&mut self) -> Result<(Connection, Tables), Error> {
+        let tables = self.prepare().await?;
+        let known: FxHashMap<u32, Arc<Shape>> = tables
+            .into_iter()
+            .filter_map(|(table, shape)| Some((u32::try_from(table.info.id.0).ok()?, shape)))
+            .collect();
+        self.claim_slot().await?;
+        let mut conn = Connection::connect(&self.options, Purpose::Replication, &self.application).await?;
+        let sql = format!(
+            "START_REPLICATION SLOT {} LOGICAL {} (proto_version '1', publication_names '{}')",
+            ident(&self.names.slot),
+            lsn(self.resolved.0),
+            ident(&self.names.slot).replace('\'', "''"),
+        );
+        conn.start_copy("start replication", &sql).await.map_err(|error| self.log_error(error))?;
+        Ok((conn, Tables::new(known, Arc::clone(&self.spec.filter))))
+    }
+
+    /// Ends the connection of a reader that came before us; gives way to one that came after.
+    async fn claim_slot(&mut self) -> Result<(), Error> {
+        let mut conn = admin::connect(&self.options).await?;
+        let slot = admin::usable_slot(&mut conn, &self.names, self.resolved).await?;
+        if let Some(pid) = slot.active_pid {
+            let mine = heartbeatpb::MaintainerEpoch::to_wire(self.spec.epoch);
+            let sql = format!("SELECT application_name FROM pg_stat_activity WHERE pid = {pid}");
+            let rows = conn.query("tell who reads the log", &sql).await?;
+            let other = rows.first().and_then(|row| self.names.epoch_of(row.text(0)));
+            match other {
+                Some(current) if current > mine => return Err(Error::Superseded { current }),
+                Some(_) => admin::terminate(&mut conn, pid).await?,
+                None => {}
+            }
+        }
+        conn.close().await;
+        Ok(())
+    }
+
+    /// A refusal that means that the log is gone gets its own name.
+    fn log_error(&self, error: Error) -> Error {
+        let Error::UpstreamQuery { message, sqlstate, .. } = &error else { return error };
+        if !matches!(sqlstate.as_str(), "42704" | "55000" | "58P01") {
+            return error;
+        }
+        let what = format!(
+            "the log after {} is not available any more: {message}; remove the changefeed and create it again",
+            lsn(self.resolved.0)
+        );
+        Error::LogLost { what }
+    }
+
+    fn publish(&mut self, resolved: Ts, time: WallTime) {
+        self.resolved = self.resolved.max(resolved);
+        self.resolved_time = self.resolved_time.max(time);
+        self.writer.publish(self.resolved, self.resolved_time);
+    }
+}
+
+/// The connection and what must be said on it regularly.
+struct Link {
+    conn: Connection,
+    ticker: Interval,
+    /// Newest position seen.
+    received: u64,
+    persisted: watch::Receiver<Ts>,
+    progress: Arc<ReaderProgress>,
+}
+
+impl Link {
+    fn new(
+        conn: Connection,
+        received: u64,
+        persisted: watch::Receiver<Ts>,
+        progress: Arc<ReaderProgress>,
+    ) -> Self {
+        let mut ticker = tokio::time::interval(STATUS_EVERY);
+        ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self { conn, ticker, received, persisted, progress }
+    }
+
+    /// Tells the server what has been received, and what is persisted and need not be kept.
+    async fn send_status(&mut self, ask: bool) -> Result<(), Error> {
+        let persisted = self.persisted.borrow_and_update().0.min(self.received);
+        self.conn.send_status(self.received, persisted, ask).await?;
+        self.progress.confirmed.fetch_max(persisted, Ordering::Relaxed);
+        self.progress.received.store(self.received, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Waits for the store while keeping the connection alive. `None`: told to stop.
+    async fn hold<F>(&mut self, work: F, shutdown: &CancellationToken) -> Result<Option<()>, Error>
+    where
+        F: Future<Output = Result<(), Error>>,
+    {
+        let mut work = pin!(work);
+        let first = std::future::poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await;
+        if let Poll::Ready(result) = first {
+            return result.map(Some);
+        }
+        self.progress.set_phase(ReaderPhase::WaitingForRoom);
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return Ok(None),
+                result = work.as_mut() => {
+                    self.progress.set_phase(ReaderPhase::Streaming);
+                    return result.map(Some);
+                }
+                _ = self.ticker.tick() => self.send_status(false).await?,
+            }
+        }
+    }
+
+    /// Reads what is there. False: nothing.
+    async fn try_fill(&mut self) -> Result<bool, Error> {
+        let mut fill = pin!(self.conn.fill());
+        match std::future::poll_fn(|cx| Poll::Ready(fill.as_mut().poll(cx))).await {
+            Poll::Ready(result) => result.map(|()| true),
+            Poll::Pending => Ok(false),
+        }
+    }
+}
+
+/// One streaming connection.
+struct Stream<'s> {
+    link: Link,
+    tables: Tables,
+    /// Transactions that end at or before this are in the store already.
+    resume: Ts,
+    /// Last commit that is not published yet.
+    last_commit: Option<(Ts, WallTime)>,
+    /// The open transaction; false when it is skipped.
+    open: Option<bool>,
+    open_bytes: usize,
+    last_publish: Instant,
+    session: &'s mut Session,
+}
+
+impl Stream<'_> {
+    async fn run(mut self) -> Result<Ended, Error> {
+        self.link.send_status(false).await?;
+        let mut quiet_since = Instant::now();
+        loop {
+            if self.drain().await?.is_none() {
+                return Ok(self.stop().await);
+            }
+            if self.link.try_fill().await? {
+                quiet_since = Instant::now();
+                continue;
+            }
+            self.publish();
+            tokio::select! {
+                biased;
+                () = self.session.shutdown.cancelled() => return Ok(self.stop().await),
+                _ = self.link.ticker.tick() => {
+                    self.check_silence(quiet_since)?;
+                    let idle = self.link.conn.last_read().elapsed() >= STATUS_EVERY / 2;
+                    self.link.send_status(idle).await?;
+                }
+                filled = self.link.conn.fill() => {
+                    filled?;
+                    quiet_since = Instant::now();
+                }
+            }
+        }
+    }
+
+    fn check_silence(&self, quiet_since: Instant) -> Result<(), Error> {
+        if self.link.conn.last_read().elapsed() < SILENCE || quiet_since.elapsed() < SILENCE {
+            return Ok(());
+        }
+        Err(Error::UpstreamUnreachable {
+            address: self.link.conn.address().to_owned(),
+            source: Box::new(std::io::Error::new(
+                std::io::ErrorKind::TimedOut,
+                format!("no sign of life for {} seconds", SILENCE.as_secs()),
+            )),
+        })
+    }
+
+    /// Handles every complete message in the buffer. `None`: told to stop.
+    async fn drain(&mut self) -> Result<Option<()>, Error> {
+        while let Some((tag, total)) = self.link.conn.peek()? {
+            let step = match tag {
+                b'd' => {
+                    let body = self.link.conn.body(total);
+                    let writer = &mut self.session.writer;
+                    self.tables.handle(body, self.resume, self.open, writer)?
+                }
+                b'E' => {
+                    let error = super::server_error::ServerError::parse(self.link.conn.body(total));
+                    return Err(self.session.log_error(error.into_error("stream the log")));
+                }
+                b'c' | b'C' | b'Z' => return Err(self.ended_by_server()),
+                b'N' | b'S' => Step::Nothing,
+                _ => {
+                    return Err(Error::protocol(format_args!("message {:?} in the stream", char::from(tag))));
+                }
+            };
+            self.link.conn.advance(total);
+            self.open_bytes += total;
+            if self.perform(step).await?.is_none() {
+                return Ok(None);
+            }
+        }
+        Ok(Some(()))
+    }
+
+    fn ended_by_server(&self) -> Error {
+        Error::UpstreamUnreachable {
+            address: self.link.conn.address().to_owned(),
+            source: Box::new(std::io::Error::new(
+                std::io::ErrorKind::ConnectionAborted,
+                "the server ended the stream",
+            )),
+        }
+    }
+
+    #[inline]
+    async fn perform(&mut self, step: Step) -> Result<Option<()>, Error> {
+        match step {
+            Step::Nothing => {}
+            Step::Row => {
+                if self.open_bytes >= ROOM_EVERY {
+                    self.open_bytes = 0;
+                    let room = self.session.writer.room();
+                    return self.link.hold(room, &self.session.shutdown).await;
+                }
+            }
+            Step::Begin { wanted } => {
+                self.open = Some(wanted);
+                self.open_bytes = 0;
+            }
+            Step::Commit { end, time } => return self.commit(end, time).await,
+            Step::KeepAlive { end, clock, reply } => {
+                self.link.received = self.link.received.max(end);
+                if self.open.is_none() {
+                    // Every transaction that ends at or before this position has been sent.
+                    let newest = self.last_commit.map_or(self.session.resolved, |(ts, _)| ts);
+                    self.last_commit = Some((newest.max(Ts(end)), WallTime(clock)));
+                }
+                if reply {
+                    self.link.send_status(false).await?;
+                }
+            }
+        }
+        Ok(Some(()))
+    }
+
+    async fn commit(&mut self, end: Ts, time: WallTime) -> Result<Option<()>, Error> {
+        self.link.received = self.link.received.max(end.0);
+        if self.open.take() != Some(true) {
+            return Ok(Some(()));
+        }
+        let commit = self.session.writer.commit(end, time);
+        if self.link.hold(commit, &self.session.shutdown).await?.is_none() {
+            return Ok(None);
+        }
+        self.last_commit = Some((end, time));
+        let due = self.session.writer.unpublished_bytes() >= PUBLISH_BYTES
+            || self.last_publish.elapsed() >= PUBLISH_EVERY;
+        if due {
+            self.publish();
+        }
+        Ok(Some(()))
+    }
+
+    fn publish(&mut self) {
+        self.last_publish = Instant::now();
+        let counts = self.tables.take_counts();
+        let progress = &self.session.progress;
+        progress.log_rows.fetch_add(counts.rows, Ordering::Relaxed);
+        progress.transactions.fetch_add(counts.transactions, Ordering::Relaxed);
+        progress.bytes.fetch_add(self.link.conn.take_received(), Ordering::Relaxed);
+        progress.received.store(self.link.received, Ordering::Relaxed);
+        self.session.metrics.rows.increment(counts.rows);
+        if let Some((ts, time)) = self.last_commit.take() {
+            self.session.publish(ts, time);
+            self.session.metrics.resolved.increment(1);
+        }
+    }
+
+    /// Confirms what is persisted and says good-bye.
+    async fn stop(mut self) -> Ended {
+        self.session.writer.abort();
+        if let Err(error) = self.link.send_status(false).await {
+            tracing::debug!(error = error.chain(), "cannot confirm at the end");
+        }
+        self.link.conn.close().await;
+        Ended::Shutdown
+    }
+}
