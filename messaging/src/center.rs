@@ -1,19 +1,15 @@
 //! A node's end of the bus: registration, local delivery, remote sending.
 
-use std::any::{Any, TypeId};
-use std::collections::HashMap;
-use std::marker::PhantomData;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use heartbeatpb::NodeId;
 use heartbeatpb::wire::proto::Message as Envelope;
 use parking_lot::RwLock;
-use tokio::sync::mpsc;
 
-use crate::codec;
-use crate::metrics::BusMetrics;
-use crate::{SendError, SendErrorKind, StreamClass, Topic, Transport};
+use crate::codec::{self, io_type};
+use crate::metrics::{BusMetrics, Drop};
+use crate::router::{Outcome, Refused, Router};
+use crate::{Inbound, Inbox, SendError, SendErrorKind, StreamClass, Topic, Transport};
 
 /// How a center treats messages to its own node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,64 +24,11 @@ impl Default for MessagingConfig {
     }
 }
 
-/// A message with its sender.
-#[derive(Clone, PartialEq, Debug)]
-pub struct Inbound<M> {
-    /// Node that sent it.
-    pub from: NodeId,
-    /// The message.
-    pub message: M,
-}
-
-/// A registered receiver of one topic. Dropping it deregisters.
-pub struct Inbox<T: Topic> {
-    receiver: mpsc::Receiver<Inbound<T::Message>>,
-    registration: u64,
-    center: MessageCenter,
-    topic: PhantomData<fn() -> T>,
-}
-
-impl<T: Topic> std::fmt::Debug for Inbox<T> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Inbox({})", T::NAME)
-    }
-}
-
-impl<T: Topic> Inbox<T> {
-    /// The next message; `None` after another receiver took the topic over.
-    pub async fn recv(&mut self) -> Option<Inbound<T::Message>> {
-        self.receiver.recv().await
-    }
-
-    /// A message that is already there.
-    pub fn try_recv(&mut self) -> Option<Inbound<T::Message>> {
-        self.receiver.try_recv().ok()
-    }
-}
-
-impl<T: Topic> Drop for Inbox<T> {
-    fn drop(&mut self) {
-        self.center.deregister(T::NAME, self.registration);
-    }
-}
-
-/// Opens an envelope for a topic's queue; says how many elements were unreadable.
-type Deliver = dyn Fn(&Envelope) -> Result<usize, SendError> + Send + Sync;
-
-struct Handler {
-    registration: u64,
-    message_type: TypeId,
-    /// The typed `mpsc::Sender<Inbound<M>>`.
-    sender: Box<dyn Any + Send + Sync>,
-    deliver: Arc<Deliver>,
-}
-
 struct Shared {
     node: NodeId,
     config: MessagingConfig,
-    handlers: RwLock<HashMap<&'static str, Handler>>,
+    router: Router,
     transport: RwLock<Option<Arc<dyn Transport>>>,
-    next_registration: AtomicU64,
     metrics: BusMetrics,
 }
 
@@ -108,9 +51,8 @@ impl MessageCenter {
         let shared = Shared {
             node,
             config,
-            handlers: RwLock::default(),
+            router: Router::default(),
             transport: RwLock::default(),
-            next_registration: AtomicU64::new(1),
             metrics: BusMetrics::new(),
         };
         Self { shared: Arc::new(shared) }
@@ -127,35 +69,16 @@ impl MessageCenter {
         &self.shared.node
     }
 
-    /// Receives a topic from now on, with room for `capacity` waiting messages; replaces the receiver before.
+    /// Receives a topic from now on, with room for `capacity` waiting messages; replaces the receiver before,
+    /// which still gets what was queued for it.
     #[must_use]
     pub fn register<T: Topic>(&self, capacity: usize) -> Inbox<T> {
-        let (sender, receiver) = mpsc::channel::<Inbound<T::Message>>(capacity);
-        let registration = self.shared.next_registration.fetch_add(1, Ordering::Relaxed);
-        let queue = sender.clone();
-        let deliver: Arc<Deliver> = Arc::new(move |envelope| {
-            let (messages, unreadable) = codec::open::<T::Message>(envelope);
-            for message in messages {
-                let from = NodeId::from(envelope.from.as_str());
-                enqueue::<T>(&queue, Inbound { from, message })?;
-            }
-            Ok(unreadable)
-        });
-        let handler = Handler {
-            registration,
-            message_type: TypeId::of::<T::Message>(),
-            sender: Box::new(sender),
-            deliver,
-        };
-        self.shared.handlers.write().insert(T::NAME, handler);
-        Inbox { receiver, registration, center: self.clone(), topic: PhantomData }
+        let (registration, receiver) = self.shared.router.register::<T>(capacity);
+        Inbox::new(self.clone(), registration, receiver)
     }
 
-    fn deregister(&self, topic: &'static str, registration: u64) {
-        let mut handlers = self.shared.handlers.write();
-        if handlers.get(topic).is_some_and(|handler| handler.registration == registration) {
-            handlers.remove(topic);
-        }
+    pub(crate) fn deregister(&self, topic: &'static str, registration: u64) {
+        self.shared.router.deregister(topic, registration);
     }
 
     /// Sends a message; never blocks. `Ok` means queued: it may still be lost.
@@ -164,96 +87,141 @@ impl MessageCenter {
     /// When the node is unknown or not connected, or a queue is full.
     pub fn send<T: Topic>(&self, to: &NodeId, message: T::Message) -> Result<(), SendError> {
         let result = self.send_inner::<T>(to, message);
-        if let Err(error) = &result {
-            match error.kind {
-                SendErrorKind::MessageCongested => self.shared.metrics.congested.increment(1),
-                SendErrorKind::ConnectionNotFound
-                | SendErrorKind::TargetNotFound
-                | SendErrorKind::InvalidMessage => {
-                    self.shared.metrics.no_target.increment(1);
-                }
+        let metrics = &self.shared.metrics;
+        match &result {
+            Ok(()) => metrics.of(T::CLASS).sent.increment(1),
+            Err(error) if error.kind == SendErrorKind::MessageCongested => {
+                metrics.of(T::CLASS).congested.increment(1);
             }
+            Err(_) => metrics.errors.increment(1),
         }
         result
     }
 
     fn send_inner<T: Topic>(&self, to: &NodeId, message: T::Message) -> Result<(), SendError> {
+        let shared = &self.shared;
         if to.is_empty() {
-            return Err(SendError::new(
-                SendErrorKind::InvalidMessage,
-                format!("no receiver given for {}", T::NAME),
-            ));
+            let reason = format!("no receiver given for {}", T::NAME);
+            return Err(SendError::new(SendErrorKind::InvalidMessage, reason));
         }
-        if *to != self.shared.node {
-            let transport = self.shared.transport.read().as_ref().map(Arc::clone);
+        if *to != shared.node {
+            let transport = shared.transport.read().as_ref().map(Arc::clone);
             let transport = transport.ok_or_else(|| {
                 SendError::new(SendErrorKind::TargetNotFound, format!("node {to} is not known"))
             })?;
-            return transport.send(to, T::CLASS, codec::envelope(&self.shared.node, to, T::NAME, &message));
+            return transport.send(to, T::CLASS, codec::envelope(&shared.node, to, T::NAME, &message));
         }
-        let through_codec = T::CLASS == StreamClass::Command && self.shared.config.encode_local_commands;
-        if through_codec {
-            self.receive(&codec::envelope(&self.shared.node, to, T::NAME, &message))
+        let through_codec = T::CLASS == StreamClass::Command && shared.config.encode_local_commands;
+        let refused = if through_codec {
+            let envelope = codec::envelope(&shared.node, to, T::NAME, &message);
+            self.try_receive(T::CLASS, to, &envelope).err()
         } else {
-            self.deliver_by_reference::<T>(message)
-        }
-    }
-
-    fn deliver_by_reference<T: Topic>(&self, message: T::Message) -> Result<(), SendError> {
-        let handlers = self.shared.handlers.read();
-        let sender = handlers
-            .get(T::NAME)
-            .filter(|handler| handler.message_type == TypeId::of::<T::Message>())
-            .and_then(|handler| handler.sender.downcast_ref::<mpsc::Sender<Inbound<T::Message>>>());
-        match sender {
-            Some(sender) => enqueue::<T>(sender, Inbound { from: self.shared.node.clone(), message }),
-            None => {
-                self.shared.metrics.no_receiver.increment(1);
-                Ok(())
+            let from = shared.node.clone();
+            match shared.router.hand_over::<T>(Inbound { from, message }) {
+                Ok(()) => {
+                    shared.metrics.of(T::CLASS).received.increment(1);
+                    None
+                }
+                Err(Refused::NoReceiver) => {
+                    self.drop_for_nobody(T::CLASS, T::NAME, 1);
+                    None
+                }
+                Err(Refused::Full) => Some(full(T::NAME)),
             }
-        }
+        };
+        refused.map_or(Ok(()), Err)
     }
 
-    /// Takes an envelope from a peer (or from this node) and queues its messages for the topic's receiver.
-    /// A topic without a receiver drops it.
+    /// Takes an envelope that came from `peer` and waits until its topic's queue has room, so that a slow
+    /// receiver pushes back on the stream. To give up, drop the future. Whatever cannot be delivered is
+    /// dropped and counted.
+    pub async fn receive(&self, class: StreamClass, peer: &NodeId, envelope: &Envelope) {
+        if !self.is_addressed(class, peer, envelope) {
+            return;
+        }
+        let Some(queue) = self.shared.router.queue(&envelope.topic) else {
+            return self.drop_for_nobody(class, &envelope.topic, envelope.payload.len());
+        };
+        // The first try needs no allocation and is what nearly always happens.
+        let outcome = match queue.offer(peer, envelope) {
+            Err(Refused::Full) => queue.push(peer, envelope).await,
+            done => done,
+        };
+        self.account(class, envelope, outcome);
+    }
+
+    /// Like [`Self::receive`], but refuses when there is no room; then nothing of the envelope was taken.
     ///
     /// # Errors
-    /// When the receiver's queue is full: the caller may push back on the peer.
-    pub fn receive(&self, envelope: &Envelope) -> Result<(), SendError> {
-        let deliver = {
-            let handlers = self.shared.handlers.read();
-            handlers.get(envelope.topic.as_str()).map(|handler| Arc::clone(&handler.deliver))
-        };
-        let Some(deliver) = deliver else {
-            self.shared.metrics.no_receiver.increment(1);
-            tracing::debug!(topic = envelope.topic, r#type = envelope.r#type, "no receiver for message");
+    /// When the topic's queue is full.
+    pub fn try_receive(
+        &self,
+        class: StreamClass,
+        peer: &NodeId,
+        envelope: &Envelope,
+    ) -> Result<(), SendError> {
+        if !self.is_addressed(class, peer, envelope) {
+            return Ok(());
+        }
+        let Some(queue) = self.shared.router.queue(&envelope.topic) else {
+            self.drop_for_nobody(class, &envelope.topic, envelope.payload.len());
             return Ok(());
         };
-        let unreadable = deliver(envelope)?;
-        if unreadable > 0 {
-            self.shared.metrics.unreadable.increment(unreadable as u64);
+        let outcome = queue.offer(peer, envelope);
+        if outcome == Err(Refused::Full) {
+            return Err(full(&envelope.topic));
+        }
+        self.account(class, envelope, outcome);
+        Ok(())
+    }
+
+    /// Whether an envelope says the truth about who sent it, and is for this node.
+    fn is_addressed(&self, class: StreamClass, peer: &NodeId, envelope: &Envelope) -> bool {
+        let fine = envelope.from == peer.as_str() && envelope.to == self.shared.node.as_str();
+        if !fine {
+            self.shared.metrics.of(class).dropped(Drop::Misaddressed, envelope.payload.len());
+            tracing::warn!(%peer, from = envelope.from, to = envelope.to, "dropped a message with a wrong address");
+        }
+        fine
+    }
+
+    fn drop_for_nobody(&self, class: StreamClass, topic: &str, count: usize) {
+        self.shared.metrics.of(class).dropped(Drop::NoReceiver, count);
+        tracing::debug!(topic, count, "nobody receives this topic");
+    }
+
+    fn account(&self, class: StreamClass, envelope: &Envelope, outcome: Result<Outcome, Refused>) {
+        let metrics = self.shared.metrics.of(class);
+        let Ok(outcome) = outcome else {
+            return self.drop_for_nobody(class, &envelope.topic, envelope.payload.len());
+        };
+        metrics.received.increment(outcome.delivered as u64);
+        metrics.dropped(Drop::Unknown, outcome.unknown);
+        metrics.dropped(Drop::Unreadable, outcome.unreadable);
+        if outcome.unreadable + outcome.unknown > 0 {
             tracing::warn!(
                 topic = envelope.topic,
-                r#type = envelope.r#type,
+                r#type = io_type::name(envelope.r#type),
+                number = envelope.r#type,
                 from = envelope.from,
-                count = unreadable,
-                "dropped unreadable messages"
+                unknown = outcome.unknown,
+                unreadable = outcome.unreadable,
+                "dropped messages that this node does not understand"
             );
         }
-        Ok(())
+    }
+
+    /// Sets the gauges; for a task that does so every ten seconds.
+    pub fn observe(&self) {
+        let (events, commands) = self.shared.router.waiting();
+        #[expect(clippy::cast_precision_loss, reason = "queue lengths are small")]
+        {
+            self.shared.metrics.of(StreamClass::Event).waiting.set(events as f64);
+            self.shared.metrics.of(StreamClass::Command).waiting.set(commands as f64);
+        }
     }
 }
 
-fn enqueue<T: Topic>(
-    queue: &mpsc::Sender<Inbound<T::Message>>,
-    inbound: Inbound<T::Message>,
-) -> Result<(), SendError> {
-    queue.try_send(inbound).map_err(|error| match error {
-        mpsc::error::TrySendError::Full(_) => {
-            SendError::new(SendErrorKind::MessageCongested, format!("queue of {} is full", T::NAME))
-        }
-        mpsc::error::TrySendError::Closed(_) => {
-            SendError::new(SendErrorKind::ConnectionNotFound, format!("receiver of {} is gone", T::NAME))
-        }
-    })
+fn full(topic: &str) -> SendError {
+    SendError::new(SendErrorKind::MessageCongested, format!("queue of {topic} is full"))
 }

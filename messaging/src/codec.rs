@@ -1,58 +1,10 @@
 //! Type numbers and the envelope (spec/messaging.md §1, §3).
 
+pub mod io_type;
+
 use bytes::Bytes;
 use heartbeatpb::wire::proto::Message as Envelope;
 use heartbeatpb::{DecodeError, NodeId};
-
-/// Numbers that say how a payload is encoded. Wire facts: append only, ours start at 1000.
-pub mod io_type {
-    /// Node to maintainer.
-    pub const HEART_BEAT_REQUEST: i32 = 13;
-    /// Maintainer to node.
-    pub const HEART_BEAT_RESPONSE: i32 = 14;
-    /// Maintainer to node.
-    pub const SCHEDULE_DISPATCHER_REQUEST: i32 = 15;
-    /// Coordinator to maintainer, maintainer to its node.
-    pub const CHECKPOINT_TS_MESSAGE: i32 = 17;
-    /// Node to maintainer.
-    pub const BLOCK_STATUS_REQUEST: i32 = 18;
-    /// Maintainer to node.
-    pub const MERGE_DISPATCHER_REQUEST: i32 = 22;
-    /// Coordinator to nodes.
-    pub const COORDINATOR_BOOTSTRAP_REQUEST: i32 = 24;
-    /// Node to coordinator.
-    pub const COORDINATOR_BOOTSTRAP_RESPONSE: i32 = 25;
-    /// Coordinator to node.
-    pub const ADD_MAINTAINER_REQUEST: i32 = 26;
-    /// Coordinator to node.
-    pub const REMOVE_MAINTAINER_REQUEST: i32 = 27;
-    /// Node to coordinator.
-    pub const MAINTAINER_HEARTBEAT_REQUEST: i32 = 28;
-    /// Maintainer to nodes.
-    pub const MAINTAINER_BOOTSTRAP_REQUEST: i32 = 29;
-    /// Node to maintainer.
-    pub const MAINTAINER_BOOTSTRAP_RESPONSE: i32 = 30;
-    /// Maintainer to the table trigger's node.
-    pub const MAINTAINER_POST_BOOTSTRAP_REQUEST: i32 = 31;
-    /// Node to maintainer.
-    pub const MAINTAINER_POST_BOOTSTRAP_RESPONSE: i32 = 32;
-    /// Maintainer to nodes.
-    pub const MAINTAINER_CLOSE_REQUEST: i32 = 33;
-    /// Node to maintainer.
-    pub const MAINTAINER_CLOSE_RESPONSE: i32 = 34;
-    /// First frame of a stream between nodes.
-    pub const MESSAGE_HAND_SHAKE: i32 = 36;
-    /// Node to coordinator.
-    pub const NODE_HEARTBEAT_REQUEST: i32 = 42;
-    /// Coordinator to node.
-    pub const SET_NODE_LIVENESS_REQUEST: i32 = 43;
-    /// Node to coordinator.
-    pub const SET_NODE_LIVENESS_RESPONSE: i32 = 44;
-    /// Coordinator to nodes.
-    pub const SET_DISPATCHER_DRAIN_TARGET_REQUEST: i32 = 45;
-    /// First number of messages that only Millrace nodes understand.
-    pub const FIRST_OWN: i32 = 1000;
-}
 
 /// A message of a topic: one type number per variant, and a byte form for each.
 pub trait WireMessage: Clone + Send + Sync + 'static {
@@ -81,16 +33,82 @@ pub fn envelope<M: WireMessage>(from: &NodeId, to: &NodeId, topic: &str, message
     }
 }
 
-/// Reads the messages of an envelope. Elements that cannot be read are left out and counted: a peer may
-/// send an envelope that is empty for us, and nobody is handed an empty one.
-pub fn open<M: WireMessage>(envelope: &Envelope) -> (Vec<M>, usize) {
-    let mut messages = Vec::with_capacity(envelope.payload.len());
-    let mut unreadable = 0;
+/// What an envelope held.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Opened<M> {
+    /// The messages, in order. May be empty: a peer skips what it cannot encode.
+    pub messages: Vec<M>,
+    /// Elements whose type the topic does not have.
+    pub unknown: usize,
+    /// Elements of a known type that could not be read.
+    pub unreadable: usize,
+}
+
+/// Reads the messages of an envelope; elements that cannot be read are left out and counted.
+#[must_use]
+pub fn open<M: WireMessage>(envelope: &Envelope) -> Opened<M> {
+    let messages = Vec::with_capacity(envelope.payload.len());
+    let mut opened = Opened { messages, unknown: 0, unreadable: 0 };
     for payload in &envelope.payload {
         match M::decode(envelope.r#type, payload) {
-            Ok(message) => messages.push(message),
-            Err(_) => unreadable += 1,
+            Ok(message) => opened.messages.push(message),
+            Err(DecodeError::UnknownType(_)) => opened.unknown += 1,
+            Err(_) => opened.unreadable += 1,
         }
     }
-    (messages, unreadable)
+    opened
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{MaintainerTopic, ToMaintainer, Topic};
+    use heartbeatpb::{ChangefeedId, MaintainerCloseResponse};
+
+    fn closed(success: bool) -> ToMaintainer {
+        ToMaintainer::CloseResponse(MaintainerCloseResponse {
+            changefeed: ChangefeedId::fresh("feed"),
+            success,
+            epoch: None,
+        })
+    }
+
+    fn sealed() -> Envelope {
+        envelope(&"a".into(), &"b".into(), MaintainerTopic::NAME, &closed(true))
+    }
+
+    // behaviour: messaging-6
+    #[test]
+    fn an_envelope_keeps_type_topic_sender_receiver_and_payload() {
+        let envelope = sealed();
+        assert_eq!(envelope.r#type, io_type::MAINTAINER_CLOSE_RESPONSE);
+        assert_eq!((envelope.from.as_str(), envelope.to.as_str()), ("a", "b"));
+        assert_eq!(envelope.topic, "maintainer");
+        assert_eq!(envelope.payload.len(), 1);
+        let opened = open::<ToMaintainer>(&envelope);
+        assert!(
+            matches!(opened.messages.as_slice(), [ToMaintainer::CloseResponse(response)] if response.success)
+        );
+    }
+
+    // behaviour: messaging-16
+    #[test]
+    fn unreadable_elements_and_unknown_types_are_left_out() {
+        let mut envelope = sealed();
+        envelope.payload.insert(0, Bytes::from_static(b"\xff\xff\xff"));
+        envelope.payload.push(Bytes::new());
+        let opened = open::<ToMaintainer>(&envelope);
+        assert_eq!((opened.messages.len(), opened.unknown, opened.unreadable), (1, 0, 2));
+        envelope.r#type = 9999;
+        let opened = open::<ToMaintainer>(&envelope);
+        assert_eq!((opened.messages.len(), opened.unknown, opened.unreadable), (0, 3, 0));
+    }
+
+    // behaviour: messaging-16
+    #[test]
+    fn an_envelope_may_be_empty() {
+        let mut envelope = sealed();
+        envelope.payload.clear();
+        assert_eq!(open::<ToMaintainer>(&envelope), Opened { messages: vec![], unknown: 0, unreadable: 0 });
+    }
 }

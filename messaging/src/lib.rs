@@ -12,16 +12,23 @@
 //! - **MS-2** A full queue is an error at the sender, never a wait: a slow topic cannot stall another one.
 //! - **MS-3** Errors and logs name type, sender and topic, never a message's content.
 //! - **MS-4** An envelope without a usable payload is not delivered.
+//! - **MS-5** A message says the truth about its sender: a peer cannot speak for another node.
 
+pub mod binary;
 mod center;
 pub mod codec;
 mod error;
+mod inbox;
 pub mod metrics;
+mod router;
+#[cfg(feature = "test-util")]
+pub mod testing;
 mod topic;
 mod transport;
 
-pub use center::{Inbound, Inbox, MessageCenter, MessagingConfig};
+pub use center::{MessageCenter, MessagingConfig};
 pub use codec::WireMessage;
 pub use error::{SendError, SendErrorKind};
+pub use inbox::{Inbound, Inbox, SLOW};
 pub use topic::*;
-pub use transport::Transport;
+pub use transport::{QUEUE_CAPACITY, Transport};

@@ -25,6 +25,17 @@ pub enum StreamClass {
     Command,
 }
 
+impl StreamClass {
+    /// Name on the wire and in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            StreamClass::Event => "event",
+            StreamClass::Command => "command",
+        }
+    }
+}
+
 /// An address at a node, and the type of what arrives there.
 pub trait Topic: 'static {
     /// Name on the wire.

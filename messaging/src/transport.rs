@@ -5,8 +5,13 @@ use heartbeatpb::wire::proto::Message as Envelope;
 
 use crate::{SendError, StreamClass};
 
-/// Carries envelopes to other nodes. A binding reconnects by itself and keeps the order per
-/// (receiver, stream class) inside one session.
+/// Queued envelopes per (peer, stream class): enough for the statuses of a big changefeed, after that the
+/// sender should slow down.
+pub const QUEUE_CAPACITY: usize = 16_384;
+
+/// Carries envelopes to other nodes. A binding reconnects by itself, keeps the order per
+/// (receiver, stream class) inside one session, and hands what it receives to
+/// [`MessageCenter::receive`](crate::MessageCenter::receive) with the peer's proven identity.
 pub trait Transport: Send + Sync + 'static {
     /// Queues an envelope; never blocks.
     ///
