@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 
 use event::RowOp;
 use heartbeatpb::{MaintainerEpoch, Ts};
+use logservice::upstream::ReaderPhase;
 use rig::{Running, content, eventually, replay, spec};
 use testkit::{PgServer, StopMode};
 
@@ -303,7 +304,7 @@ async fn restarts_and_crashes_of_the_server_neither_lose_nor_repeat_a_row() {
             2 => {
                 // Half of what was read is confirmed when the connection breaks.
                 running.catch_up().await;
-                running.persisted.send_replace(running.store.resolved().0);
+                running.persisted.send_replace(running.changes("t")[9_999].commit_ts);
                 server
                     .sql("postgres", "SELECT pg_terminate_backend(pid) FROM pg_stat_replication")
                     .await
@@ -321,7 +322,6 @@ async fn restarts_and_crashes_of_the_server_neither_lose_nor_repeat_a_row() {
     // A second reader that resumes at a checkpoint gets exactly what is after it.
     let middle = changes[9_999].commit_ts;
     let (spec, start) = (running.spec.clone(), running.start);
-    running.persisted.send_replace(middle);
     running.stop().await;
     let resumed = Running::resume(spec, start, middle, 256 << 20).await;
     resumed.catch_up().await;
@@ -387,9 +387,8 @@ async fn only_what_is_persisted_is_confirmed() {
     running.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_full_store_stops_reading_and_keeps_the_connection() {
-    let server = PgServer::builder().setting("wal_sender_timeout", "2s").start().await.expect("server");
+/// A reader with a small store, waiting for room in the middle of forty transactions of a thousand rows.
+async fn waiting_for_room(server: &PgServer) -> Running {
     server.sql("postgres", "CREATE TABLE t (id int PRIMARY KEY, v text)").await.expect("table");
     let spec = spec(&server.uri("postgres"), &["*.*"]);
     let upstream = logservice::upstream::open(&spec.upstream_uri).expect("uri");
@@ -402,36 +401,72 @@ async fn a_full_store_stops_reading_and_keeps_the_connection() {
         server.sql("postgres", &sql).await.expect("insert");
     }
     eventually("the reader waits", async || {
-        (running.progress.phase() == logservice::upstream::ReaderPhase::WaitingForRoom).then_some(())
+        (running.progress.phase() == ReaderPhase::WaitingForRoom).then_some(())
     })
     .await;
+    running
+}
+
+/// Makes room by and by until everything has come; the transactions must come once and in order.
+async fn take_everything(running: &Running) {
+    let table = running.tables["t"].id;
+    let mut transactions: Vec<(Ts, usize)> = Vec::new();
+    eventually("everything arrives", async || {
+        let done = transactions.last().map_or(Ts::ZERO, |(ts, _)| *ts);
+        for change in rig::changes_after(&running.store, table, done) {
+            match transactions.last_mut() {
+                Some((ts, rows)) if *ts == change.commit_ts => *rows += 1,
+                _ => transactions.push((change.commit_ts, 1)),
+            }
+        }
+        let done = transactions.last().map_or(Ts::ZERO, |(ts, _)| *ts);
+        running.store.trim(table, done, None);
+        (transactions.len() >= 40).then_some(())
+    })
+    .await;
+    assert!(transactions.is_sorted());
+    assert_eq!(transactions.iter().map(|(_, rows)| *rows).collect::<Vec<_>>(), [1000; 40]);
+    running.catch_up().await;
+    assert_eq!(rig::changes_after(&running.store, table, transactions[39].0), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_store_stops_reading_and_keeps_the_connection() {
+    let server = PgServer::builder().setting("wal_sender_timeout", "2s").start().await.expect("server");
+    let running = waiting_for_room(&server).await;
     let rows = running.progress.log_rows.load(Ordering::Relaxed);
     assert!(rows < 40_000);
     // Longer than the server's patience with a silent reader.
-    let client = server.client("postgres").await.expect("client");
     let before = running.upstream.current_position().await.expect("position").time;
     eventually("the server's patience is over", async || {
         let now = running.upstream.current_position().await.expect("position").time;
         (before.seconds_until(now) > 5.0).then_some(())
     })
     .await;
+    let client = server.client("postgres").await.expect("client");
     let row = client.query_one("SELECT count(*) FROM pg_stat_replication", &[]).await.expect("count");
     assert_eq!(row.get::<_, i64>(0), 1);
     assert_eq!(running.progress.log_rows.load(Ordering::Relaxed), rows);
-    let target = running.upstream.current_position().await.expect("position").start_ts;
-    let table = running.tables["t"].id;
-    let mut seen = 0;
-    let mut done = Ts::ZERO;
-    eventually("everything arrives", async || {
-        let resolved = running.store.resolved().0;
-        let fresh = rig::changes_after(&running.store, table, done);
-        seen += fresh.len();
-        done = fresh.last().map_or(done, |change| change.commit_ts);
-        running.store.trim(table, done, None);
-        (resolved >= target && seen == 40_000).then_some(())
+    take_everything(&running).await;
+    assert_eq!(running.progress.reconnects.load(Ordering::Relaxed), 0);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_restarts_while_the_store_is_full_repeats_nothing() {
+    let server = PgServer::start().await.expect("server");
+    let running = waiting_for_room(&server).await;
+    server.restart(StopMode::Immediate).await.expect("restart");
+    // Some status updates go into the void.
+    let before = running.upstream.current_position().await.expect("position").time;
+    eventually("the reader tries to report", async || {
+        let now = running.upstream.current_position().await.expect("position").time;
+        (before.seconds_until(now) > 3.0).then_some(())
     })
     .await;
-    assert_eq!(running.progress.reconnects.load(Ordering::Relaxed), 0);
+    assert_eq!(running.progress.phase(), ReaderPhase::WaitingForRoom);
+    take_everything(&running).await;
+    assert!(running.progress.reconnects.load(Ordering::Relaxed) >= 1);
     running.stop().await;
 }
 
@@ -479,4 +514,65 @@ async fn a_newer_reader_takes_the_slot_and_an_older_one_gives_way() {
     second.catch_up().await;
     assert_eq!(second.history("t"), ["Insert new 1"]);
     second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_published_behind_our_back_is_an_error_once_it_has_rows() {
+    let server = PgServer::start().await.expect("server");
+    server.sql("postgres", "CREATE TABLE t (id int PRIMARY KEY)").await.expect("table");
+    let running = Running::start(spec(&server.uri("postgres"), &["public.*"])).await;
+    running.catch_up().await;
+    let publication = format!("millrace_test_{:08x}", running.spec.changefeed.gid.high >> 32);
+    server
+        .sql(
+            "postgres",
+            &format!(
+                "CREATE TABLE late (id int PRIMARY KEY); CREATE SCHEMA s; CREATE TABLE s.unwanted (id int PRIMARY KEY);
+                 ALTER PUBLICATION {publication} ADD TABLE late, s.unwanted; INSERT INTO s.unwanted VALUES (1)"
+            ),
+        )
+        .await
+        .expect("publish");
+    running.catch_up().await;
+    server.sql("postgres", "INSERT INTO late VALUES (1)").await.expect("insert");
+    let error = running.failed().await;
+    assert_eq!(error.code(), "CDC:ErrSchemaChangeUnsupported");
+    assert!(error.to_string().contains("public.late"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_that_come_later_belong_to_their_table() {
+    let server = PgServer::start().await.expect("server");
+    server
+        .sql(
+            "postgres",
+            "CREATE TABLE p (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+             CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (10); INSERT INTO p VALUES (1, 'old')",
+        )
+        .await
+        .expect("tables");
+    let mut spec = spec(&server.uri("postgres"), &["public.*"]);
+    spec.initial_copy = true;
+    let running = Running::start(spec).await;
+    running.reach(running.start.start_ts.after()).await;
+    server
+        .sql(
+            "postgres",
+            "CREATE TABLE p2 PARTITION OF p FOR VALUES FROM (10) TO (20);
+             INSERT INTO p VALUES (11, 'new'); UPDATE p SET v = 'moved', id = 12 WHERE id = 1",
+        )
+        .await
+        .expect("changes");
+    running.catch_up().await;
+    assert_eq!(
+        running.history("p"),
+        [
+            "CopyStart",
+            "Insert new 1,old",
+            "Insert new 11,new",
+            "Delete old 1,<unchanged>",
+            "Insert new 12,moved"
+        ]
+    );
+    running.stop().await;
 }

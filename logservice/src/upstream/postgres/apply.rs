@@ -34,12 +34,23 @@ pub(crate) struct Counts {
     pub(crate) transactions: u64,
 }
 
+/// What is known about an announced table.
+enum Announced {
+    /// It is replicated.
+    Known(Arc<Shape>),
+    /// Nobody wants it.
+    Unwanted,
+    /// It is wanted but was not there when the reader began. No error yet: a partition is announced beside its
+    /// root, and its rows come under the root's name.
+    Unexpected { table: String },
+}
+
 /// The tables of a stream.
 pub(crate) struct Tables {
     known: FxHashMap<u32, Arc<Shape>>,
     filter: Arc<TableFilter>,
-    /// Tables announced on this connection; `None` for those that nobody wants.
-    announced: FxHashMap<u32, Option<Arc<Shape>>>,
+    /// Tables announced on this connection.
+    announced: FxHashMap<u32, Announced>,
     counts: Counts,
 }
 
@@ -168,22 +179,17 @@ impl Tables {
     }
 
     fn announce(&mut self, relation: &Relation) -> Result<(), Error> {
-        let shape = match self.known.get(&relation.id) {
+        let announced = match self.known.get(&relation.id) {
             Some(shape) => {
                 shape.verify(relation)?;
-                Some(Arc::clone(shape))
+                Announced::Known(Arc::clone(shape))
             }
             None if self.filter.matches(&relation.schema, &relation.name) => {
-                return Err(Error::SchemaChange {
-                    table: format!("{}.{}", relation.schema, relation.name),
-                    change: "it is published but was not known when the reader began, or it has been dropped since; \
-                             remove the changefeed and create it again"
-                        .to_owned(),
-                });
+                Announced::Unexpected { table: format!("{}.{}", relation.schema, relation.name) }
             }
-            None => None,
+            None => Announced::Unwanted,
         };
-        self.announced.insert(relation.id, shape);
+        self.announced.insert(relation.id, announced);
         Ok(())
     }
 }
@@ -191,7 +197,7 @@ impl Tables {
 /// The shape for a row; `None` when the row is not wanted.
 #[inline]
 fn wanted(
-    announced: &FxHashMap<u32, Option<Arc<Shape>>>,
+    announced: &FxHashMap<u32, Announced>,
     relation: u32,
     open: Option<bool>,
 ) -> Result<Option<&Arc<Shape>>, Error> {
@@ -201,7 +207,14 @@ fn wanted(
         None => return Err(Error::protocol("a row outside a transaction")),
     }
     match announced.get(&relation) {
-        Some(shape) => Ok(shape.as_ref()),
+        Some(Announced::Known(shape)) => Ok(Some(shape)),
+        Some(Announced::Unwanted) => Ok(None),
+        Some(Announced::Unexpected { table }) => Err(Error::SchemaChange {
+            table: table.clone(),
+            change: "it is published but was not known when the reader began, or it has been dropped since; remove \
+                     the changefeed and create it again"
+                .to_owned(),
+        }),
         None => Err(Error::protocol(format_args!("a row of relation {relation}, which was not announced"))),
     }
 }

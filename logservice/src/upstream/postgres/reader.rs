@@ -88,6 +88,7 @@ impl Reader {
             spec: self.spec,
             resolved: self.start.checkpoint,
             resolved_time: WallTime::default(),
+            complete: None,
             copied: !copies,
             tables: None,
             writer: self.writer,
@@ -104,6 +105,7 @@ impl Reader {
                 Err(error) if error.is_retryable() && !matches!(error, Error::Closed { .. }) => error,
                 Err(error) => return Err(error),
             };
+            session.publish_complete();
             // Forget the half transaction; the server sends it again from its beginning.
             session.writer.abort();
             session.progress.connected.store(false, Ordering::Relaxed);
@@ -154,6 +156,9 @@ struct Session {
     /// Everything at or before this has been published.
     resolved: Ts,
     resolved_time: WallTime,
+    /// A newer position that is complete in the store but not published yet. Outlives the connection: what is in
+    /// the store must not be asked for again.
+    complete: Option<(Ts, WallTime)>,
     /// Whether the initial copy is done, or was not wanted.
     copied: bool,
     /// Read from the catalog once: a shape that changes while we are away must not go unnoticed.
@@ -204,7 +209,6 @@ impl Session {
             link,
             tables,
             resume: self.resolved,
-            last_commit: None,
             open: None,
             open_bytes: 0,
             last_publish: Instant::now(),
@@ -283,6 +287,13 @@ impl Session {
         Error::LogLost { what }
     }
 
+    /// Publishes what is complete, if that is news.
+    fn publish_complete(&mut self) -> bool {
+        let Some((ts, time)) = self.complete.take() else { return false };
+        self.publish(ts, time);
+        true
+    }
+
     fn publish(&mut self, resolved: Ts, time: WallTime) {
         self.resolved = self.resolved.max(resolved);
         self.resolved_time = self.resolved_time.max(time);
@@ -298,6 +309,8 @@ struct Link {
     received: u64,
     persisted: watch::Receiver<Ts>,
     progress: Arc<ReaderProgress>,
+    /// The connection broke while the store was waited for.
+    broken: Option<Error>,
 }
 
 impl Link {
@@ -309,7 +322,7 @@ impl Link {
     ) -> Self {
         let mut ticker = tokio::time::interval(STATUS_EVERY);
         ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { conn, ticker, received, persisted, progress }
+        Self { conn, ticker, received, persisted, progress, broken: None }
     }
 
     /// Tells the server what has been received, and what is persisted and need not be kept.
@@ -321,7 +334,8 @@ impl Link {
         Ok(())
     }
 
-    /// Waits for the store while keeping the connection alive. `None`: told to stop.
+    /// Waits for the store while keeping the connection alive. `None`: told to stop. If the connection breaks
+    /// meanwhile, the work is finished all the same, so that its effect is known; the error is kept for later.
     async fn hold<F>(&mut self, work: F, shutdown: &CancellationToken) -> Result<Option<()>, Error>
     where
         F: Future<Output = Result<(), Error>>,
@@ -340,7 +354,9 @@ impl Link {
                     self.progress.set_phase(ReaderPhase::Streaming);
                     return result.map(Some);
                 }
-                _ = self.ticker.tick() => self.send_status(false).await?,
+                _ = self.ticker.tick(), if self.broken.is_none() => {
+                    self.broken = self.send_status(false).await.err();
+                }
             }
         }
     }
@@ -361,8 +377,6 @@ struct Stream<'s> {
     tables: Tables,
     /// Transactions that end at or before this are in the store already.
     resume: Ts,
-    /// Last commit that is not published yet.
-    last_commit: Option<(Ts, WallTime)>,
     /// The open transaction; false when it is skipped.
     open: Option<bool>,
     open_bytes: usize,
@@ -436,6 +450,9 @@ impl Stream<'_> {
             if self.perform(step).await?.is_none() {
                 return Ok(None);
             }
+            if let Some(error) = self.link.broken.take() {
+                return Err(error);
+            }
         }
         Ok(Some(()))
     }
@@ -470,8 +487,8 @@ impl Stream<'_> {
                 self.link.received = self.link.received.max(end);
                 if self.open.is_none() {
                     // Every transaction that ends at or before this position has been sent.
-                    let newest = self.last_commit.map_or(self.session.resolved, |(ts, _)| ts);
-                    self.last_commit = Some((newest.max(Ts(end)), WallTime(clock)));
+                    let newest = self.session.complete.map_or(self.session.resolved, |(ts, _)| ts);
+                    self.session.complete = Some((newest.max(Ts(end)), WallTime(clock)));
                 }
                 if reply {
                     self.link.send_status(false).await?;
@@ -490,7 +507,7 @@ impl Stream<'_> {
         if self.link.hold(commit, &self.session.shutdown).await?.is_none() {
             return Ok(None);
         }
-        self.last_commit = Some((end, time));
+        self.session.complete = Some((end, time));
         let due = self.session.writer.unpublished_bytes() >= PUBLISH_BYTES
             || self.last_publish.elapsed() >= PUBLISH_EVERY;
         if due {
@@ -508,8 +525,7 @@ impl Stream<'_> {
         progress.bytes.fetch_add(self.link.conn.take_received(), Ordering::Relaxed);
         progress.received.store(self.link.received, Ordering::Relaxed);
         self.session.metrics.rows.increment(counts.rows);
-        if let Some((ts, time)) = self.last_commit.take() {
-            self.session.publish(ts, time);
+        if self.session.publish_complete() {
             self.session.metrics.resolved.increment(1);
         }
     }
