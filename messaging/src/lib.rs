@@ -9,7 +9,8 @@
 //! Neighbours: `heartbeatpb` gives the words; every tier above sends through here and links to none of its peers.
 //!
 //! - **MS-1** A topic delivers its own message type only; anything else is dropped and counted.
-//! - **MS-2** A full queue is an error at the sender, never a wait: a slow topic cannot stall another one.
+//! - **MS-2** Each topic has a bounded queue of its own. Sending never waits for room; a receiver that is full
+//!   pushes back on the streams of its peers until they refuse to send.
 //! - **MS-3** Errors and logs name type, sender and topic, never a message's content.
 //! - **MS-4** An envelope without a usable payload is not delivered.
 //! - **MS-5** A message says the truth about its sender: a peer cannot speak for another node.

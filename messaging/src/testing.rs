@@ -61,9 +61,12 @@ struct State {
     nodes: BTreeMap<NodeId, MessageCenter>,
     links: BTreeMap<LinkKey, Link>,
     link_faults: BTreeMap<(NodeId, NodeId), Faults>,
-    /// Ordered pairs that cannot talk; the number grows with each cut, so that a pump sees that one happened.
+    /// Ordered pairs that cannot talk.
     cuts: BTreeSet<(NodeId, NodeId)>,
-    cut_count: u64,
+    /// Ordered pairs whose streams were never opened.
+    closed: BTreeSet<(NodeId, NodeId)>,
+    /// How often each pair was cut: what travels during a cut is lost even when the cut is over on arrival.
+    cut_counts: BTreeMap<(NodeId, NodeId), u64>,
     carried: Carried,
 }
 
@@ -101,7 +104,8 @@ impl Network {
             links: BTreeMap::new(),
             link_faults: BTreeMap::new(),
             cuts: BTreeSet::new(),
-            cut_count: 0,
+            closed: BTreeSet::new(),
+            cut_counts: BTreeMap::new(),
             carried: Carried::default(),
         };
         let (changed, _) = watch::channel(());
@@ -141,9 +145,10 @@ impl Network {
     /// Breaks the streams between two nodes, both ways. What travels is lost, what is queued waits.
     pub fn partition(&self, one: &NodeId, other: &NodeId) {
         let mut state = self.shared.state.lock();
-        state.cuts.insert((one.clone(), other.clone()));
-        state.cuts.insert((other.clone(), one.clone()));
-        state.cut_count += 1;
+        for pair in [(one.clone(), other.clone()), (other.clone(), one.clone())] {
+            *state.cut_counts.entry(pair.clone()).or_default() += 1;
+            state.cuts.insert(pair);
+        }
         drop(state);
         self.shared.changed.send_replace(());
     }
@@ -157,11 +162,18 @@ impl Network {
         }
     }
 
+    /// Makes `from` find no connection to `to`, as before its streams are opened: sending fails at once.
+    pub fn close(&self, from: &NodeId, to: &NodeId) {
+        self.shared.state.lock().closed.insert((from.clone(), to.clone()));
+    }
+
     /// Connects two nodes again.
     pub fn heal(&self, one: &NodeId, other: &NodeId) {
         let mut state = self.shared.state.lock();
-        state.cuts.remove(&(one.clone(), other.clone()));
-        state.cuts.remove(&(other.clone(), one.clone()));
+        for pair in [(one.clone(), other.clone()), (other.clone(), one.clone())] {
+            state.cuts.remove(&pair);
+            state.closed.remove(&pair);
+        }
         drop(state);
         self.shared.changed.send_replace(());
     }
@@ -170,6 +182,7 @@ impl Network {
     pub fn heal_all(&self) {
         let mut state = self.shared.state.lock();
         state.cuts.clear();
+        state.closed.clear();
         state.link_faults.clear();
         state.faults = Faults::NONE;
         drop(state);
@@ -196,6 +209,12 @@ impl Transport for Endpoint {
         let mut state = network.state.lock();
         if !state.nodes.contains_key(to) || !state.nodes.contains_key(&self.from) {
             return Err(unknown());
+        }
+        if state.closed.contains(&(self.from.clone(), to.clone())) {
+            return Err(SendError::new(
+                SendErrorKind::ConnectionNotFound,
+                format!("{} stream to {to} is not open", class.as_str()),
+            ));
         }
         let key = (self.from.clone(), to.clone(), class);
         if !state.links.contains_key(&key) {
@@ -275,11 +294,12 @@ impl Pump {
 
     async fn carry(&mut self, envelope: Envelope) -> Option<()> {
         let (from, to, class) = self.key.clone();
+        let pair = (from.clone(), to.clone());
         let (faults, cuts_before) = {
             let network = self.network.upgrade()?;
             let state = network.state.lock();
-            let own = state.link_faults.get(&(from.clone(), to.clone()));
-            (own.unwrap_or(&state.faults).clone(), state.cut_count)
+            let faults = state.link_faults.get(&pair).unwrap_or(&state.faults).clone();
+            (faults, state.cut_counts.get(&pair).copied())
         };
         // Always the same number of draws per envelope, so that one fault does not shift the next.
         let (lost, twice, speed) =
@@ -288,10 +308,10 @@ impl Pump {
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
-        let network = self.network.upgrade()?;
         let receiver = {
+            let network = self.network.upgrade()?;
             let mut state = network.state.lock();
-            let broken = state.cut_count != cuts_before && state.cuts.contains(&(from.clone(), to.clone()));
+            let broken = state.cut_counts.get(&pair).copied() != cuts_before;
             let receiver = state.nodes.get(&to).cloned();
             if lost < faults.loss || broken || receiver.is_none() {
                 state.carried.lost += 1;
@@ -301,7 +321,10 @@ impl Pump {
         };
         let copies = if twice < faults.duplication { 2 } else { 1 };
         for copy in 0..copies {
+            // Nothing of the network is held meanwhile: dropping it must end this task, even in front of a
+            // receiver that is full for ever.
             receiver.receive(class, &from, &envelope).await;
+            let network = self.network.upgrade()?;
             let mut state = network.state.lock();
             state.carried.delivered += 1;
             state.carried.duplicated += u64::from(copy == 1);

@@ -106,10 +106,21 @@ async fn what_travels_when_the_streams_break_is_lost() {
     tokio::time::advance(Duration::from_millis(1)).await;
     tokio::task::yield_now().await;
     pair.network.isolate(pair.b.node());
-    assert_eq!(pair.rest().await, Vec::<u64>::new());
-    pair.network.heal_all();
+    pair.network.heal(pair.a.node(), pair.b.node());
     assert_eq!(pair.rest().await, [2]);
     assert_eq!(pair.network.carried().lost, 1);
+}
+
+// behaviour: messaging-9
+#[tokio::test(start_paused = true)]
+async fn a_node_without_open_streams_is_not_connected_until_they_are() {
+    let mut pair = pair(1, 100, 100);
+    pair.network.close(pair.a.node(), pair.b.node());
+    assert_eq!(pair.send(1), Err(SendErrorKind::ConnectionNotFound));
+    assert_eq!(SendErrorKind::ConnectionNotFound.code(), 202);
+    pair.network.heal(pair.a.node(), pair.b.node());
+    pair.send(2).expect("room");
+    assert_eq!(pair.rest().await, [2]);
 }
 
 // behaviour: messaging-13
@@ -145,4 +156,16 @@ async fn a_stalled_receiver_pushes_back_and_nothing_queued_is_lost() {
     assert_eq!(pair.rest().await, accepted);
     pair.send(1000).expect("recovered");
     assert_eq!(pair.rest().await, [1000]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropping_the_network_ends_what_waits_in_front_of_a_full_receiver() {
+    let mut pair = pair(1, 4, 1);
+    for number in 0..4 {
+        pair.send(number).expect("room");
+        tokio::task::yield_now().await;
+    }
+    pair.network = Network::new(1);
+    assert_eq!(pair.rest().await, [0]);
+    assert_eq!(pair.send(9), Err(SendErrorKind::TargetNotFound));
 }
