@@ -3,6 +3,7 @@
 mod behaviours;
 mod ci;
 mod codegen;
+mod metrics;
 mod servers;
 mod tidy;
 
@@ -38,11 +39,13 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Write docs/metrics.md from the metrics' constants.
+    Metrics,
     /// Behaviours of the catalogue and the tests that show them.
     Behaviours {
-        /// List the ids that no test shows.
+        /// Fail when a behaviour is shown by no test, or a test names one that is not listed.
         #[arg(long)]
-        missing: bool,
+        strict: bool,
     },
 }
 
@@ -53,7 +56,8 @@ fn main() -> ExitCode {
         Command::Test { rest } => servers::ensure().and_then(|()| ci::test(&root, &rest)),
         Command::Tidy => tidy::run(&root),
         Command::Codegen { check } => codegen::run(&root, check),
-        Command::Behaviours { missing } => behaviours::run(&root, missing),
+        Command::Metrics => metrics::run(&root),
+        Command::Behaviours { strict } => behaviours::run(&root, strict),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
