@@ -1,5 +1,6 @@
 //! What an upstream offers: prerequisites, retention of its log, tables, and a reader that fills the store.
 
+pub mod generator;
 pub mod metrics;
 pub mod postgres;
 
@@ -240,6 +241,7 @@ pub trait Upstream: Send + Sync {
 pub fn open(uri: &str) -> Result<Arc<dyn Upstream>, Error> {
     match uri.trim().split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase()).as_deref() {
         Some("postgres" | "postgresql") => Ok(Arc::new(postgres::Postgres::new(uri)?)),
-        _ => Err(Error::UpstreamUri { reason: "its scheme is none of: postgres".to_owned() }),
+        Some("generator") => Ok(Arc::new(generator::Generator::new(uri)?)),
+        _ => Err(Error::UpstreamUri { reason: "its scheme is none of: postgres, generator".to_owned() }),
     }
 }

@@ -129,7 +129,7 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn the_newest_checkpoint_wins_and_never_goes_back() {
         let dir = tempfile::tempdir().expect("a directory");
         write(dir.path(), Ts(50)).expect("written");
