@@ -7,11 +7,11 @@ use std::sync::atomic::Ordering;
 
 use event::RowOp;
 use heartbeatpb::{MaintainerEpoch, Ts};
+use logservice::event_store::Position;
 use logservice::upstream::ReaderPhase;
 use rig::{Running, content, eventually, replay, spec};
 use testkit::{PgServer, StopMode};
 
-// behaviour: dataplane-1
 #[tokio::test(flavor = "multi_thread")]
 async fn every_kind_of_change_arrives_with_its_images() {
     let server = PgServer::start().await.expect("server");
@@ -235,7 +235,6 @@ async fn values_of_every_type_are_the_servers_text_in_copy_and_stream() {
     running.stop().await;
 }
 
-// behaviour: dataplane-11-3
 #[tokio::test(flavor = "multi_thread")]
 async fn copy_and_stream_meet_without_a_gap_or_an_overlap() {
     let server = PgServer::start().await.expect("server");
@@ -282,7 +281,79 @@ async fn copy_and_stream_meet_without_a_gap_or_an_overlap() {
     running.stop().await;
 }
 
-// behaviour: dataplane-2
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_breaks_begins_again_with_a_new_snapshot() {
+    let server = PgServer::start().await.expect("server");
+    server
+        .sql(
+            "postgres",
+            "CREATE TABLE t (id int PRIMARY KEY, v text);
+             INSERT INTO t SELECT g, repeat('x', 1000) FROM generate_series(1, 20000) g;",
+        )
+        .await
+        .expect("table");
+    let mut spec = spec(&server.uri("postgres"), &["*.*"]);
+    spec.initial_copy = true;
+    let upstream = logservice::upstream::open(&spec.upstream_uri).expect("uri");
+    let start = upstream.create_retention(&spec, None).await.expect("retention");
+    // The store is too small for the table, so the copy is in its middle until somebody takes the rows.
+    let running = Running::resume(spec, start, start.start_ts, 1 << 20).await;
+    eventually("the copy has begun", async || {
+        (running.progress.copy_rows.load(Ordering::Relaxed) > 0).then_some(())
+    })
+    .await;
+    assert_eq!(running.progress.phase(), ReaderPhase::Copying);
+    server.restart(StopMode::Immediate).await.expect("restart");
+    server
+        .sql("postgres", "UPDATE t SET v = 'y' WHERE id <= 10; DELETE FROM t WHERE id = 20")
+        .await
+        .expect("changes");
+    assert_eq!(running.store.resolved().0, start.start_ts);
+    let target = upstream.current_position().await.expect("position").start_ts;
+    let table = running.tables["t"].id;
+    let (mut changes, mut at) = (Vec::new(), Position::default());
+    eventually("everything arrives", async || {
+        let done = running.store.resolved().0 >= target;
+        rig::take(&running.store, table, &mut at, &mut changes);
+        running.store.trim(table, start.start_ts, Some(at));
+        done.then_some(())
+    })
+    .await;
+    let copies = changes.iter().filter(|change| change.op == RowOp::CopyStart).map(|change| change.commit_ts);
+    let copies: Vec<Ts> = copies.collect();
+    assert_eq!(copies.len(), 2);
+    assert!(start.start_ts < copies[0] && copies[0] < copies[1]);
+    assert!(changes.is_sorted_by_key(|change| change.commit_ts));
+    assert_eq!(replay(&changes), content(&server, "postgres", "t", &["id", "v"]).await);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_waits_for_a_transaction_says_so_and_can_be_stopped() {
+    let server = PgServer::start().await.expect("server");
+    server.sql("postgres", "CREATE TABLE t (id int PRIMARY KEY)").await.expect("table");
+    let mut spec = spec(&server.uri("postgres"), &["*.*"]);
+    spec.initial_copy = true;
+    let upstream = logservice::upstream::open(&spec.upstream_uri).expect("uri");
+    let start = upstream.create_retention(&spec, None).await.expect("retention");
+    let slow = server.client("postgres").await.expect("client");
+    slow.batch_execute("BEGIN; INSERT INTO t VALUES (1)").await.expect("begin");
+    let running = Running::resume(spec, start, start.start_ts, 1 << 20).await;
+    eventually("the reader says what it waits for", async || {
+        running.progress.last_error().filter(|error| error.contains("transactions that are running"))
+    })
+    .await;
+    running.stop().await;
+    slow.batch_execute("COMMIT").await.expect("commit");
+    let client = server.client("postgres").await.expect("client");
+    eventually("the temporary slot is gone", async || {
+        let rows =
+            client.query("SELECT FROM pg_replication_slots WHERE temporary", &[]).await.expect("slots");
+        rows.is_empty().then_some(())
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn restarts_and_crashes_of_the_server_neither_lose_nor_repeat_a_row() {
     let server = PgServer::builder().setting("fsync", "on").start().await.expect("server");
@@ -575,4 +646,38 @@ async fn partitions_that_come_later_belong_to_their_table() {
         ]
     );
     running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strange_names_are_quoted_everywhere() {
+    let server = PgServer::start().await.expect("server");
+    server
+        .sql(
+            "postgres",
+            "CREATE SCHEMA \"S'ch \"\"q\";
+             CREATE TABLE \"S'ch \"\"q\".\"T\\ \"\"name\" (\"I'd\" int PRIMARY KEY, \"se\"\"lect\" text, \"ü\" int);
+             INSERT INTO \"S'ch \"\"q\".\"T\\ \"\"name\" VALUES (1, 'a', 2);
+             CREATE TABLE empty (); ALTER TABLE empty REPLICA IDENTITY FULL; INSERT INTO empty DEFAULT VALUES",
+        )
+        .await
+        .expect("tables");
+    let mut spec = spec(&server.uri("postgres"), &["\"S'ch \"\"q\".*", "public.empty"]);
+    spec.initial_copy = true;
+    spec.force_replicate = true;
+    spec.changefeed.name = "Ünïcode' \"feed\"".into();
+    let running = Running::start(spec).await;
+    // The copy is complete; its snapshot may have been taken any time after the start.
+    running.reach(running.start.start_ts.after()).await;
+    server
+        .sql("postgres", "DELETE FROM \"S'ch \"\"q\".\"T\\ \"\"name\"; INSERT INTO empty DEFAULT VALUES")
+        .await
+        .expect("changes");
+    running.catch_up().await;
+    assert_eq!(
+        running.history("T\\ \"name"),
+        ["CopyStart", "Insert new 1,a,2", "Delete old 1,<unchanged>,<unchanged>"]
+    );
+    assert_eq!(running.history("empty"), ["CopyStart", "Insert new ", "Insert new "]);
+    running.upstream.drop_retention(&running.spec.changefeed).await.expect("drop");
+    assert_eq!(running.failed().await.code(), "CDC:ErrStartTsBeforeGC");
 }

@@ -182,22 +182,32 @@ impl Running {
 /// Every visible change of a table.
 pub(crate) fn changes(store: &Store, table: TableId) -> Vec<Change> {
     let mut found = Vec::new();
-    let mut at = Position::default();
+    take(store, table, &mut Position::default(), &mut found);
+    found
+}
+
+/// Every visible change of a table after a position.
+pub(crate) fn changes_after(store: &Store, table: TableId, after: Ts) -> Vec<Change> {
+    let mut found = Vec::new();
+    take(store, table, &mut Position::after(after), &mut found);
+    found
+}
+
+/// Appends every visible change of a table after `at`, and moves `at` behind them.
+pub(crate) fn take(store: &Store, table: TableId, at: &mut Position, found: &mut Vec<Change>) {
     loop {
-        let (batch, next): (RowBatch, Position) = match store.scan(table, at).expect("scan") {
+        let (batch, next): (RowBatch, Position) = match store.scan(table, *at).expect("scan") {
             Scan::Rows(batch, next) => (batch, next),
             Scan::OnDisk(chunk) => Store::load(&chunk).expect("load"),
-            Scan::End => return found,
+            Scan::End => return,
         };
-        for row in batch.iter() {
-            found.push(Change {
-                commit_ts: row.txn.commit_ts,
-                op: row.op,
-                old: row.old.map(texts),
-                new: row.new.map(texts),
-            });
-        }
-        at = next;
+        found.extend(batch.iter().map(|row| Change {
+            commit_ts: row.txn.commit_ts,
+            op: row.op,
+            old: row.old.map(texts),
+            new: row.new.map(texts),
+        }));
+        *at = next;
     }
 }
 
@@ -244,21 +254,4 @@ pub(crate) async fn content(
     let rows =
         client.query(&format!("SELECT ARRAY[{}] FROM {table}", list.join(",")), &[]).await.expect("content");
     rows.iter().map(|row| row.get::<_, Vec<String>>(0)).map(|values| (values[0].clone(), values)).collect()
-}
-
-/// Every visible change of a table after a position that may be trimmed.
-pub(crate) fn changes_after(store: &Store, table: TableId, after: Ts) -> Vec<Change> {
-    let mut found = Vec::new();
-    let mut at = Position::after(after);
-    loop {
-        let (batch, next) = match store.scan(table, at).expect("scan") {
-            Scan::Rows(batch, next) => (batch, next),
-            Scan::OnDisk(chunk) => Store::load(&chunk).expect("load"),
-            Scan::End => return found,
-        };
-        for row in batch.iter() {
-            found.push(Change { commit_ts: row.txn.commit_ts, op: row.op, old: None, new: None });
-        }
-        at = next;
-    }
 }

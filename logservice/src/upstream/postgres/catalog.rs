@@ -1,7 +1,8 @@
 //! Tables as the catalog describes them, and whether they can be replicated.
 //!
 //! A partitioned table is one table: the publication reports changes under the root's name. Its partitions
-//! must therefore log the same old image as the root says.
+//! must therefore log the same old image as the root says. The schema `millrace` is left out: it holds what a
+//! changefeed that writes into this database keeps about itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -102,7 +103,7 @@ async fn load_heads(conn: &mut Connection) -> Result<Vec<Head>, Error> {
                  pg_has_role(c.relowner, 'USAGE') \
                FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
                WHERE c.relkind IN ('r', 'p', 'f') AND NOT c.relispartition AND c.relpersistence <> 't' \
-                 AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_' \
+                 AND n.nspname NOT IN ('information_schema', 'millrace') AND n.nspname !~ '^pg_' \
                ORDER BY c.oid";
     let rows = conn.query("list tables", sql).await?;
     let mut heads = Vec::with_capacity(rows.len());

@@ -4,6 +4,7 @@
 //! committed before S, and streaming from S on continues it without a gap or an overlap.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -27,6 +28,8 @@ use crate::upstream::ReaderProgress;
 
 /// A table that sends nothing for so long is stuck behind a dead connection.
 const SILENCE: Duration = Duration::from_secs(300);
+/// A snapshot normally takes milliseconds; after this a person should know why it takes longer.
+const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes between two looks at the store's room.
 const ROOM_EVERY: usize = 256 * 1024;
 /// Rows between two updates of the progress counter.
@@ -122,15 +125,22 @@ async fn export(plan: &CopyPlan<'_>, exporter: &mut Connection) -> Result<Option
         "CREATE_REPLICATION_SLOT {} TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT",
         ident(&plan.names.copy_slot(rand::random()))
     );
-    let create =
-        exporter.query("create a temporary slot (it waits for the transactions that are running)", &sql);
-    let rows = tokio::select! {
-        rows = create => rows?,
-        () = plan.shutdown.cancelled() => {
-            cancel.cancel(plan.options).await;
-            return Ok(None);
+    let mut create = pin!(exporter.query("create a temporary slot", &sql));
+    let rows = loop {
+        tokio::select! {
+            rows = &mut create => break rows?,
+            () = plan.shutdown.cancelled() => {
+                cancel.cancel(plan.options).await;
+                return Ok(None);
+            }
+            () = tokio::time::sleep(SNAPSHOT_PATIENCE) => {
+                let wait = "the initial copy waits for the transactions that are running on the upstream to end";
+                plan.progress.set_last_error(Some(wait.to_owned()));
+                tracing::warn!("{wait}");
+            }
         }
     };
+    plan.progress.set_last_error(None);
     let row = rows.first().ok_or_else(|| Error::protocol("no slot was described"))?;
     let position = parse_lsn(row.text(1)).ok_or_else(|| Error::protocol("a slot has no position"))?;
     Ok(Some(Snapshot { name: row.text(2).to_owned(), position: Ts(position), time }))

@@ -277,7 +277,12 @@ impl Session {
     /// A refusal that means that the log is gone gets its own name.
     fn log_error(&self, error: Error) -> Error {
         let Error::UpstreamQuery { message, sqlstate, .. } = &error else { return error };
-        if !matches!(sqlstate.as_str(), "42704" | "55000" | "58P01") {
+        let lost = match sqlstate.as_str() {
+            "42704" | "55000" => message.contains("slot"),
+            "58P01" => message.contains("WAL segment"),
+            _ => false,
+        };
+        if !lost {
             return error;
         }
         let what = format!(

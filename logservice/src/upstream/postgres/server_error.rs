@@ -38,7 +38,7 @@ impl ServerError {
             },
             "57P01" | "57P02" | "57P03" | "57P05" | "57014" | "55006" | "55P03" | "40001" | "40P01"
             | "25P03" | "25P04" => self.unavailable(action),
-            _ if class == "53" || class == "08" => self.unavailable(action),
+            _ if class == "53" || (class == "08" && self.sqlstate != "08P01") => self.unavailable(action),
             _ => Error::UpstreamQuery {
                 action: action.to_owned(),
                 message: self.words(),
