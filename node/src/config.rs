@@ -1,0 +1,231 @@
+//! Server configuration: defaults, then the TOML file, then flags that were given.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// Port that a server listens on when nothing else is said.
+pub const DEFAULT_ADDR: &str = "127.0.0.1:8300";
+
+/// Configuration of one server process (spec/api-cli-config.md §10, the part that applies to one node).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ServerConfig {
+    /// Isolates several clusters in one store.
+    pub cluster_id: String,
+    /// `host:port` to listen on.
+    pub addr: String,
+    /// `host:port` that other nodes and clients are told; `addr` when empty.
+    pub advertise_addr: String,
+    /// Where the metadata store and the event store live.
+    pub data_dir: PathBuf,
+    /// File for the log; empty is standard error.
+    pub log_file: String,
+    /// `error`, `warn`, `info`, `debug` or a tracing filter directive.
+    pub log_level: String,
+    /// Details of logging.
+    pub log: LogConfig,
+    /// Event store limits.
+    pub event_store: EventStoreConfig,
+}
+
+/// `[log]`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct LogConfig {
+    /// `text` or `json`.
+    pub format: LogFormat,
+}
+
+/// Form of a log line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For machines.
+    Json,
+}
+
+/// `[event-store]`: limits per changefeed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct EventStoreConfig {
+    /// Bytes of recent changes kept in memory per changefeed.
+    pub memory_bytes: u64,
+    /// Bytes on disk per changefeed; when they are used up, the upstream is not read until there is room.
+    pub disk_bytes: u64,
+}
+
+impl Default for EventStoreConfig {
+    fn default() -> Self {
+        // 48 MiB holds a quarter of a second of a saturated reader; 64 GiB an afternoon of a busy database.
+        Self { memory_bytes: 48 << 20, disk_bytes: 64 << 30 }
+    }
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            cluster_id: "default".to_owned(),
+            addr: DEFAULT_ADDR.to_owned(),
+            advertise_addr: String::new(),
+            data_dir: PathBuf::from("./millrace_data"),
+            log_file: String::new(),
+            log_level: "info".to_owned(),
+            log: LogConfig::default(),
+            event_store: EventStoreConfig::default(),
+        }
+    }
+}
+
+/// Why a server configuration is unusable. Names the key and says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration file {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is not valid TOML, or holds an unknown or ill-typed key.
+    #[error("the configuration file {path} is not usable: {what}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with its line.
+        what: String,
+    },
+    /// A value is not allowed.
+    #[error("{key}: {what}")]
+    Invalid {
+        /// The key, as in the file.
+        key: &'static str,
+        /// What is wrong and what to do.
+        what: String,
+    },
+}
+
+impl ServerConfig {
+    /// Reads a TOML file strictly: unknown keys are errors.
+    ///
+    /// # Errors
+    /// When the file cannot be read or parsed.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        toml::from_str(&text).map_err(|e| ConfigError::Parse {
+            path: path.to_owned(),
+            what: e.to_string().trim_end().to_owned(),
+        })
+    }
+
+    /// The address that others are told.
+    #[must_use]
+    pub fn advertised(&self) -> &str {
+        if self.advertise_addr.is_empty() { &self.addr } else { &self.advertise_addr }
+    }
+
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// Names the first key with a value that cannot be used.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let invalid = |key, what: String| Err(ConfigError::Invalid { key, what });
+        if !is_name(&self.cluster_id) || self.cluster_id.len() > 128 {
+            return invalid(
+                "cluster-id",
+                "use letters, digits and single hyphens, at most 128 bytes".to_owned(),
+            );
+        }
+        if ["owner", "capture", "task", "changefeed", "job", "meta"].contains(&self.cluster_id.as_str()) {
+            return invalid(
+                "cluster-id",
+                format!("{:?} is a reserved word; choose another", self.cluster_id),
+            );
+        }
+        if let Err(what) = check_host_port(&self.addr) {
+            return invalid("addr", what);
+        }
+        if !self.advertise_addr.is_empty() {
+            if let Err(what) = check_host_port(&self.advertise_addr) {
+                return invalid("advertise-addr", what);
+            }
+            let host = self.advertise_addr.rsplit_once(':').map_or("", |(host, _)| host);
+            if ["0.0.0.0", "[::]", "::", ""].contains(&host) {
+                return invalid("advertise-addr", "must be an address that others can reach".to_owned());
+            }
+        }
+        if self.data_dir.as_os_str().is_empty() {
+            return invalid("data-dir", "must not be empty".to_owned());
+        }
+        if self.event_store.memory_bytes < 8 << 20 {
+            return invalid("event-store.memory-bytes", "must be at least 8388608 (8 MiB)".to_owned());
+        }
+        if self.event_store.disk_bytes < 256 << 20 {
+            return invalid("event-store.disk-bytes", "must be at least 268435456 (256 MiB)".to_owned());
+        }
+        crate::telemetry::parse_filter(&self.log_level).map(|_| ()).or_else(|what| invalid("log-level", what))
+    }
+}
+
+/// Whether `text` is a name such as `orders-to-kafka`: alphanumeric words joined by single hyphens.
+#[must_use]
+pub fn is_name(text: &str) -> bool {
+    !text.is_empty()
+        && text.split('-').all(|word| !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphanumeric()))
+}
+
+fn check_host_port(text: &str) -> Result<(), String> {
+    let Some((host, port)) = text.rsplit_once(':') else {
+        return Err(format!("{text:?} has no port; write host:port, for example {DEFAULT_ADDR}"));
+    };
+    if host.is_empty() {
+        return Err(format!("{text:?} has no host; write host:port, for example {DEFAULT_ADDR}"));
+    }
+    port.parse::<u16>().map(|_| ()).map_err(|_| format!("{port:?} is not a port number (0 to 65535)"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_valid() {
+        ServerConfig::default().validate().unwrap();
+    }
+
+    #[test]
+    fn bad_values_are_named() {
+        type Change = fn(&mut ServerConfig);
+        let cases: [(&str, Change); 8] = [
+            ("cluster-id", |c| c.cluster_id = "a--b".into()),
+            ("cluster-id", |c| c.cluster_id = "owner".into()),
+            ("addr", |c| c.addr = "localhost".into()),
+            ("addr", |c| c.addr = "localhost:99999".into()),
+            ("advertise-addr", |c| c.advertise_addr = "0.0.0.0:8300".into()),
+            ("data-dir", |c| c.data_dir = PathBuf::new()),
+            ("event-store.memory-bytes", |c| c.event_store.memory_bytes = 1),
+            ("log-level", |c| c.log_level = "millrace=nonsense".into()),
+        ];
+        for (key, change) in cases {
+            let mut config = ServerConfig::default();
+            change(&mut config);
+            let error = config.validate().unwrap_err().to_string();
+            assert!(error.starts_with(key), "{error}");
+        }
+    }
+
+    #[test]
+    fn unknown_keys_in_the_file_are_errors_that_name_them() {
+        let dir = std::env::temp_dir().join(format!("millrace-config-{}", std::process::id()));
+        std::fs::write(&dir, "cluster-id = \"a\"\nfoo = 1\n").unwrap();
+        let error = ServerConfig::load(&dir).unwrap_err().to_string();
+        std::fs::remove_file(&dir).unwrap();
+        assert!(error.contains("foo"), "{error}");
+    }
+}

@@ -1,0 +1,89 @@
+//! The HTTP API: routes and the state behind them (spec/api-cli-config.md §1–8, the part that one node serves).
+
+mod changefeed;
+mod error;
+mod models;
+mod server;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::routing::{any, get, post};
+use coordinator::CoordinatorHandle;
+use metrics_exporter_prometheus::PrometheusHandle;
+
+use crate::upstream::UpstreamHub;
+
+pub(crate) use error::ApiFailure;
+
+/// Largest request body: a changefeed configuration is a few KiB.
+const MAX_BODY_BYTES: usize = 2 << 20;
+
+/// What the handlers need.
+pub(crate) struct ApiState {
+    pub(crate) node: heartbeatpb::NodeId,
+    pub(crate) address: String,
+    pub(crate) cluster_id: String,
+    pub(crate) data_dir: std::path::PathBuf,
+    pub(crate) started: Instant,
+    pub(crate) leader: tokio::sync::watch::Receiver<Option<CoordinatorHandle>>,
+    pub(crate) upstreams: Arc<UpstreamHub>,
+    pub(crate) metrics: PrometheusHandle,
+    pub(crate) liveness: Arc<maintainer::LivenessCell>,
+}
+
+impl ApiState {
+    /// The coordinator, if this node leads.
+    fn leader(&self) -> Option<CoordinatorHandle> {
+        self.leader.borrow().clone()
+    }
+}
+
+type Shared = Arc<ApiState>;
+
+/// The routes.
+pub(crate) fn router(state: ApiState) -> Router {
+    let feeds = Router::new()
+        .route("/", get(changefeed::list).post(changefeed::create))
+        .route("/{id}", get(changefeed::get).put(changefeed::update).delete(changefeed::remove))
+        .route("/{id}/pause", post(changefeed::pause))
+        .route("/{id}/resume", post(changefeed::resume))
+        .route("/{id}/status", get(changefeed::status))
+        .route("/{id}/synced", get(changefeed::synced))
+        .route("/{id}/progress", get(changefeed::progress));
+    let v2 = Router::new()
+        .route("/status", get(server::status))
+        .route("/health", get(server::health))
+        .route("/log", post(server::set_log_level))
+        .route("/tso", post(server::tso))
+        .route("/captures", get(server::captures))
+        .route("/processors", get(server::no_processors))
+        .route("/verify_table", post(changefeed::verify_table))
+        .route("/get_all_tables", post(changefeed::verify_table))
+        .nest("/changefeeds", feeds);
+    Router::new()
+        .route("/", get(server::index))
+        .route("/status", get(server::status))
+        .route("/livez", get(server::livez))
+        .route("/readyz", get(server::readyz))
+        .route("/metrics", any(server::metrics))
+        .nest("/api/v2", v2)
+        .fallback(server::not_found)
+        .method_not_allowed_fallback(server::wrong_method)
+        .layer(axum::extract::DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .with_state(Arc::new(state))
+}
+
+/// Parses a JSON body, or says what is wrong with it without quoting it: bodies hold credentials.
+pub(crate) fn parse_body<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiFailure> {
+    serde_json::from_slice(bytes).map_err(|e| {
+        let kind = match e.classify() {
+            serde_json::error::Category::Syntax => "is not JSON",
+            serde_json::error::Category::Eof => "ends too early",
+            serde_json::error::Category::Data => "has a field of a wrong type",
+            serde_json::error::Category::Io => "cannot be read",
+        };
+        ApiFailure::invalid(format!("the request body {kind} (line {}, column {})", e.line(), e.column()))
+    })
+}

@@ -1,0 +1,93 @@
+//! Errors of the HTTP API: one body, one table from code to status (spec/api-cli-config.md §3).
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+/// An error answer. Its text holds no secret.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct ApiFailure {
+    /// Stable code such as `CDC:ErrAPIInvalidParam`.
+    pub(crate) code: String,
+    /// Text for people.
+    pub(crate) message: String,
+}
+
+/// Codes that are the caller's to mend.
+const BAD_REQUEST: [&str; 31] = [
+    "CDC:ErrAPIInvalidParam",
+    "CDC:ErrSinkURIInvalid",
+    "CDC:ErrStartTsBeforeGC",
+    "CDC:ErrChangeFeedNotExists",
+    "CDC:ErrChangeFeedAlreadyExists",
+    "CDC:ErrTargetTsBeforeStartTs",
+    "CDC:ErrTableIneligible",
+    "CDC:ErrFilterRuleInvalid",
+    "CDC:ErrChangefeedUpdateRefused",
+    "CDC:ErrMySQLConnectionError",
+    "CDC:ErrMySQLInvalidConfig",
+    "CDC:ErrStorageSinkInvalidConfig",
+    "CDC:ErrSinkUnknownProtocol",
+    "CDC:ErrCaptureNotExist",
+    "CDC:ErrSchedulerRequestFailed",
+    "CDC:ErrActiveActiveTSOIndexIncompatible",
+    "CDC:ErrInvalidReplicaConfig",
+    "CDC:ErrSameUpstreamDownstream",
+    "CDC:ErrUpstreamURIInvalid",
+    "CDC:ErrUpstreamUnreachable",
+    "CDC:ErrUpstreamUnavailable",
+    "CDC:ErrUpstreamAuthFailed",
+    "CDC:ErrUpstreamDatabaseNotExists",
+    "CDC:ErrUpstreamTLSFailed",
+    "CDC:ErrUpstreamPrivilege",
+    "CDC:ErrUpstreamPrerequisite",
+    "CDC:ErrUpstreamSlotConflict",
+    "CDC:ErrSinkUnavailable",
+    "CDC:ErrSinkPermission",
+    "CDC:ErrSinkAuth",
+    "CDC:ErrTargetNotEmpty",
+];
+
+/// Codes that mean "ask again in a moment".
+const UNAVAILABLE: [&str; 4] =
+    ["CDC:ErrOwnerNotFound", "CDC:ErrClusterIsUnhealthy", "CDC:ErrNotInitialized", "CDC:ErrServerIsNotReady"];
+
+impl ApiFailure {
+    /// An error with a code.
+    pub(crate) fn new(code: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { code: code.into(), message: message.into() }
+    }
+
+    /// A request that cannot be understood or is not allowed.
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
+        Self::new("CDC:ErrAPIInvalidParam", message)
+    }
+
+    fn status(&self) -> StatusCode {
+        if BAD_REQUEST.contains(&self.code.as_str()) {
+            StatusCode::BAD_REQUEST
+        } else if UNAVAILABLE.contains(&self.code.as_str()) {
+            StatusCode::SERVICE_UNAVAILABLE
+        } else {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
+    }
+}
+
+impl IntoResponse for ApiFailure {
+    fn into_response(self) -> Response {
+        let status = self.status();
+        let text = if self.code.is_empty() {
+            self.message.clone()
+        } else {
+            format!("[{}]{}", self.code, self.message)
+        };
+        let mut response =
+            (status, Json(json!({ "error_msg": text, "error_code": self.code }))).into_response();
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}

@@ -1,0 +1,148 @@
+//! Endpoints about the server itself.
+
+use std::fmt::Write as _;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::{StatusCode, Uri, header};
+use axum::response::{Html, IntoResponse, Response};
+use heartbeatpb::NodeLiveness;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::models::{millis_of, position_text};
+use super::{ApiFailure, Shared, parse_body};
+
+pub(super) async fn status(State(state): State<Shared>) -> Json<Value> {
+    Json(json!({
+        "version": concat!("v", env!("CARGO_PKG_VERSION")),
+        "git_hash": option_env!("MILLRACE_GIT_HASH").unwrap_or(""),
+        "id": state.node.as_str(),
+        "cluster_id": state.cluster_id,
+        "pid": std::process::id(),
+        "is_owner": state.leader().is_some(),
+        "liveness": liveness_number(state.liveness.get()),
+        "uptime_seconds": state.started.elapsed().as_secs(),
+    }))
+}
+
+fn liveness_number(liveness: NodeLiveness) -> u8 {
+    match liveness {
+        NodeLiveness::Alive => 0,
+        NodeLiveness::Draining => 1,
+        NodeLiveness::Stopping => 2,
+    }
+}
+
+pub(super) async fn health(State(state): State<Shared>) -> Result<Json<Value>, ApiFailure> {
+    if state.leader().is_some() && state.liveness.get() == NodeLiveness::Alive {
+        Ok(Json(json!({})))
+    } else {
+        Err(ApiFailure::new("CDC:ErrClusterIsUnhealthy", "the coordinator is not ready"))
+    }
+}
+
+pub(super) async fn livez() -> &'static str {
+    "ok\n"
+}
+
+pub(super) async fn readyz(State(state): State<Shared>) -> Response {
+    let mut failing = Vec::new();
+    if !state.leader().is_some() {
+        failing.push("coordinator is not initialised");
+    }
+    if state.liveness.get() != NodeLiveness::Alive {
+        failing.push("node is draining or stopping");
+    }
+    if failing.is_empty() {
+        return "ok\n".into_response();
+    }
+    let text = failing.into_iter().fold(String::new(), |mut out, check| {
+        let _ = writeln!(out, "{check}");
+        out
+    });
+    (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], text).into_response()
+}
+
+pub(super) async fn metrics(State(state): State<Shared>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], state.metrics.render())
+}
+
+#[derive(Deserialize)]
+struct LogLevel {
+    #[serde(default = "info_level")]
+    log_level: String,
+}
+
+fn info_level() -> String {
+    "info".to_owned()
+}
+
+pub(super) async fn set_log_level(body: Bytes) -> Result<Json<Value>, ApiFailure> {
+    let LogLevel { log_level } = parse_body(&body)?;
+    crate::telemetry::set_log_level(&log_level).map_err(ApiFailure::invalid)?;
+    tracing::warn!(level = log_level, "log level changed");
+    Ok(Json(json!({})))
+}
+
+#[derive(Deserialize)]
+struct TsoBody {
+    upstream: Option<TsoUpstream>,
+}
+
+#[derive(Deserialize)]
+struct TsoUpstream {
+    uri: String,
+}
+
+pub(super) async fn tso(State(state): State<Shared>, body: Bytes) -> Result<Json<Value>, ApiFailure> {
+    let TsoBody { upstream } = parse_body(&body)?;
+    let Some(upstream) = upstream else {
+        return Err(ApiFailure::invalid("name the upstream: {\"upstream\":{\"uri\":\"postgres://…\"}}"));
+    };
+    let point = state.upstreams.current_position(&upstream.uri).await?;
+    Ok(Json(json!({
+        "timestamp": millis_of(point.time),
+        "logic_time": 0,
+        "position": point.start_ts,
+        "position_text": position_text(&upstream.uri, point.start_ts),
+    })))
+}
+
+pub(super) async fn captures(State(state): State<Shared>) -> Json<Value> {
+    Json(json!({
+        "total": 1,
+        "items": [{
+            "id": state.node.as_str(),
+            "is_owner": state.leader().is_some(),
+            "address": state.address,
+            "cluster_id": state.cluster_id,
+        }],
+    }))
+}
+
+pub(super) async fn no_processors() -> Json<Value> {
+    Json(json!({ "total": 0, "items": [] }))
+}
+
+pub(super) async fn index(State(state): State<Shared>) -> Html<String> {
+    Html(format!(
+        "<!doctype html><title>Millrace</title><h1>Millrace {}</h1><p>node {}</p><ul>\
+         <li><a href=\"/api/v2/changefeeds?state=all\">changefeeds</a>\
+         <li><a href=\"/api/v2/captures\">nodes</a><li><a href=\"/metrics\">metrics</a></ul>",
+        env!("CARGO_PKG_VERSION"),
+        state.node
+    ))
+}
+
+pub(super) async fn not_found(uri: Uri) -> Response {
+    let body = json!({ "error_msg": format!("there is nothing at {}", uri.path()), "error_code": "CDC:ErrAPINotFound" });
+    (StatusCode::NOT_FOUND, Json(body)).into_response()
+}
+
+pub(super) async fn wrong_method(method: axum::http::Method, uri: Uri) -> Response {
+    let text = format!("{} does not accept {method}", uri.path());
+    let body = json!({ "error_msg": text, "error_code": "CDC:ErrAPIInvalidParam" });
+    (StatusCode::METHOD_NOT_ALLOWED, Json(body)).into_response()
+}

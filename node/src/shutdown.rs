@@ -1,0 +1,16 @@
+//! Signals that stop the process.
+
+/// Returns at the next interrupt or terminate signal.
+///
+/// # Errors
+/// When the operating system refuses a signal handler.
+pub async fn signal() -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::select! {
+        result = tokio::signal::ctrl_c() => result,
+        _ = terminate.recv() => Ok(()),
+        _ = hangup.recv() => Ok(()),
+    }
+}

@@ -1,0 +1,277 @@
+//! The maintainer's and the API's way to upstreams: opens them, runs log readers, knows their progress.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use heartbeatpb::config::ChangefeedInfo;
+use heartbeatpb::{ChangefeedId, Gid, MaintainerEpoch, RunningError, Ts, WallTime};
+use logservice::LogService;
+use logservice::upstream::{CheckReport, FeedSpec, ReaderProgress, ReaderStart, StartPoint, Upstream};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::http::ApiFailure;
+
+impl From<logservice::Error> for ApiFailure {
+    fn from(error: logservice::Error) -> Self {
+        ApiFailure::new(error.code(), error.chain())
+    }
+}
+
+/// One running log reader.
+struct Reader {
+    epoch: Option<MaintainerEpoch>,
+    tables: usize,
+    persisted: watch::Sender<Ts>,
+    progress: Arc<ReaderProgress>,
+    error: Arc<Mutex<Option<RunningError>>>,
+    shutdown: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+/// Opens upstreams and owns the log readers of this node.
+///
+/// A reader belongs to a maintainer epoch: a newer epoch replaces it, an older one is refused, so a
+/// maintainer that lost its changefeed cannot confirm anything upstream.
+pub(crate) struct UpstreamHub {
+    node: heartbeatpb::NodeId,
+    log: LogService,
+    readers: Mutex<BTreeMap<Gid, Reader>>,
+    /// Rows that were flushed downstream, by changefeed.
+    written: Mutex<BTreeMap<Gid, Arc<AtomicU64>>>,
+    /// Starting and stopping a reader awaits; one at a time keeps their order.
+    transition: tokio::sync::Mutex<()>,
+}
+
+/// What a reader of this changefeed is asked for.
+///
+/// # Errors
+/// When a filter rule is wrong.
+pub(crate) fn feed_spec(
+    info: &ChangefeedInfo,
+    epoch: Option<MaintainerEpoch>,
+) -> Result<FeedSpec, logservice::Error> {
+    let config = &info.config;
+    Ok(FeedSpec {
+        changefeed: info.id.clone(),
+        epoch,
+        start_ts: info.start_ts,
+        upstream_uri: info.upstream_info.as_ref().map(|upstream| upstream.uri.clone()).unwrap_or_default(),
+        filter: Arc::new(logservice::TableFilter::new(&config.filter.rules, config.case_sensitive)?),
+        force_replicate: config.force_replicate,
+        ignore_ineligible: config.ignore_ineligible_table,
+        initial_copy: config.initial_copy.enabled,
+        copy_parallel: usize::try_from(config.initial_copy.parallel.max(1)).unwrap_or(1),
+    })
+}
+
+impl UpstreamHub {
+    pub(crate) fn new(node: heartbeatpb::NodeId, log: LogService) -> Self {
+        Self {
+            node,
+            log,
+            readers: Mutex::default(),
+            written: Mutex::default(),
+            transition: tokio::sync::Mutex::default(),
+        }
+    }
+
+    pub(crate) fn open(&self, uri: &str) -> Result<Arc<dyn Upstream>, ApiFailure> {
+        Ok(logservice::upstream::open(uri)?)
+    }
+
+    pub(crate) async fn check(&self, spec: &FeedSpec) -> Result<CheckReport, ApiFailure> {
+        Ok(self.open(&spec.upstream_uri)?.check(spec).await?)
+    }
+
+    pub(crate) async fn current_position(&self, uri: &str) -> Result<StartPoint, ApiFailure> {
+        Ok(self.open(uri)?.current_position().await?)
+    }
+
+    /// Newest complete position that the reader has seen.
+    pub(crate) fn resolved(&self, changefeed: &ChangefeedId) -> Option<Ts> {
+        self.log.resolved(changefeed).map(|(ts, _)| ts)
+    }
+
+    /// The counter of rows that a changefeed's sink has flushed.
+    pub(crate) fn written(&self, changefeed: &ChangefeedId) -> Arc<AtomicU64> {
+        Arc::clone(self.written.lock().entry(changefeed.gid).or_default())
+    }
+
+    /// Numbers for a live view.
+    pub(crate) fn progress(&self, changefeed: &ChangefeedId) -> Value {
+        let written = self.written.lock().get(&changefeed.gid).map_or(0, |rows| rows.load(Ordering::Relaxed));
+        let stats = self.log.stats(changefeed).unwrap_or_default();
+        let readers = self.readers.lock();
+        let Some(reader) = readers.get(&changefeed.gid) else {
+            return json!({ "rows_written": written });
+        };
+        let progress = &reader.progress;
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        json!({
+            "tables": reader.tables,
+            "copy_tables_total": read(&progress.copy_tables_total),
+            "copy_tables_done": read(&progress.copy_tables_done),
+            "copy_rows": read(&progress.copy_rows),
+            "rows_read": read(&progress.log_rows),
+            "transactions": read(&progress.transactions),
+            "rows_written": written,
+            "connected": progress.connected.load(Ordering::Relaxed),
+            "phase": format!("{:?}", progress.phase()),
+            "reader_problem": progress.last_error(),
+            "store_memory_bytes": stats.memory_bytes,
+            "store_disk_bytes": stats.disk_bytes,
+        })
+    }
+
+    fn running_error(&self, error: &logservice::Error) -> RunningError {
+        RunningError {
+            time: crate::wiring::rfc3339_now(),
+            node: self.node.to_string(),
+            code: error.code().to_owned(),
+            message: error.chain(),
+        }
+    }
+
+    async fn stop_reader(&self, gid: Gid, wanted: impl Fn(&Reader) -> bool) {
+        let reader = {
+            let mut readers = self.readers.lock();
+            match readers.get(&gid) {
+                Some(reader) if wanted(reader) => readers.remove(&gid),
+                Some(_) | None => None,
+            }
+        };
+        if let Some(reader) = reader {
+            reader.shutdown.cancel();
+            if let Err(error) = reader.task.await {
+                tracing::error!(%error, "a log reader ended abnormally");
+            }
+        }
+    }
+
+    /// Stops every reader; the node is shutting down.
+    pub(crate) async fn stop_all(&self) {
+        let gids: Vec<Gid> = self.readers.lock().keys().copied().collect();
+        for gid in gids {
+            self.stop_reader(gid, |_| true).await;
+        }
+    }
+
+    async fn start_reader(
+        &self,
+        info: &ChangefeedInfo,
+        epoch: Option<MaintainerEpoch>,
+        checkpoint: Ts,
+    ) -> Result<Vec<maintainer::SourceTable>, logservice::Error> {
+        let spec = feed_spec(info, epoch)?;
+        let upstream = logservice::upstream::open(&spec.upstream_uri)?;
+        let tables = upstream.tables(&spec).await?;
+        self.stop_reader(info.id.gid, |reader| reader.epoch <= epoch).await;
+        let writer = self.log.open(&info.id, checkpoint)?;
+        let (persisted, persisted_view) = watch::channel(checkpoint);
+        let progress = Arc::new(ReaderProgress::default());
+        let error: Arc<Mutex<Option<RunningError>>> = Arc::default();
+        let shutdown = CancellationToken::new();
+        let start = ReaderStart { start_ts: info.start_ts, checkpoint };
+        let task = {
+            let (progress, error, shutdown) = (Arc::clone(&progress), Arc::clone(&error), shutdown.clone());
+            let (node, id) = (self.node.clone(), info.id.clone());
+            tokio::spawn(async move {
+                let result =
+                    upstream.run_reader(spec, start, writer, persisted_view, progress, shutdown).await;
+                if let Err(failure) = result {
+                    tracing::warn!(changefeedID = %id, errorCode = failure.code(), error = failure.chain(), "log reader stopped");
+                    *error.lock() = Some(RunningError {
+                        time: crate::wiring::rfc3339_now(),
+                        node: node.to_string(),
+                        code: failure.code().to_owned(),
+                        message: failure.chain(),
+                    });
+                }
+            })
+        };
+        let reader = Reader { epoch, tables: tables.len(), persisted, progress, error, shutdown, task };
+        self.readers.lock().insert(info.id.gid, reader);
+        Ok(tables
+            .into_iter()
+            .map(|table| maintainer::SourceTable {
+                id: table.info.id,
+                schema_id: table.info.schema_id,
+                schema: table.info.schema.clone(),
+                name: table.info.name.clone(),
+                splittable: table.splittable,
+            })
+            .collect())
+    }
+}
+
+#[async_trait]
+impl maintainer::Upstream for UpstreamHub {
+    async fn start(
+        &self,
+        info: &ChangefeedInfo,
+        epoch: Option<MaintainerEpoch>,
+        checkpoint: Ts,
+    ) -> Result<Vec<maintainer::SourceTable>, RunningError> {
+        let _one_at_a_time = self.transition.lock().await;
+        let newer = self.readers.lock().get(&info.id.gid).is_some_and(|reader| reader.epoch > epoch);
+        if newer {
+            let current = MaintainerEpoch::to_wire(epoch);
+            return Err(self.running_error(&logservice::Error::Superseded { current }));
+        }
+        self.start_reader(info, epoch, checkpoint).await.map_err(|e| self.running_error(&e))
+    }
+
+    fn confirm(&self, changefeed: &ChangefeedId, epoch: Option<MaintainerEpoch>, persisted: Ts) {
+        if let Some(reader) = self.readers.lock().get(&changefeed.gid).filter(|reader| reader.epoch == epoch)
+        {
+            reader.persisted.send_if_modified(|known| {
+                let newer = persisted > *known;
+                *known = persisted.max(*known);
+                newer
+            });
+        }
+    }
+
+    async fn stop(&self, changefeed: &ChangefeedId, epoch: Option<MaintainerEpoch>) {
+        let _one_at_a_time = self.transition.lock().await;
+        let mine = self.readers.lock().get(&changefeed.gid).is_some_and(|reader| reader.epoch == epoch);
+        if mine {
+            self.stop_reader(changefeed.gid, |reader| reader.epoch == epoch).await;
+            self.log.close(changefeed);
+        }
+    }
+
+    fn error(&self, changefeed: &ChangefeedId, epoch: Option<MaintainerEpoch>) -> Option<RunningError> {
+        let readers = self.readers.lock();
+        let reader = readers.get(&changefeed.gid).filter(|reader| reader.epoch == epoch)?;
+        reader.error.lock().clone()
+    }
+
+    fn lag_seconds(&self, changefeed: &ChangefeedId, ts: Ts) -> Option<f64> {
+        self.log.time_of(changefeed, ts).map(|time| time.seconds_until(crate::wiring::now()))
+    }
+}
+
+#[async_trait]
+impl coordinator::RetentionHook for UpstreamHub {
+    async fn drop_retention(&self, info: &ChangefeedInfo) -> Result<(), String> {
+        let uri = info.upstream_info.as_ref().map(|upstream| upstream.uri.clone()).unwrap_or_default();
+        let upstream = logservice::upstream::open(&uri).map_err(|e| e.chain())?;
+        upstream.drop_retention(&info.id).await.map_err(|e| e.chain())?;
+        self.written.lock().remove(&info.id.gid);
+        Ok(())
+    }
+}
+
+impl coordinator::UpstreamClock for UpstreamHub {
+    /// Wall time of a position of a changefeed that is read here.
+    fn time_of(&self, changefeed: &ChangefeedId, ts: Ts) -> Option<WallTime> {
+        self.log.time_of(changefeed, ts)
+    }
+}
