@@ -172,8 +172,8 @@ impl CanalJson {
                 let value = value::boolean(text).ok_or_else(|| bad("boolean"))?;
                 out.extend_from_slice(if value { b"\"1\"" } else { b"\"0\"" });
             }
-            class @ (Class::Float32 | Class::Float64) => {
-                let plain = value::plain_float(text, *class == Class::Float32).ok_or_else(|| bad("float"))?;
+            Class::Float32 | Class::Float64 => {
+                let plain = value::plain_float(text).ok_or_else(|| bad("float"))?;
                 json::string(out, &plain);
             }
             Class::Bytes => {

@@ -170,8 +170,12 @@ impl Debezium {
             Class::Numeric { .. } => match self.options.debezium_decimal {
                 DecimalMode::Exact => json::string(out, text),
                 DecimalMode::Double => {
-                    let double = value::plain_float(text, false).ok_or_else(|| bad("numeric"))?;
-                    number(&double, out).ok_or_else(|| bad("numeric"))?;
+                    let double = text.parse::<f64>().map_err(|_| bad("numeric"))?;
+                    if double.is_finite() {
+                        json::display(out, format_args!("{double}"));
+                    } else {
+                        number(text, out).ok_or_else(|| bad("numeric"))?;
+                    }
                 }
             },
             Class::Bytes => {

@@ -274,39 +274,72 @@ pub(crate) fn from_base64(text: &str) -> Option<Vec<u8>> {
     STANDARD.decode(text).ok()
 }
 
-/// A float as the shortest decimal without exponent.
-pub(crate) fn plain_float(text: &str, single: bool) -> Option<String> {
-    if is_special(text) {
-        return Some(text.into());
+/// A decimal number taken apart: `digits` behind a point, times ten to the `exponent`. No rounding happens, so
+/// that the digits that the upstream chose stay.
+struct Decimal<'a> {
+    sign: &'a str,
+    /// Without zeros on either side; empty for zero.
+    digits: String,
+    exponent: i32,
+}
+
+impl<'a> Decimal<'a> {
+    fn parse(text: &'a str) -> Option<Self> {
+        let (sign, rest) = text.split_at(usize::from(text.starts_with('-')));
+        let (mantissa, exponent) = rest.split_once(['e', 'E']).unwrap_or((rest, "0"));
+        let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+        if whole.is_empty() || !whole.bytes().chain(fraction.bytes()).all(|b| b.is_ascii_digit()) {
+            return None;
+        }
+        let exponent: i32 = exponent.strip_prefix('+').unwrap_or(exponent).parse().ok()?;
+        let all = format!("{whole}{fraction}");
+        let digits = all.trim_start_matches('0');
+        let leading = i32::try_from(all.len() - digits.len()).ok()?;
+        let point = i32::try_from(whole.len()).ok()?.checked_sub(leading)?.checked_add(exponent)?;
+        let digits = digits.trim_end_matches('0').to_owned();
+        // No float is further away, and the text below would grow without limit.
+        let exponent = if digits.is_empty() { 1 } else { point };
+        (-400..=400).contains(&exponent).then_some(Self { sign, digits, exponent })
     }
-    if single {
-        text.parse::<f32>().ok().map(|f| f.to_string())
-    } else {
-        text.parse::<f64>().ok().map(|f| f.to_string())
+
+    /// Without exponent.
+    fn plain(&self) -> String {
+        let Self { sign, digits, exponent } = self;
+        if digits.is_empty() {
+            return format!("{sign}0");
+        }
+        let count = digits.len();
+        match usize::try_from(*exponent) {
+            Ok(whole) if whole >= count => format!("{sign}{digits}{}", "0".repeat(whole - count)),
+            Ok(whole) if whole > 0 => format!("{sign}{}.{}", &digits[..whole], &digits[whole..]),
+            Ok(_) | Err(_) => format!("{sign}0.{}{digits}", "0".repeat(exponent.unsigned_abs() as usize)),
+        }
     }
 }
 
-/// A float as PostgreSQL's output function writes it: shortest digits, scientific below 1e-4 and from 1e6
-/// (single) or 1e15 (double).
+/// A float as a decimal without exponent.
+pub(crate) fn plain_float(text: &str) -> Option<String> {
+    if is_special(text) {
+        return Some(text.into());
+    }
+    Decimal::parse(text).map(|decimal| decimal.plain())
+}
+
+/// A float as PostgreSQL's output function writes it: scientific below 1e-4 and from 1e6 (single) or 1e15
+/// (double).
 pub(crate) fn float_text(text: &str, single: bool) -> Option<String> {
     if is_special(text) {
         return Some(text.into());
     }
-    let (plain, scientific) = if single {
-        let float = text.parse::<f32>().ok()?;
-        (float.to_string(), format!("{float:e}"))
-    } else {
-        let float = text.parse::<f64>().ok()?;
-        (float.to_string(), format!("{float:e}"))
-    };
-    let (mantissa, exponent) = scientific.split_once('e')?;
-    let exponent: i32 = exponent.parse().ok()?;
-    let limit = if single { 6 } else { 15 };
-    if (-4..limit).contains(&exponent) {
-        return Some(plain);
+    let decimal = Decimal::parse(text)?;
+    let exponent = decimal.exponent - 1;
+    if decimal.digits.is_empty() || (-4..if single { 6 } else { 15 }).contains(&exponent) {
+        return Some(decimal.plain());
     }
+    let (first, rest) = decimal.digits.split_at(1);
+    let point = if rest.is_empty() { "" } else { "." };
     let sign = if exponent < 0 { '-' } else { '+' };
-    Some(format!("{mantissa}e{sign}{:02}", exponent.abs()))
+    Some(format!("{}{first}{point}{rest}e{sign}{:02}", decimal.sign, exponent.abs()))
 }
 
 /// The upstream's text of a canal-json value; `None` when it is malformed.
@@ -367,18 +400,20 @@ fn plain_utc_text(text: String) -> String {
     if zoned { text } else { format!("{rest}+00{bc}") }
 }
 
-/// The upstream's text of a debezium value; `None` when it is malformed.
-pub(crate) fn from_debezium(class: &Class, value: &serde_json::Value) -> Option<String> {
+/// The upstream's text of a debezium value; `None` when it is malformed. A number is taken by its digits: as a
+/// float it could come back with others.
+pub(crate) fn from_debezium(class: &Class, raw: &serde_json::value::RawValue) -> Option<String> {
+    let value: serde_json::Value = serde_json::from_str(raw.get()).ok()?;
     let text = || value.as_str().map(str::to_owned);
     Some(match class {
         Class::Bool => if value.as_bool()? { "t" } else { "f" }.into(),
         Class::Bit(1) => if value.as_bool()? { "1" } else { "0" }.into(),
         Class::Int16 | Class::Int32 | Class::Int64 => value.as_i64()?.to_string(),
         Class::Float32 | Class::Float64 => {
-            let digits = text().unwrap_or_else(|| value.to_string());
+            let digits = text().unwrap_or_else(|| raw.get().to_owned());
             float_text(&digits, *class == Class::Float32)?
         }
-        Class::Numeric { .. } => text().unwrap_or_else(|| value.to_string()),
+        Class::Numeric { .. } => text().unwrap_or_else(|| raw.get().to_owned()),
         Class::Bytes => bytes_text(&from_base64(value.as_str()?)?),
         Class::Bit(len) => {
             let mut number = [0; 8];
@@ -464,7 +499,7 @@ mod tests {
             ("NaN", "NaN"),
             ("-Infinity", "-Infinity"),
         ] {
-            assert_eq!(plain_float(text, false).as_deref(), Some(plain));
+            assert_eq!(plain_float(text).as_deref(), Some(plain));
             assert_eq!(float_text(plain, false).as_deref(), Some(text));
         }
         assert_eq!(float_text("1234567", true).as_deref(), Some("1.234567e+06"));

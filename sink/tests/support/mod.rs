@@ -101,6 +101,20 @@ impl Rows {
         self.op(RowOp::Insert, None, Some(new))
     }
 
+    /// An insert of values in which nothing has a special meaning.
+    pub(crate) fn insert_values(mut self, new: &[Option<String>]) -> Self {
+        self.txns.last_mut().expect("a transaction").rows += 1;
+        let mut write = |out: &mut BytesMut| {
+            let mut writer = TupleWriter::new(out);
+            for value in new {
+                writer.push(value.as_ref().map_or(Datum::Null, |value| Datum::Text(value.as_bytes())));
+            }
+            writer.finish();
+        };
+        put_row(&mut self.rows, RowOp::Insert, None, Some(&mut write));
+        self
+    }
+
     pub(crate) fn update(self, old: Option<&[&str]>, new: &[&str]) -> Self {
         self.op(RowOp::Update, old, Some(new))
     }

@@ -1,7 +1,10 @@
 //! From the bytes of a data file to row changes.
 
+use std::collections::BTreeMap;
+
 use heartbeatpb::Ts;
-use serde_json::Value;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use super::ReadColumn;
 use crate::encode::value::{self, Class};
@@ -47,6 +50,53 @@ pub(super) struct Reader<'a> {
 
 type Parsed<T> = Result<T, String>;
 
+/// Values as they are in the file: a number keeps its digits.
+type Image = BTreeMap<String, Box<RawValue>>;
+
+/// What is read of a canal-json row.
+#[derive(Deserialize)]
+struct CanalRow {
+    #[serde(rename = "type")]
+    kind: String,
+    old: Option<Vec<Image>>,
+    data: Option<Vec<Image>>,
+    #[serde(rename = "_tidb")]
+    extension: Extension,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Extension {
+    commit_ts: Ts,
+    row_number: u64,
+}
+
+/// What is read of a debezium envelope.
+#[derive(Deserialize)]
+struct DebeziumRow {
+    payload: Payload,
+}
+
+#[derive(Deserialize)]
+struct Payload {
+    source: Source,
+    op: String,
+    before: Option<Image>,
+    after: Option<Image>,
+}
+
+#[derive(Deserialize)]
+struct Source {
+    commit_ts: Ts,
+    row: u64,
+}
+
+/// The JSON reader's own words may quote a value, so that only the place is told.
+fn row<T: for<'de> Deserialize<'de>>(line: &str) -> Parsed<T> {
+    serde_json::from_str(line)
+        .map_err(|e| format!("a row is no row of the format, at its byte {}", e.column()))
+}
+
 fn need<T>(value: Option<T>, what: &str) -> Parsed<T> {
     value.ok_or_else(|| what.to_owned())
 }
@@ -72,12 +122,10 @@ impl<'a> Reader<'a> {
                     "its last row has no terminator",
                 )?;
                 for line in body.split(self.options.terminator.as_str()).filter(|line| !line.is_empty()) {
-                    let row: Value =
-                        serde_json::from_str(line).map_err(|e| format!("a row is not JSON: {e}"))?;
                     let change = if self.options.format == Format::CanalJson {
-                        self.canal(&row)?
+                        self.canal(row(line)?)?
                     } else {
-                        self.debezium(&row)?
+                        self.debezium(row(line)?)?
                     };
                     if change.position.commit_ts <= limit {
                         out.push(change);
@@ -89,78 +137,67 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn canal(&self, row: &Value) -> Parsed<Change> {
-        let extension = &row["_tidb"];
-        let position = Position {
-            commit_ts: Ts(need(extension["commitTs"].as_u64(), "a row has no _tidb.commitTs")?),
-            row: need(extension["rowNumber"].as_u64(), "a row has no _tidb.rowNumber")?,
-        };
-        let op = match row["type"].as_str() {
-            Some("INSERT") => Op::Insert,
-            Some("UPDATE") => Op::Update,
-            Some("DELETE") => Op::Delete,
+    fn canal(&self, row: CanalRow) -> Parsed<Change> {
+        let position = Position { commit_ts: row.extension.commit_ts, row: row.extension.row_number };
+        let op = match row.kind.as_str() {
+            "INSERT" => Op::Insert,
+            "UPDATE" => Op::Update,
+            "DELETE" => Op::Delete,
             _ => return Err("a row has an unknown type".into()),
         };
-        let image = |key: &str| -> Parsed<Option<Vec<Cell>>> {
-            match row.get(key) {
-                None | Some(Value::Null) => Ok(None),
-                Some(rows) => self.object(&rows[0], |class, value| {
-                    let text = value.as_str()?;
-                    if self.options.canal_unchanged.as_deref() == Some(text) {
-                        return Some(Cell::Unchanged);
-                    }
-                    value::from_canal(class, text.to_owned()).map(Cell::Text)
-                }),
-            }
+        let image = |images: Option<Vec<Image>>| {
+            let image =
+                images.map(|images| need(images.into_iter().next(), "an image is missing")).transpose()?;
+            self.image(image, |class, raw| {
+                let text: String = serde_json::from_str(raw.get()).ok()?;
+                if self.options.canal_unchanged.as_ref() == Some(&text) {
+                    return Some(Cell::Unchanged);
+                }
+                value::from_canal(class, text).map(Cell::Text)
+            })
         };
-        let (data, old) = (image("data")?, image("old")?);
+        let (data, old) = (image(row.data)?, image(row.old)?);
         let (old, new) = if op == Op::Delete { (data, None) } else { (old, data) };
         Ok(Change { position, op, old, new })
     }
 
-    fn debezium(&self, row: &Value) -> Parsed<Change> {
-        let payload = &row["payload"];
-        let source = &payload["source"];
-        let position = Position {
-            commit_ts: Ts(need(source["commit_ts"].as_u64(), "a row has no source.commit_ts")?),
-            row: need(source["row"].as_u64(), "a row has no source.row")?,
-        };
-        let op = match payload["op"].as_str() {
-            Some("c") => Op::Insert,
-            Some("u") => Op::Update,
-            Some("d") => Op::Delete,
+    fn debezium(&self, row: DebeziumRow) -> Parsed<Change> {
+        let Payload { source, op, before, after } = row.payload;
+        let position = Position { commit_ts: source.commit_ts, row: source.row };
+        let op = match op.as_str() {
+            "c" => Op::Insert,
+            "u" => Op::Update,
+            "d" => Op::Delete,
             _ => return Err("a row has an unknown op".into()),
         };
         let unavailable = value::base64(UNAVAILABLE.as_bytes());
-        let image = |key: &str| -> Parsed<Option<Vec<Cell>>> {
-            match payload.get(key) {
-                None | Some(Value::Null) => Ok(None),
-                Some(image) => self.object(image, |class, value| {
-                    let text = value.as_str();
-                    if text == Some(UNAVAILABLE) || *class == Class::Bytes && text == Some(&unavailable) {
-                        return Some(Cell::Unchanged);
-                    }
-                    value::from_debezium(class, value).map(Cell::Text)
-                }),
-            }
+        let image = |image: Option<Image>| {
+            self.image(image, |class, raw| {
+                let text = serde_json::from_str::<&str>(raw.get()).ok();
+                if text == Some(UNAVAILABLE) || *class == Class::Bytes && text == Some(unavailable.as_str()) {
+                    return Some(Cell::Unchanged);
+                }
+                value::from_debezium(class, raw).map(Cell::Text)
+            })
         };
-        Ok(Change { position, op, old: image("before")?, new: image("after")? })
+        Ok(Change { position, op, old: image(before)?, new: image(after)? })
     }
 
-    fn object(
+    /// An image in the order of the columns; what it does not have was not sent.
+    fn image(
         &self,
-        object: &Value,
-        cell: impl Fn(&Class, &Value) -> Option<Cell>,
+        image: Option<Image>,
+        cell: impl Fn(&Class, &RawValue) -> Option<Cell>,
     ) -> Parsed<Option<Vec<Cell>>> {
-        let object = need(object.as_object(), "an image is no object")?;
-        let known = self.columns.iter().filter(|column| object.contains_key(&column.name)).count();
-        if known != object.len() {
+        let Some(image) = image else { return Ok(None) };
+        let known = self.columns.iter().filter(|column| image.contains_key(&column.name)).count();
+        if known != image.len() {
             return Err("an image has a column that the schema file has not".into());
         }
-        let cells = self.columns.iter().map(|column| match object.get(&column.name) {
+        let cells = self.columns.iter().map(|column| match image.get(&column.name) {
             None => Ok(Cell::Unchanged),
-            Some(Value::Null) => Ok(Cell::Null),
-            Some(value) => cell(&column.class, value)
+            Some(raw) if raw.get() == "null" => Ok(Cell::Null),
+            Some(raw) => cell(&column.class, raw)
                 .ok_or_else(|| format!("a value of column {:?} does not fit its type", column.name)),
         });
         cells.collect::<Parsed<Vec<Cell>>>().map(Some)
