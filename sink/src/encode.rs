@@ -13,6 +13,33 @@
 //!   rows: canal-json in `_tidb.commitTs` and `_tidb.rowNumber`, debezium in `source.commit_ts` and
 //!   `source.row`, CSV the commit ts if asked for.
 //! - A value that does not fit its type is an [`EncodeError`]; it names the column and never quotes the value.
+//!
+//! Types go to the nearest one of MySQL and of debezium:
+//!
+//! | kind | canal-json: mysqlType, sqlType, value | debezium: schema, value | CSV |
+//! |---|---|---|---|
+//! | Bool | tinyint −6, `1` `0` | boolean, true false | `true` `false` |
+//! | Int16, Int32, Int64 | smallint 5, int 4, bigint −5, decimal | int16, int32, int64, number | number |
+//! | Float32, Float64 | float 7, double 8, shortest decimal without exponent | float, double, number; `"NaN"` `"Infinity"` `"-Infinity"` | as upstream |
+//! | Numeric | decimal 3, as upstream | string, as upstream (or double) | string |
+//! | Char, Varchar | char 1, varchar 12, text | string | string |
+//! | Text, Xml | text 2005, text | string, `io.debezium.data.Xml` for xml | string |
+//! | Bytes | blob 2004, ISO-8859-1 text | bytes, base64 | base64 or hex, string |
+//! | Date | date 91, as upstream | int32 `io.debezium.time.Date`; the infinities are the ends of int32 | string |
+//! | Time | time 92, as upstream | int64 `io.debezium.time.MicroTime` | string |
+//! | TimeTz | varchar 12, as upstream | string `io.debezium.time.ZonedTime` | string |
+//! | Timestamp | datetime 93, as upstream | int64 `io.debezium.time.Timestamp` (≤ 3 digits) or `MicroTimestamp`; the infinities as debezium has them; after the year 294246 an error | string |
+//! | TimestampTz | timestamp 93, without `+00` | string `io.debezium.time.ZonedTimestamp` | string, as upstream |
+//! | Interval | varchar 12, as upstream | string, as upstream | string |
+//! | Uuid | char 1 | string `io.debezium.data.Uuid` | string |
+//! | Json, Jsonb | json 12 | string `io.debezium.data.Json` | string |
+//! | Bit, fixed, 1 to 64 | bit −7, decimal | boolean for 1, else bytes `io.debezium.data.Bits`, little endian | decimal |
+//! | Bit, longer or varying | varchar 12, digits | string, digits | string |
+//! | Enum | enum 4, position from 1 | string `io.debezium.data.Enum` | string |
+//! | Array, Other | text 2005, as upstream | string, as upstream | string |
+//! | Domain | as its base type | as its base type | as its base type |
+//!
+//! A label that the table's shape does not know yet (`ALTER TYPE … ADD VALUE`) is written as text.
 
 mod canal_json;
 mod csv;

@@ -131,11 +131,9 @@ async fn rows_of_postgresql(server: &PgServer) -> Vec<Vec<Option<String>>> {
     let messages = client.simple_query("SELECT * FROM t ORDER BY id").await.expect("read");
     messages
         .into_iter()
-        .filter_map(|message| match message {
-            tokio_postgres::SimpleQueryMessage::Row(row) => {
-                Some((0..row.len()).map(|at| row.get(at).map(str::to_owned)).collect())
-            }
-            _ => None,
+        .filter_map(|message| {
+            let tokio_postgres::SimpleQueryMessage::Row(row) = message else { return None };
+            Some((0..row.len()).map(|at| row.get(at).map(str::to_owned)).collect())
         })
         .collect()
 }

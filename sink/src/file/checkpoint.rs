@@ -36,7 +36,11 @@ pub(crate) fn read(root: &Path) -> std::io::Result<Option<Ts>> {
     Ok(Some(metadata.checkpoint_ts))
 }
 
+/// Writes a checkpoint unless the file has a newer one: another node may have published it meanwhile.
 fn write(root: &Path, checkpoint_ts: Ts) -> std::io::Result<()> {
+    if read(root).is_ok_and(|known| known > Some(checkpoint_ts)) {
+        return Ok(());
+    }
     let text = serde_json::to_vec(&Metadata { checkpoint_ts }).map_err(std::io::Error::other)?;
     disk::replace(root, layout::METADATA, &text)
 }
@@ -137,6 +141,7 @@ mod tests {
         let file = CheckpointFile::new(dir.path().to_owned(), metrics);
         file.publish(Ts(40));
         file.close().await;
+        file.store(Ts(45)).await.expect("nothing to do");
         assert_eq!(read(dir.path()).expect("read"), Some(Ts(50)));
         file.publish(Ts(60));
         file.publish(Ts(55));
