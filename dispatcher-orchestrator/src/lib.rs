@@ -1,19 +1,20 @@
 //! Dispatcher managers are born, fenced and closed in order.
 //!
-//! The orchestrator of a node hears what maintainers want of its dispatcher managers: bootstrap, post-bootstrap,
-//! close. It keeps at most one waiting request per changefeed and type (`pending.rs`), works on different
-//! changefeeds in parallel (eight shards), remembers which epochs were closed here (`tombstones.rs`), and can
-//! close every write path at once. Hears `OrchestratorTopic`; tells `MaintainerManagerTopic` and `MaintainerTopic`.
-//! What a manager is, `dispatcher-manager` knows. Start reading at `orchestrator.rs`.
+//! Hears `OrchestratorTopic`, sorts requests into eight shards by changefeed, creates and asks the managers of
+//! `dispatcher-manager`, and answers maintainers over `MaintainerManagerTopic` and `MaintainerTopic`. Also runs the
+//! node's heartbeat collector. Start reading at `orchestrator.rs`, then `queue.rs` and `handler.rs`.
 //!
-//! - **DO-1** A node has at most one manager of a changefeed.
-//! - **DO-2** A manager of an epoch that was closed here, or of an older one, is not created again.
-//! - **DO-3** A newer owner's request is never dropped because an older owner's waits.
-//! - **DO-4** After a local fence no manager exists that can write, one that is being created included, and no
-//!   bootstrap is answered.
+//! - **DO-1** Per changefeed and kind at most one request waits: the newest owner's.
+//! - **DO-2** A manager that was closed is not created again for the owner that closed it, nor an earlier one.
+//! - **DO-3** A fence reaches every manager, also one that is being created, and waits for nothing.
+//! - **DO-4** A fenced or closing node answers nothing and creates nothing.
+//! - **DO-5** No lock is held while a manager is created, asked or closed.
 
+mod handler;
 mod orchestrator;
-mod pending;
-mod tombstones;
+mod queue;
+mod registry;
+mod shard;
+mod tombstone;
 
-pub use orchestrator::{FenceHandle, Orchestrator};
+pub use orchestrator::{Orchestrator, OrchestratorHandle};

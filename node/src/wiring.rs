@@ -139,7 +139,7 @@ impl Node {
         let (liveness_view, liveness_seen) = watch::channel(NodeLiveness::Alive);
         let (collector, collector_handle) = Collector::new(center.clone());
         let sinks = Arc::new(Sinks { data_dir: data_dir.join("sink"), upstreams: Arc::clone(&upstreams) });
-        let orchestrator = Orchestrator::new(center.clone(), collector_handle, sinks);
+        let (orchestrator, fence) = Orchestrator::new(center.clone(), Arc::new(collector_handle), sinks);
         // One node is the whole cluster; its set of members never changes.
         let (_, nodes) = watch::channel(BTreeSet::from([node.clone()]));
         let (_, members) = watch::channel(Arc::new(BTreeMap::from([(node.clone(), advertised.clone())])));
@@ -203,7 +203,9 @@ impl Node {
         });
         let election = Part::start("coordinator", move |stop| async move {
             if let Err(error) = election.run(session, stop).await {
-                tracing::error!(error = error_chain(&error), "the coordinator failed");
+                // The metadata store is lost: this process may not write any more.
+                fence.local_fence();
+                tracing::error!(error = error_chain(&error), "the coordinator failed; downstream writes are stopped");
             }
         });
         let parts = vec![http, election, manager, orchestrator, collector, log_part, upkeep];
@@ -250,6 +252,7 @@ fn absolute(path: &std::path::Path) -> anyhow::Result<PathBuf> {
 fn describe_metrics() {
     messaging::metrics::describe();
     logservice::metrics::describe();
+    logservice::upstream::metrics::describe();
     sink::metrics::describe();
     dispatcher_manager::metrics::describe();
     maintainer::metrics::describe();
