@@ -196,13 +196,9 @@ mod tests {
         redo.mode = Mode::Redo;
         let mut point = first.clone();
         point.state.key.is_sync_point = true;
-        for status in [
-            first,
-            redo,
-            point,
-            status(2, 100, BlockStage::Waiting),
-            status(1, 101, BlockStage::Waiting),
-        ] {
+        for status in
+            [first, redo, point, status(2, 100, BlockStage::Waiting), status(1, 101, BlockStage::Waiting)]
+        {
             assert!(b.push(status));
         }
     }

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 use event::{BlockEvent, RowBatch, TableInfo};
 use heartbeatpb::config::{PerformanceMode, ReplicaConfig};
 use heartbeatpb::{
-    BarrierKey, BlockStatusRequest, ChangefeedId, DispatcherConfig, DispatcherId, HeartBeatRequest, Mode,
-    NodeId, Owner, TableId, TableSpan, TableSpanBlockStatus, Ts, WallTime, Watermark,
+    BarrierKey, BlockStatusRequest, ChangefeedId, DispatcherConfig, DispatcherId, HeartBeatRequest, NodeId,
+    Owner, TableId, TableSpan, TableSpanBlockStatus, Ts, WallTime, Watermark,
 };
 use sink::TableStart;
 
@@ -77,34 +77,15 @@ pub(crate) enum Action {
     /// Ask the sink how a dispatcher starts; answer with [`Core::on_dispatcher_opened`].
     OpenDispatcher { id: DispatcherId, table: TableId, start_ts: Ts },
     /// Have the sink prepare a table; answer with [`Core::on_table_opened`].
-    OpenTable {
-        slot: Slot,
-        id: DispatcherId,
-        table: Arc<TableInfo>,
-    },
+    OpenTable { slot: Slot, id: DispatcherId, table: Arc<TableInfo> },
     /// Hand rows to the sink; answer with [`Core::on_flushed`].
-    Write {
-        slot: Slot,
-        id: DispatcherId,
-        batch: RowBatch,
-        ticket: Ticket,
-        credit: Credit,
-    },
+    Write { slot: Slot, id: DispatcherId, batch: RowBatch, ticket: Ticket, credit: Credit },
     /// Wait for earlier rows; answer with [`Core::on_flush_finished`].
-    Flush {
-        slot: Slot,
-        id: DispatcherId,
-    },
+    Flush { slot: Slot, id: DispatcherId },
     /// Execute a block event; answer with [`Core::on_block_written`].
-    WriteBlock {
-        slot: Slot,
-        id: DispatcherId,
-        event: BlockEvent,
-    },
+    WriteBlock { slot: Slot, event: BlockEvent },
     /// Have the sink forget a dispatcher.
-    CloseDispatcher {
-        id: DispatcherId,
-    },
+    CloseDispatcher { id: DispatcherId },
     /// Ask the event collector for events.
     Subscribe {
         slot: Slot,
@@ -115,20 +96,11 @@ pub(crate) enum Action {
         event_service: NodeId,
     },
     /// No more events.
-    Unsubscribe {
-        slot: Slot,
-        id: DispatcherId,
-    },
+    Unsubscribe { slot: Slot, id: DispatcherId },
     /// Rows of an open transaction are durable up to here.
-    Copied {
-        id: DispatcherId,
-        end: RowEnd,
-    },
+    Copied { id: DispatcherId, end: RowEnd },
     /// Tell the sink the persisted checkpoint.
-    PublishCheckpoint {
-        checkpoint: Ts,
-        time: WallTime,
-    },
+    PublishCheckpoint { checkpoint: Ts, time: WallTime },
     /// To the owner; what could not leave comes back with [`Core::on_heartbeat_unsent`].
     HeartBeat(HeartBeatRequest),
     /// To the owner; answer with [`Core::on_block_statuses_sent`] or [`Core::on_block_statuses_unsent`].
@@ -417,7 +389,7 @@ impl Core {
                 self.actions.push(Action::Write { slot, id, batch, ticket, credit });
             }
             Effect::Flush => self.actions.push(Action::Flush { slot, id }),
-            Effect::WriteBlock(event) => self.actions.push(Action::WriteBlock { slot, id, event }),
+            Effect::WriteBlock(event) => self.actions.push(Action::WriteBlock { slot, event }),
             Effect::Working => {
                 let status = report::status_of(dispatcher, dispatcher.state);
                 self.changed.push(status, seq, now);

@@ -10,6 +10,9 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
+#[cfg(test)]
+pub(crate) use block::key as key_of;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
@@ -182,7 +185,11 @@ impl Dispatcher {
     }
 
     /// Bytes flushed per second since the last call; 1 when idle, because 0 means "not measured".
-    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "an estimate for balancing")]
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        reason = "an estimate for balancing"
+    )]
     pub(crate) fn take_event_size_per_second(&mut self, now: Instant) -> f32 {
         let seconds = now.saturating_duration_since(self.measured_at).as_secs_f64();
         let bytes = std::mem::take(&mut self.flushed_bytes);

@@ -18,6 +18,9 @@ pub enum Error {
     /// The downstream failed.
     #[error("the downstream failed")]
     Sink(#[source] sink::Error),
+    /// The manager's task has ended without being asked to.
+    #[error("the dispatcher manager has ended")]
+    Ended,
     /// A bootstrap asks for another table trigger than the one that runs here.
     #[error("{0}")]
     Trigger(&'static str),
@@ -32,6 +35,7 @@ impl Error {
             Error::Config(error) => error.code(),
             Error::Sink(error) => error.code(),
             Error::Trigger(_) => TRIGGER_FAILED,
+            Error::Ended => DISPATCHER_FAILED,
         }
     }
 
@@ -39,7 +43,7 @@ impl Error {
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
-            Error::WritePathClosed | Error::Trigger(_) => true,
+            Error::WritePathClosed | Error::Ended | Error::Trigger(_) => true,
             Error::Config(_) => false,
             Error::Sink(error) => error.is_retryable(),
         }

@@ -39,7 +39,11 @@ impl ChangedStatuses {
 
     /// The statuses and the watermark beside them, if it is time. The watermark does not skip a dispatcher that
     /// `latest` does not contain yet: neither its membership generation nor its checkpoint.
-    pub(crate) fn take(&mut self, latest: Watermark, now: Instant) -> Option<(Vec<TableSpanStatus>, Watermark)> {
+    pub(crate) fn take(
+        &mut self,
+        latest: Watermark,
+        now: Instant,
+    ) -> Option<(Vec<TableSpanStatus>, Watermark)> {
         self.deadline().filter(|deadline| *deadline <= now)?;
         self.since = None;
         let mut watermark = latest;
@@ -76,8 +80,7 @@ mod tests {
     #[test]
     fn a_status_never_lowers_the_generation_and_may_lower_the_checkpoint() {
         let now = Instant::now();
-        let latest =
-            Watermark { checkpoint: Ts(500), resolved: Ts(600), seq: 200, last_synced: Ts::ZERO };
+        let latest = Watermark { checkpoint: Ts(500), resolved: Ts(600), seq: 200, last_synced: Ts::ZERO };
         let mut changed = ChangedStatuses::default();
         changed.push(status(1, ComponentState::Working, 450), 100, now);
         changed.push(status(2, ComponentState::Stopped, 0), 100, now);

@@ -71,12 +71,9 @@ impl ManagerMetrics {
     pub(crate) fn new(changefeed: &ChangefeedId) -> Self {
         let ns = changefeed.keyspace.to_string();
         let name = changefeed.name.to_string();
-        let of_feed = |series: &'static str| {
-            gauge!(series, "namespace" => ns.clone(), "changefeed" => name.clone())
-        };
-        let of_events = |series: &'static str| {
-            gauge!(series, "namespace" => ns.clone(), "changefeed" => name.clone(), "event_type" => "eventDispatcher")
-        };
+        let of_feed =
+            |series: &'static str| gauge!(series, "namespace" => ns.clone(), "changefeed" => name.clone());
+        let of_events = |series: &'static str| gauge!(series, "namespace" => ns.clone(), "changefeed" => name.clone(), "event_type" => "eventDispatcher");
         let metrics = Self {
             managers: of_feed(MANAGER_COUNT),
             triggers: of_events(TRIGGER_COUNT),

@@ -18,7 +18,7 @@ struct Batch {
 
 /// The end of a batch among the rows of its table: rows of earlier transactions, and the first `rows` rows of
 /// the one at `commit_ts`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct RowEnd {
     /// Commit ts of the last transaction.
     pub(crate) commit_ts: Ts,
@@ -67,7 +67,7 @@ impl TableProgress {
         batch.flushed = true;
         let flush = Flush { commit_ts: batch.end.commit_ts, bytes: batch.bytes };
         while let Some(end) = self.batches.front().filter(|batch| batch.flushed).map(|batch| batch.end) {
-            self.durable = Some(end);
+            self.durable = self.durable.max(Some(end));
             self.batches.pop_front();
             self.front += 1;
         }

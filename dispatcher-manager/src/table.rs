@@ -54,10 +54,6 @@ impl DispatcherTable {
         self.by_id.len()
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.by_id.is_empty()
-    }
-
     /// Takes a dispatcher in. The table trigger belongs to no schema.
     pub(crate) fn insert(&mut self, dispatcher: Dispatcher) -> Slot {
         let index = self.free.pop().unwrap_or_else(|| {

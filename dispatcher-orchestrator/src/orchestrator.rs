@@ -101,14 +101,15 @@ impl Orchestrator {
             return;
         }
         shutdown.cancelled().await;
-        // What still waits is dropped; what runs is finished, or cut off by a fence.
+        // What still waits is dropped. No manager becomes visible from now on; those that a worker waits for
+        // answer it when they close.
         shared.handler.registry.close();
         shared.shards.iter().for_each(Shard::close);
-        while workers.join_next().await.is_some() {}
         let mut closing = JoinSet::new();
         for manager in shared.handler.registry.managers() {
             closing.spawn(async move { manager.shut_down().await });
         }
+        while workers.join_next().await.is_some() {}
         while closing.join_next().await.is_some() {}
         collector_stop.cancel();
         while tasks.join_next().await.is_some() {}

@@ -269,11 +269,14 @@ mod tests {
     #[test]
     fn each_kind_has_a_key_of_its_own() {
         let keys = [bootstrap(1, 0), post_bootstrap(1, 0), close(1, 0, false)].map(|request| request.key());
-        assert_eq!(keys, [
-            (Gid::new(0, 1), Kind::Bootstrap),
-            (Gid::new(0, 1), Kind::PostBootstrap),
-            (Gid::new(0, 1), Kind::Close),
-        ]);
+        assert_eq!(
+            keys,
+            [
+                (Gid::new(0, 1), Kind::Bootstrap),
+                (Gid::new(0, 1), Kind::PostBootstrap),
+                (Gid::new(0, 1), Kind::Close),
+            ]
+        );
     }
 
     #[test]

@@ -115,9 +115,11 @@ impl Registry {
         state.managers.values().for_each(ManagerHandle::local_fence);
     }
 
-    /// Serves nothing more.
+    /// Serves nothing more. What is being created holds nothing yet and is given up.
     pub(crate) fn close(&self) {
-        self.state.lock().closed = true;
+        let mut state = self.state.lock();
+        state.closed = true;
+        state.initializing.values().for_each(WritePath::fence);
     }
 
     /// All managers.

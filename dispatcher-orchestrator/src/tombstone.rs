@@ -17,13 +17,7 @@ pub(crate) struct Tombstones {
 impl Tombstones {
     /// A manager was closed. A pause or resume by an owner without epochs leaves nothing: it must be able to
     /// come back.
-    pub(crate) fn record(
-        &mut self,
-        gid: Gid,
-        epoch: Option<MaintainerEpoch>,
-        removed: bool,
-        now: Instant,
-    ) {
+    pub(crate) fn record(&mut self, gid: Gid, epoch: Option<MaintainerEpoch>, removed: bool, now: Instant) {
         self.closed.retain(|_, (_, since)| now.saturating_duration_since(*since) < KEPT);
         let epoch = MaintainerEpoch::to_wire(epoch);
         if epoch == 0 && !removed {

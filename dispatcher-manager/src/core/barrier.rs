@@ -12,7 +12,12 @@ use crate::table::Slot;
 
 impl Core {
     /// The owner answers block statuses.
-    pub(crate) fn on_heartbeat_response(&mut self, from: &NodeId, response: &HeartBeatResponse, now: Instant) {
+    pub(crate) fn on_heartbeat_response(
+        &mut self,
+        from: &NodeId,
+        response: &HeartBeatResponse,
+        now: Instant,
+    ) {
         if response.mode != Mode::Default || !self.is_allowed("barrier reply", from, response.epoch) {
             return;
         }

@@ -2,9 +2,7 @@
 
 use std::time::Instant;
 
-use heartbeatpb::{
-    BlockStatusRequest, ComponentState, HeartBeatRequest, TableSpanStatus, Watermark,
-};
+use heartbeatpb::{BlockStatusRequest, ComponentState, HeartBeatRequest, TableSpanStatus, Watermark};
 
 use super::{Action, COMPLETE_EVERY, Core, ERROR_RESEND, Life};
 use crate::Fault;
@@ -54,7 +52,10 @@ impl Core {
                 if !dispatcher.removing && dispatcher.state != ComponentState::Initializing {
                     let rate = dispatcher.take_event_size_per_second(now);
                     let state = dispatcher.state;
-                    statuses.push(TableSpanStatus { event_size_per_second: rate, ..status_of(dispatcher, state) });
+                    statuses.push(TableSpanStatus {
+                        event_size_per_second: rate,
+                        ..status_of(dispatcher, state)
+                    });
                 }
             }
         }

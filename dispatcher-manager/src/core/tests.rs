@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use event::BlockEvent;
 use heartbeatpb::config::{PerformanceMode, ReplicaConfig};
 use heartbeatpb::{
-    BlockAction, BlockStage, ChangefeedId, CheckpointTsMessage, ComponentState, DispatcherId, DispatcherStatus,
-    HeartBeatRequest, HeartBeatResponse, InfluencedDispatchers, MaintainerBootstrapRequest, MaintainerEpoch,
-    MaintainerPostBootstrapRequest, Mode, NodeId, OperatorType, Owner, ScheduleAction,
+    BlockAction, BlockStage, ChangefeedId, CheckpointTsMessage, ComponentState, DispatcherId,
+    DispatcherStatus, HeartBeatRequest, HeartBeatResponse, InfluencedDispatchers, MaintainerBootstrapRequest,
+    MaintainerEpoch, MaintainerPostBootstrapRequest, Mode, NodeId, OperatorType, Owner, ScheduleAction,
     ScheduleDispatcherRequest, SchemaId, Ts,
 };
 use sink::TableStart;
@@ -41,7 +41,7 @@ fn show(action: &Action) -> String {
         Action::OpenTable { id, .. } => format!("table {}", id.low),
         Action::Write { id, .. } => format!("write {}", id.low),
         Action::Flush { id, .. } => format!("flush {}", id.low),
-        Action::WriteBlock { id, .. } => format!("execute {}", id.low),
+        Action::WriteBlock { event, .. } => format!("execute {}", show_key(crate::dispatcher::key_of(event))),
         Action::CloseDispatcher { id } => format!("close {}", id.low),
         Action::Subscribe { id, start_ts, event_service, .. } => {
             format!("subscribe {}@{start_ts} at {event_service}", id.low)
@@ -68,7 +68,8 @@ fn show(action: &Action) -> String {
 fn show_heartbeat(request: &HeartBeatRequest) -> String {
     let watermark = request.watermark.expect("every heartbeat of a core has one");
     let ts = |ts: Ts| if ts == Ts::MAX { "max".to_owned() } else { ts.to_string() };
-    let mut text = format!("beat {}/{} seq {}", ts(watermark.checkpoint), ts(watermark.resolved), watermark.seq);
+    let mut text =
+        format!("beat {}/{} seq {}", ts(watermark.checkpoint), ts(watermark.resolved), watermark.seq);
     for status in &request.statuses {
         text.push_str(&format!(" {}:{:?}@{}", status.id.low, status.state, status.checkpoint));
     }
@@ -117,6 +118,15 @@ impl Bench {
         self.core.take_actions(&mut self.seen);
         let shown: Vec<String> = self.seen[start..].iter().map(show).collect();
         shown.join("; ")
+    }
+
+    /// The newest action that `pick` recognises.
+    fn last<T>(&self, pick: impl Fn(&Action) -> Option<T>) -> T {
+        self.seen.iter().rev().find_map(pick).expect("the core wanted it")
+    }
+
+    fn last_ticket(&self) -> Ticket {
+        self.last(|action| if let Action::Write { ticket, .. } = action { Some(*ticket) } else { None })
     }
 
     fn bootstrap_request(&self, trigger: Option<u64>, e: u64) -> MaintainerBootstrapRequest {
@@ -463,7 +473,7 @@ fn a_creation_whose_owner_was_superseded_meanwhile_is_undone() {
     x.schedule(&a(), ScheduleAction::Create, 1, 1);
     x.bootstrap(&b(), None, 2);
     assert_eq!(x.opened(1, 60), "close 1");
-    assert!(x.core.dispatchers.is_empty());
+    assert!(x.core.dispatchers.len() == 0);
 }
 
 #[test]
@@ -522,11 +532,7 @@ fn a_removal_waits_for_the_flush_and_is_reported_once() {
     assert_eq!(x.schedule(&a(), ScheduleAction::Remove, 1, 1), "");
     assert_eq!(x.core.journal.len(), 1);
     assert_eq!(x.beat(), "beat 69/60 seq 1");
-    let ticket = x.seen.iter().find_map(|action| match action {
-        Action::Write { ticket, .. } => Some(*ticket),
-        _ => None,
-    });
-    x.core.on_flushed(x.slot(1), ticket.expect("written"));
+    x.core.on_flushed(x.slot(1), x.last_ticket());
     assert_eq!(x.beat(), "close 1; beat 69/60 seq 1 1:Stopped@69");
     assert_eq!(x.core.journal.len(), 0);
     assert_eq!(x.beat(), "beat max/max seq 1");
@@ -642,11 +648,9 @@ fn what_could_not_leave_leaves_later() {
     x.working(1);
     x.schedule(&a(), ScheduleAction::Remove, 1, 1);
     x.beat();
-    let unsent = x.seen.iter().rev().find_map(|action| match action {
-        Action::HeartBeat(request) => Some(request.clone()),
-        _ => None,
-    });
-    x.core.on_heartbeat_unsent(unsent.expect("sent"), x.now);
+    let unsent =
+        x.last(|action| if let Action::HeartBeat(request) = action { Some(request.clone()) } else { None });
+    x.core.on_heartbeat_unsent(unsent, x.now);
     assert_eq!(x.wait(10), "beat 60/60 seq 1 1:Stopped@60");
 }
 
@@ -676,11 +680,9 @@ fn a_waiting_report_is_repeated_until_it_is_acknowledged() {
     assert_eq!(x.wait(10), "block [1 WAITING 100]");
     assert_eq!(x.wait(4_000), "");
     assert_eq!(x.wait(990), "", "suppressed while the first one has not left");
-    let sent = x.seen.iter().rev().find_map(|action| match action {
-        Action::BlockStatus(request) => Some(request.clone()),
-        _ => None,
-    });
-    x.core.on_block_statuses_sent(&sent.expect("sent"));
+    let sent =
+        x.last(|action| if let Action::BlockStatus(request) = action { Some(request.clone()) } else { None });
+    x.core.on_block_statuses_sent(&sent);
     assert_eq!(x.wait(5_000), "");
     assert_eq!(x.wait(10), "block [1 WAITING 100]");
     assert_eq!(x.respond(&a(), 1, ack(100)), "");
@@ -699,7 +701,7 @@ fn a_barrier_reply_of_an_earlier_owner_reaches_nobody() {
     x.take();
     assert_eq!(x.respond(&a(), 1, act(BlockAction::Write, 100)), "");
     assert_eq!(x.respond(&b(), 1, act(BlockAction::Write, 100)), "");
-    assert_eq!(x.respond(&b(), 2, act(BlockAction::Write, 100)), "execute 1");
+    assert_eq!(x.respond(&b(), 2, act(BlockAction::Write, 100)), "execute 100");
 }
 
 fn to(influenced: Option<InfluencedDispatchers>) -> DispatcherStatus {
@@ -729,7 +731,11 @@ fn a_barrier_reply_reaches_exactly_those_it_is_for() {
     let schema = InfluencedDispatchers::Schema { schema: SchemaId(1), except: Some(id(1)) };
     x.core.blocks.clear();
     let reached = done(&mut x, to(Some(schema)));
-    assert_eq!(reached, vec![2, 3, 9], "those that are done say so again; the trigger belongs to every schema");
+    assert_eq!(
+        reached,
+        vec![2, 3, 9],
+        "those that are done say so again; the trigger belongs to every schema"
+    );
     x.core.blocks.clear();
     assert_eq!(done(&mut x, to(Some(InfluencedDispatchers::All { except: Some(id(3)) }))), vec![1, 2, 9]);
 }
@@ -759,11 +765,8 @@ fn a_rename_changes_who_hears_a_schema_barrier() {
     let mut x = Bench::new();
     x.working(1);
     x.working(2);
-    let change = heartbeatpb::SchemaChange {
-        table: heartbeatpb::TableId(1),
-        old: SchemaId(1),
-        new: SchemaId(2),
-    };
+    let change =
+        heartbeatpb::SchemaChange { table: heartbeatpb::TableId(1), old: SchemaId(1), new: SchemaId(2) };
     x.arrive(1, block(event::DdlEvent { schema_changes: vec![change], ..ddl(100) }));
     assert_eq!(x.core.dispatchers.of_schema(SchemaId(1)), vec![x.slot(2)]);
     assert_eq!(x.core.dispatchers.of_schema(SchemaId(2)), vec![x.slot(1)]);
@@ -777,10 +780,10 @@ fn a_slow_ddl_of_one_dispatcher_delays_no_other() {
     x.working(2);
     assert_eq!(x.arrive(1, block(ddl(100))), "flush 1");
     x.core.on_flush_finished(x.slot(1), Ok(()), x.now);
-    assert_eq!(x.take(), "execute 1");
+    assert_eq!(x.take(), "execute 100");
     assert_eq!(x.arrive(2, block(ddl(101))), "flush 2");
     x.core.on_flush_finished(x.slot(2), Ok(()), x.now);
-    assert_eq!(x.take(), "execute 2");
+    assert_eq!(x.take(), "execute 101");
     x.core.on_block_written(x.slot(2), Ok(()), x.now);
     assert_eq!(x.arrive(2, rows(&[110])), "write 2");
     assert_eq!(x.arrive(1, rows(&[110])), "");
@@ -794,7 +797,7 @@ fn the_trigger_holds_a_wide_barrier_until_the_owner_knows_its_tables() {
     x.core.next_heartbeat = None;
     x.arrive(9, Arrival::Block(BlockEvent::Ddl(std::sync::Arc::new(adding(100, &[5])))));
     x.core.on_flush_finished(x.slot(9), Ok(()), x.now);
-    assert_eq!(x.take(), "execute 9");
+    assert_eq!(x.take(), "execute 100");
     x.core.on_block_written(x.slot(9), Ok(()), x.now);
     assert_eq!(x.arrive(9, block(wide(110))), "");
     assert_eq!(x.wait(10), "block [9 NONE 100 +5]");
@@ -809,7 +812,8 @@ fn a_barrier_in_flight_is_told_to_a_new_owner() {
     x.working(1);
     x.arrive(1, block(wide(100)));
     x.core.on_flush_finished(x.slot(1), Ok(()), x.now);
-    let BootstrapStep::Reply(response) = x.core.on_bootstrap(&b(), &x.bootstrap_request(None, 2), false) else {
+    let BootstrapStep::Reply(response) = x.core.on_bootstrap(&b(), &x.bootstrap_request(None, 2), false)
+    else {
         panic!("allowed");
     };
     let span = &response.spans[0];
@@ -843,11 +847,7 @@ fn large_transactions_tell_the_log_how_far_they_are_durable() {
     let mut x = Bench::new();
     x.working(1);
     x.arrive(1, rows(&[100; 5000]));
-    let ticket = x.seen.iter().rev().find_map(|action| match action {
-        Action::Write { ticket, .. } => Some(*ticket),
-        _ => None,
-    });
-    x.core.on_flushed(x.slot(1), ticket.expect("written"));
+    x.core.on_flushed(x.slot(1), x.last_ticket());
     assert_eq!(x.beat(), "copied 1 100+5000; beat 99/60 seq 1");
     assert_eq!(x.beat(), "beat 99/60 seq 1");
 }

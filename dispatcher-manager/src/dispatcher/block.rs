@@ -7,7 +7,7 @@ use super::{Dispatcher, Effect, Phase, Report};
 use crate::Fault;
 
 /// Identity of an event's barrier.
-pub(super) fn key(event: &BlockEvent) -> BarrierKey {
+pub(crate) fn key(event: &BlockEvent) -> BarrierKey {
     match event {
         BlockEvent::Ddl(ddl) => BarrierKey { commit_ts: ddl.commit_ts, is_sync_point: false },
         BlockEvent::SyncPoint(point) => BarrierKey { commit_ts: point.commit_ts, is_sync_point: true },
@@ -82,7 +82,8 @@ impl Dispatcher {
     pub(super) fn on_block_event(&mut self, event: BlockEvent, out: &mut Vec<Effect>) {
         let key = key(&event);
         // Repeated by a stream that was reset. A sync point may share the ts of a resolved event before it.
-        let seen = if key.is_sync_point { key.commit_ts < self.resolved } else { key.commit_ts <= self.resolved };
+        let seen =
+            if key.is_sync_point { key.commit_ts < self.resolved } else { key.commit_ts <= self.resolved };
         if seen || self.last_done.is_some_and(|done| key <= done) {
             return;
         }

@@ -3,20 +3,18 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::BytesMut;
-use event::{
-    BlockEvent, Column, ColumnType, Datum, DdlEvent, DdlKind, IdentityKind, ReplicaIdentity, RowBatch, RowOp,
-    SyncPointEvent, TableInfo, TupleWriter, TxnMark, TypeKind, UniqueKey, put_row,
-};
+use event::{BlockEvent, DdlEvent, DdlKind, SyncPointEvent};
 use heartbeatpb::{
     AddedTable, BarrierKey, BlockAction, BlockStage, BlockState, DispatcherConfig, DispatcherId,
-    DispatcherStatus, InfluencedDispatchers, InfluencedTables, Mode, SchemaId, TableId, TableSpan, Ts, WallTime,
+    DispatcherStatus, InfluencedDispatchers, InfluencedTables, Mode, SchemaId, TableId, TableSpan, Ts,
+    WallTime,
 };
 
 use super::{Dispatcher, Effect};
 use crate::Fault;
 use crate::arrival::{Arrival, Credit};
 use crate::progress::Ticket;
+pub(crate) use crate::testing::{batch, table};
 
 /// Id of a dispatcher in tests.
 pub(crate) fn id(n: u64) -> DispatcherId {
@@ -33,58 +31,6 @@ pub(crate) fn config(n: u64, table: i64, start: u64) -> DispatcherConfig {
         mode: Mode::Default,
         skip_dml_at_start: false,
     }
-}
-
-/// A table with one key column.
-pub(crate) fn table(id: i64, version: u64) -> Arc<TableInfo> {
-    let column = Column {
-        name: "id".into(),
-        ty: ColumnType { kind: TypeKind::Text, sql: "text".into(), oid: 25, definitions: Vec::new() },
-        nullable: false,
-        generated: None,
-        identity: IdentityKind::None,
-        default: None,
-    };
-    Arc::new(TableInfo {
-        id: TableId(id),
-        schema_id: SchemaId(1),
-        schema: "public".into(),
-        name: format!("t{id}"),
-        version: Ts(version),
-        columns: vec![column],
-        keys: vec![UniqueKey {
-            name: "pk".into(),
-            columns: vec![0],
-            primary: true,
-            nulls_not_distinct: false,
-        }],
-        identity: ReplicaIdentity::Key(vec![0]),
-    })
-}
-
-/// One inserted row per commit ts.
-pub(crate) fn batch(commits: &[u64]) -> RowBatch {
-    let mut rows = BytesMut::new();
-    let mut txns: Vec<TxnMark> = Vec::new();
-    for commit in commits {
-        let mut image = |out: &mut BytesMut| {
-            let mut writer = TupleWriter::new(out);
-            writer.push(Datum::Text(commit.to_string().as_bytes()));
-            writer.finish();
-        };
-        put_row(&mut rows, RowOp::Insert, None, Some(&mut image));
-        match txns.last_mut() {
-            Some(txn) if txn.commit_ts == Ts(*commit) => txn.rows += 1,
-            _ => txns.push(TxnMark {
-                commit_ts: Ts(*commit),
-                start_ts: Ts(commit - 1),
-                commit_time: WallTime(0),
-                rows: 1,
-                first_row: 0,
-            }),
-        }
-    }
-    RowBatch::new(table(1, 1), txns, rows.freeze()).expect("well formed")
 }
 
 /// Rows without a credit.
@@ -243,8 +189,7 @@ impl Bench {
             Effect::Write(batch, ticket, credit) => {
                 self.tickets.push(ticket);
                 self.credits.push(credit);
-                let commits: Vec<String> =
-                    batch.txns().iter().map(|txn| txn.commit_ts.to_string()).collect();
+                let commits: Vec<String> = batch.txns().iter().map(|txn| txn.commit_ts.to_string()).collect();
                 format!("write {}", commits.join(","))
             }
             Effect::Flush => "flush".into(),

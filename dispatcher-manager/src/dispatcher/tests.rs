@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use event::{DdlEvent, UniqueKey};
 use heartbeatpb::{
-    BarrierKey, BlockAction, BlockStage, ComponentState, DispatcherConfig, DispatcherStatus, InfluencedTables,
-    SchemaChange, SchemaId, TableId, Ts,
+    BarrierKey, BlockAction, BlockStage, ComponentState, DispatcherConfig, DispatcherStatus,
+    InfluencedTables, SchemaChange, SchemaId, TableId, Ts,
 };
 use proptest::prelude::*;
 
@@ -398,8 +398,7 @@ fn an_ignored_report_is_repeated_once_while_waiting_and_never_while_writing() {
     assert_eq!(d.status(&ignored), "");
     d.flush_ok();
     assert_eq!(d.status(&ignored), "again WAITING 100");
-    let with_action =
-        DispatcherStatus { ignored: Some(key(100)), ..act(BlockAction::Write, 100) };
+    let with_action = DispatcherStatus { ignored: Some(key(100)), ..act(BlockAction::Write, 100) };
     assert_eq!(d.status(&with_action), "again WAITING 100", "an action beside it is not looked at");
     d.status(&act(BlockAction::Write, 100));
     assert_eq!(d.status(&ignored), "");
@@ -439,7 +438,12 @@ fn a_table_in_several_spans_must_stay_divisible() {
     let mut part = config(1, 1, 50);
     part.span.end = vec![9];
     let mut info = (*table(1, 100)).clone();
-    info.keys.push(UniqueKey { name: "u".into(), columns: vec![0], primary: false, nulls_not_distinct: false });
+    info.keys.push(UniqueKey {
+        name: "u".into(),
+        columns: vec![0],
+        primary: false,
+        nulls_not_distinct: false,
+    });
     let change = DdlEvent { table_info: Some(Arc::new(info)), ..ddl(100) };
     let mut d = Bench::of(&part, true);
     assert_eq!(d.arrive(block(change.clone())), "working; fail CDC:ErrTableAfterDDLNotSplitable");
