@@ -25,6 +25,9 @@ const FORGET_PAUSE: Duration = Duration::from_secs(2);
 impl Task {
     /// Performs one action. Sends never wait; calls of the sink run beside.
     pub(super) fn perform(&mut self, action: Action, at: Instant) {
+        if self.write_path.is_closed() && touches_downstream(&action) {
+            return;
+        }
         match action {
             Action::Write { slot, id, batch, ticket, credit } => self.write(slot, id, batch, ticket, credit),
             Action::OpenDispatcher { id, table, start_ts } => {
@@ -89,9 +92,7 @@ impl Task {
                 self.context.source.copied(&self.id, id, position);
             }
             Action::PublishCheckpoint { checkpoint, time } => {
-                if !self.write_path.is_closed() {
-                    self.sink.publish_checkpoint(checkpoint, time);
-                }
+                self.sink.publish_checkpoint(checkpoint, time);
             }
             Action::HeartBeat(request) => self.send_heartbeat(request, at),
             Action::BlockStatus(request) => {
@@ -109,9 +110,6 @@ impl Task {
     }
 
     fn write(&mut self, slot: Slot, id: DispatcherId, batch: RowBatch, ticket: Ticket, credit: Credit) {
-        if self.write_path.is_closed() {
-            return;
-        }
         let flushed = self.flushed.clone();
         self.sink.write_rows(
             id,
@@ -192,5 +190,27 @@ impl Task {
             }
             Done::Forgotten { done: false }
         });
+    }
+}
+
+/// What must not begin once the write path is closed.
+fn touches_downstream(action: &Action) -> bool {
+    match action {
+        Action::OpenDispatcher { .. }
+        | Action::OpenTable { .. }
+        | Action::Write { .. }
+        | Action::Flush { .. }
+        | Action::WriteBlock { .. }
+        | Action::PublishCheckpoint { .. } => true,
+        Action::CloseDispatcher { .. }
+        | Action::Subscribe { .. }
+        | Action::Unsubscribe { .. }
+        | Action::Copied { .. }
+        | Action::HeartBeat(_)
+        | Action::BlockStatus(_)
+        | Action::ReportError(_)
+        | Action::Bootstrapped(_)
+        | Action::Stop
+        | Action::Forget => false,
     }
 }
