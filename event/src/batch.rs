@@ -139,6 +139,9 @@ impl RowBatch {
         if txns.windows(2).any(|pair| pair[0].commit_ts > pair[1].commit_ts) {
             return Err(BatchError("commit ts goes back"));
         }
+        if txns.iter().any(|txn| txn.first_row.checked_add(u64::from(txn.rows)).is_none()) {
+            return Err(BatchError("row number is too large"));
+        }
         let mut rest = &rows[..];
         let mut count = 0u64;
         while !rest.is_empty() {

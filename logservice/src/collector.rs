@@ -99,14 +99,28 @@ pub struct Delivery {
     pub credit: Credit,
 }
 
-/// Bytes that an opening of a changefeed has taken and freed.
+/// Bytes that an opening of a changefeed has taken from one event service, and freed.
 #[derive(Debug)]
 pub(crate) struct Quota {
     pub(crate) window: u64,
+    pub(crate) received: AtomicU64,
     pub(crate) freed: AtomicU64,
     /// Freed bytes that the event service was told.
     pub(crate) told: AtomicU64,
     pub(crate) wake: Arc<Notify>,
+}
+
+impl Quota {
+    pub(crate) fn new(window: u64, wake: &Arc<Notify>) -> Self {
+        let [received, freed, told] = [0, 0, 0].map(AtomicU64::new);
+        Self { window, received, freed, told, wake: Arc::clone(wake) }
+    }
+
+    /// Whether so much was freed that it is worth a message: a quarter of the window.
+    pub(crate) fn is_worth_telling(&self) -> bool {
+        let told = self.told.load(Ordering::Acquire);
+        self.freed.load(Ordering::Acquire).saturating_sub(told) >= (self.window / 4).max(1)
+    }
 }
 
 /// Room taken by an event; returned on drop.
@@ -115,6 +129,7 @@ pub struct Credit(Option<(Arc<Quota>, u64)>);
 
 impl Credit {
     pub(crate) fn take(quota: &Arc<Quota>, bytes: u64) -> Self {
+        quota.received.fetch_add(bytes, Ordering::AcqRel);
         Self(Some((Arc::clone(quota), bytes)))
     }
 }
@@ -122,9 +137,8 @@ impl Credit {
 impl Drop for Credit {
     fn drop(&mut self) {
         if let Some((quota, bytes)) = self.0.take() {
-            let freed = quota.freed.fetch_add(bytes, Ordering::AcqRel) + bytes;
-            // A quarter of the window is worth a message.
-            if freed.saturating_sub(quota.told.load(Ordering::Acquire)) >= quota.window / 4 {
+            quota.freed.fetch_add(bytes, Ordering::AcqRel);
+            if quota.is_worth_telling() {
                 quota.wake.notify_one();
             }
         }

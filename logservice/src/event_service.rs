@@ -3,11 +3,13 @@
 //! One task per node. It wakes when a store publishes, when a collector asks or frees room, and on a slow
 //! timer for repetition; it never polls. What it may send is bounded by the receiver's credit.
 
+mod credit;
+mod pump;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use event::DdlEvent;
 use heartbeatpb::{ChangefeedId, DispatcherId, Gid, NodeId, TableId, TableSpan, Ts, WallTime};
 use messaging::{Inbound, MessageCenter};
 use parking_lot::Mutex;
@@ -15,11 +17,13 @@ use rustc_hash::FxHashMap;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::event_store::{Position, Scan, Store};
+use crate::event_store::{Position, Store};
 use crate::topic::{
-    EventCollectorTopic, EventHead, EventServiceTopic, SharedBatch, ToEventCollector, ToEventService,
+    DispatcherProgress, EventCollectorTopic, EventHead, EventServiceTopic, ToEventCollector, ToEventService,
 };
 use crate::{Error, metrics};
+use credit::{Credit, Report};
+use pump::{Pumped, pump};
 
 /// Waiting requests. Collectors repeat what is lost.
 const INBOX: usize = 16_384;
@@ -29,8 +33,6 @@ const READY_AGAIN: Duration = Duration::from_secs(1);
 const RESOLVED_INTERVAL: Duration = Duration::from_millis(25);
 /// Dispatchers for which one resolved message is paid in full; more of them are told less often.
 const RESOLVED_BATCH: usize = 4096;
-/// Chunks of one dispatcher sent in a row before the next one has its turn.
-const FAIR_CHUNKS: usize = 8;
 
 /// The stores of this node, by changefeed.
 #[derive(Default)]
@@ -50,31 +52,18 @@ struct Stream {
     /// Largest DDL that was sent.
     ddl_sent: Ts,
     resolved_sent: Ts,
+    /// Checkpoint and durable position that its receiver told in this registration.
+    progress: Option<(Ts, Position)>,
     ready_sent: Option<Instant>,
     queued: bool,
     failed: bool,
 }
 
-/// What a receiver may be sent.
-#[derive(Default)]
-struct Credit {
-    opening: u64,
-    sent: u64,
-    freed: u64,
-    window: u64,
-}
-
-impl Credit {
-    fn available(&self) -> bool {
-        self.sent.saturating_sub(self.freed) < self.window
-    }
-}
-
-#[derive(Default)]
+/// One changefeed whose log is read here, and who wants it.
 struct Feed {
+    store: Arc<Store>,
     streams: BTreeMap<DispatcherId, Stream>,
     by_table: FxHashMap<TableId, Vec<DispatcherId>>,
-    credits: BTreeMap<NodeId, Credit>,
     /// Streams that may have rows to send.
     ready: VecDeque<DispatcherId>,
     /// Resolved ts as of the last look at the store: every row at or before it was queued or sent.
@@ -83,17 +72,57 @@ struct Feed {
     resolved_at: Option<Instant>,
 }
 
+impl Feed {
+    fn new(store: Arc<Store>) -> Self {
+        Self {
+            store,
+            streams: BTreeMap::new(),
+            by_table: FxHashMap::default(),
+            ready: VecDeque::new(),
+            resolved: Ts::ZERO,
+            resolved_time: WallTime::default(),
+            resolved_at: None,
+        }
+    }
+
+    fn remove(&mut self, id: DispatcherId) {
+        if let Some(stream) = self.streams.remove(&id)
+            && let Some(ids) = self.by_table.get_mut(&stream.span.table)
+        {
+            ids.retain(|other| *other != id);
+            if ids.is_empty() {
+                self.by_table.remove(&stream.span.table);
+            }
+        }
+    }
+
+    fn queue(&mut self, id: DispatcherId) {
+        if let Some(stream) = self.streams.get_mut(&id).filter(|stream| !stream.queued) {
+            stream.queued = true;
+            self.ready.push_back(id);
+        }
+    }
+}
+
 /// The task. See [`crate::LogService`].
 pub(crate) struct EventService {
     center: MessageCenter,
     stores: Arc<Stores>,
     feeds: BTreeMap<Gid, Feed>,
+    /// By changefeed and receiving node. They outlive a feed: the receiver counts on.
+    credits: BTreeMap<(Gid, NodeId), Credit>,
     metrics: metrics::ServiceMetrics,
 }
 
 impl EventService {
     pub(crate) fn new(center: MessageCenter, stores: Arc<Stores>) -> Self {
-        Self { center, stores, feeds: BTreeMap::new(), metrics: metrics::ServiceMetrics::new() }
+        Self {
+            center,
+            stores,
+            feeds: BTreeMap::new(),
+            credits: BTreeMap::new(),
+            metrics: metrics::ServiceMetrics::new(),
+        }
     }
 
     /// Serves until `shutdown`.
@@ -101,11 +130,13 @@ impl EventService {
         let mut inbox = self.center.register::<EventServiceTopic>(INBOX);
         let changed = Arc::clone(&self.stores.changed);
         let mut tick = tokio::time::interval(RESOLVED_INTERVAL);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut resolved_pending = false;
+        let mut again = tokio::time::interval(READY_AGAIN);
+        for timer in [&mut tick, &mut again] {
+            timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        }
+        let mut pending = false;
         loop {
-            let blocked = tokio::select! {
-                biased;
+            tokio::select! {
                 () = shutdown.cancelled() => return,
                 request = inbox.recv() => {
                     let Some(request) = request else { return };
@@ -113,31 +144,36 @@ impl EventService {
                     while let Some(request) = inbox.try_recv() {
                         self.on_request(request);
                     }
-                    self.send_rows().await
                 }
-                () = changed.notified() => {
-                    self.collect_dirty();
-                    resolved_pending = true;
-                    self.send_rows().await
-                }
-                _ = tick.tick(), if resolved_pending || self.anyone_waits() => {
-                    resolved_pending = false;
-                    self.repeat_ready();
-                    self.send_rows().await
-                }
-            };
-            if !blocked {
-                resolved_pending |= self.send_resolved();
+                () = changed.notified() => self.collect_dirty(),
+                _ = again.tick() => self.repeat_ready(),
+                _ = tick.tick(), if pending => {}
             }
+            let unsent = self.send_rows().await;
+            let put_off = self.send_resolved();
+            pending = unsent || put_off;
         }
     }
 
-    fn anyone_waits(&self) -> bool {
-        self.feeds.values().any(|feed| feed.streams.values().any(|stream| stream.epoch == 0))
+    /// The feed over the store that is open now. Streams over a store before it end here: their receivers
+    /// are told to register again.
+    fn feed(&mut self, gid: Gid) -> Option<&mut Feed> {
+        let store = self.stores.by_feed.lock().get(&gid).cloned();
+        let current = self.feeds.get(&gid).zip(store.as_ref());
+        if current.is_none_or(|(feed, store)| !Arc::ptr_eq(&feed.store, store)) {
+            for (id, stream) in self.feeds.remove(&gid).into_iter().flat_map(|feed| feed.streams) {
+                self.tell_unknown(&stream.node, gid, id);
+            }
+            // Its rows may have been visible before anyone asked.
+            self.stores.changed.notify_one();
+        }
+        let store = store?;
+        Some(self.feeds.entry(gid).or_insert_with(|| Feed::new(store)))
     }
 
-    fn store(&self, feed: Gid) -> Option<Arc<Store>> {
-        self.stores.by_feed.lock().get(&feed).cloned()
+    fn tell_unknown(&self, node: &NodeId, changefeed: Gid, dispatcher: DispatcherId) {
+        let unknown = ToEventCollector::NotRegistered { changefeed, dispatcher };
+        let _ = self.center.send::<EventCollectorTopic>(node, unknown);
     }
 
     fn on_request(&mut self, request: Inbound<ToEventService>) {
@@ -146,24 +182,21 @@ impl EventService {
             ToEventService::Register { changefeed, dispatcher, span, start_ts } => {
                 self.register(&changefeed, dispatcher, span, start_ts, from);
             }
-            ToEventService::Reset { changefeed, dispatcher, epoch, start_ts } => {
-                self.reset(&changefeed, dispatcher, epoch, start_ts, &from);
+            ToEventService::Reset { changefeed, dispatcher, epoch, start_ts, copied } => {
+                let from_position = Position::after(start_ts).max(copied.unwrap_or_default());
+                self.reset(changefeed.gid, dispatcher, epoch, (start_ts, from_position), &from);
             }
-            ToEventService::Remove { changefeed, dispatcher } => self.remove(changefeed.gid, dispatcher),
+            ToEventService::Remove { changefeed, dispatcher } => {
+                self.remove(changefeed.gid, dispatcher, &from);
+            }
             ToEventService::Heartbeat { changefeed, progress } => {
                 for entry in progress {
                     self.on_progress(changefeed.gid, &entry, &from);
                 }
             }
-            ToEventService::Credit { changefeed, opening, freed, window } => {
-                let credit = self.feeds.entry(changefeed.gid).or_default().credits.entry(from).or_default();
-                if opening > credit.opening {
-                    *credit = Credit { opening, ..Credit::default() };
-                }
-                if opening == credit.opening {
-                    credit.freed = credit.freed.max(freed);
-                    credit.window = window;
-                }
+            ToEventService::Credit { changefeed, opening, received, freed, window } => {
+                let report = Report { opening, received, freed, window };
+                self.credits.entry((changefeed.gid, from)).or_default().on_report(report, Instant::now());
             }
         }
     }
@@ -176,30 +209,27 @@ impl EventService {
         start: Ts,
         node: NodeId,
     ) {
-        if self.store(changefeed.gid).is_none() {
-            // The reader has not started yet; the collector asks again.
-            return;
-        }
-        let feed = self.feeds.entry(changefeed.gid).or_default();
-        let stream = feed.streams.entry(id).or_insert_with(|| {
-            feed.by_table.entry(span.table).or_default().push(id);
-            Stream {
-                node: node.clone(),
-                span,
-                epoch: 0,
-                seq: 0,
-                position: Position::after(start),
-                ddl_sent: start,
-                resolved_sent: Ts::ZERO,
-                ready_sent: None,
-                queued: false,
-                failed: false,
-            }
-        });
-        stream.node = node;
-        stream.ready_sent = Some(Instant::now());
+        // Without a store the reader has not started yet; the collector asks again.
+        let Some(feed) = self.feed(changefeed.gid) else { return };
+        // Whoever registers knows nothing of a stream before: its epochs begin anew.
+        feed.remove(id);
+        feed.by_table.entry(span.table).or_default().push(id);
+        let stream = Stream {
+            node: node.clone(),
+            span,
+            epoch: 0,
+            seq: 0,
+            position: Position::after(start),
+            ddl_sent: start,
+            resolved_sent: Ts::ZERO,
+            progress: None,
+            ready_sent: Some(Instant::now()),
+            queued: false,
+            failed: false,
+        };
+        feed.streams.insert(id, stream);
         let ready = ToEventCollector::Ready { changefeed: changefeed.gid, dispatcher: id };
-        let _ = self.center.send::<EventCollectorTopic>(&stream.node, ready);
+        let _ = self.center.send::<EventCollectorTopic>(&node, ready);
     }
 
     fn repeat_ready(&mut self) {
@@ -217,101 +247,90 @@ impl EventService {
 
     fn reset(
         &mut self,
-        changefeed: &ChangefeedId,
+        gid: Gid,
         id: DispatcherId,
         epoch: u64,
-        start_ts: Ts,
+        (start_ts, position): (Ts, Position),
         from: &NodeId,
     ) {
-        let gid = changefeed.gid;
-        let store = self.store(gid);
-        let feed = self.feeds.entry(gid).or_default();
-        let (Some(stream), Some(store)) = (feed.streams.get_mut(&id), store) else {
-            let unknown = ToEventCollector::NotRegistered { changefeed: gid, dispatcher: id };
-            let _ = self.center.send::<EventCollectorTopic>(from, unknown);
-            return;
+        let Some(feed) = self.feed(gid).filter(|feed| feed.streams.contains_key(&id)) else {
+            return self.tell_unknown(from, gid, id);
         };
-        if epoch <= stream.epoch {
+        let Some(stream) = feed.streams.get_mut(&id) else { return };
+        if epoch <= stream.epoch || stream.node != *from {
             return;
         }
-        if stream.epoch > 0 {
-            self.metrics.resets.increment(1);
-        }
+        let again = stream.epoch > 0;
         stream.epoch = epoch;
         stream.seq = 1;
-        stream.position = Position::after(start_ts);
+        stream.position = position;
         stream.ddl_sent = start_ts;
         stream.resolved_sent = Ts::ZERO;
         stream.failed = false;
         let handshake = ToEventCollector::Handshake {
             head: EventHead { changefeed: gid, dispatcher: id, epoch, seq: 1 },
             start_ts,
-            table: store.table_at(stream.span.table, start_ts),
+            table: feed.store.table_at(stream.span.table, start_ts),
         };
-        let _ = self.center.send::<EventCollectorTopic>(&stream.node, handshake);
-        if !stream.queued {
-            stream.queued = true;
-            feed.ready.push_back(id);
+        feed.queue(id);
+        let _ = self.center.send::<EventCollectorTopic>(from, handshake);
+        if again {
+            self.metrics.resets.increment(1);
         }
-        self.stores.changed.notify_one();
     }
 
-    fn remove(&mut self, gid: Gid, id: DispatcherId) {
+    fn remove(&mut self, gid: Gid, id: DispatcherId, from: &NodeId) {
         let Some(feed) = self.feeds.get_mut(&gid) else { return };
-        if let Some(stream) = feed.streams.remove(&id)
-            && let Some(ids) = feed.by_table.get_mut(&stream.span.table)
-        {
-            ids.retain(|other| *other != id);
+        // The dispatcher may live on another node by now.
+        if feed.streams.get(&id).is_some_and(|stream| stream.node == *from) {
+            feed.remove(id);
         }
     }
 
-    fn on_progress(&mut self, gid: Gid, entry: &crate::topic::DispatcherProgress, from: &NodeId) {
-        let store = self.store(gid);
-        let Some(feed) = self.feeds.get(&gid) else { return };
-        let Some(stream) = feed.streams.get(&entry.dispatcher) else {
-            let unknown = ToEventCollector::NotRegistered { changefeed: gid, dispatcher: entry.dispatcher };
-            let _ = self.center.send::<EventCollectorTopic>(from, unknown);
-            return;
+    fn on_progress(&mut self, gid: Gid, entry: &DispatcherProgress, from: &NodeId) {
+        let Some(feed) = self.feed(gid).filter(|feed| feed.streams.contains_key(&entry.dispatcher)) else {
+            return self.tell_unknown(from, gid, entry.dispatcher);
         };
-        if stream.epoch != entry.epoch {
+        let Some(stream) = feed.streams.get_mut(&entry.dispatcher) else { return };
+        if stream.epoch != entry.epoch || stream.node != *from {
             return;
         }
-        // A table that several spans read is trimmed by none of them alone: the smallest would have to be known.
         let table = stream.span.table;
-        let alone = feed.by_table.get(&table).is_some_and(|ids| ids.len() == 1);
-        if let (true, Some(store)) = (alone, store) {
-            store.trim(table, entry.checkpoint, entry.copied);
+        let durable = Position::after(entry.checkpoint).max(entry.copied.unwrap_or_default());
+        stream.progress = Some((entry.checkpoint, durable));
+        // Several spans may read the table: the slowest one decides.
+        let readers = feed.by_table.get(&table).into_iter().flatten();
+        let slowest = readers
+            .map(|id| feed.streams.get(id).and_then(|stream| stream.progress))
+            .reduce(|one, other| one.zip(other).map(|(a, b)| (a.0.min(b.0), a.1.min(b.1))));
+        if let Some(Some((checkpoint, durable))) = slowest {
+            feed.store.trim(table, checkpoint, Some(durable));
         }
     }
 
     /// Queues the streams of tables that have new rows. Drops feeds whose store was closed.
     fn collect_dirty(&mut self) {
-        let stores: Vec<(Gid, Arc<Store>)> =
-            self.stores.by_feed.lock().iter().map(|(gid, store)| (*gid, Arc::clone(store))).collect();
-        self.feeds.retain(|gid, _| stores.binary_search_by_key(gid, |(gid, _)| *gid).is_ok());
-        for (gid, store) in stores {
-            let (dirty, resolved, time) = store.take_dirty();
-            let feed = self.feeds.entry(gid).or_default();
+        let mut gids: Vec<Gid> = self.stores.by_feed.lock().keys().copied().collect();
+        gids.extend(self.feeds.keys().copied());
+        gids.sort_unstable();
+        gids.dedup();
+        for gid in gids {
+            let Some(feed) = self.feed(gid) else { continue };
+            let (dirty, resolved, time) = feed.store.take_dirty();
             feed.resolved = resolved;
             feed.resolved_time = time;
             for table in dirty {
-                for id in feed.by_table.get(&table).into_iter().flatten() {
-                    if let Some(stream) = feed.streams.get_mut(id).filter(|stream| !stream.queued) {
-                        stream.queued = true;
-                        feed.ready.push_back(*id);
-                    }
+                for id in feed.by_table.get(&table).cloned().unwrap_or_default() {
+                    feed.queue(id);
                 }
             }
         }
     }
 
-    /// Sends what there is and what fits; says whether somebody is left waiting for room.
+    /// Sends what there is and what fits; says whether somebody must try again without being asked.
     async fn send_rows(&mut self) -> bool {
-        let mut blocked = false;
-        let gids: Vec<Gid> = self.feeds.keys().copied().collect();
-        for gid in gids {
-            let Some(store) = self.store(gid) else { continue };
-            let Some(feed) = self.feeds.get_mut(&gid) else { continue };
+        let mut congested = false;
+        for (gid, feed) in &mut self.feeds {
             let mut waiting = VecDeque::new();
             while let Some(id) = feed.ready.pop_front() {
                 let Some(stream) = feed.streams.get_mut(&id) else { continue };
@@ -319,33 +338,34 @@ impl EventService {
                 if stream.epoch == 0 || stream.failed {
                     continue;
                 }
-                let credit = feed.credits.entry(stream.node.clone()).or_default();
-                match pump(&self.center, &store, gid, id, stream, credit, &self.metrics).await {
+                let credit = self.credits.entry((*gid, stream.node.clone())).or_default();
+                match pump(&self.center, &feed.store, (*gid, id), stream, credit, &self.metrics).await {
                     Ok(Pumped::All) => {}
                     Ok(Pumped::MoreToSend) => {
                         stream.queued = true;
                         feed.ready.push_back(id);
                     }
-                    Ok(Pumped::NoRoom) => {
+                    Ok(pumped @ (Pumped::NoRoom | Pumped::Congested)) => {
+                        congested |= matches!(pumped, Pumped::Congested);
                         stream.queued = true;
                         waiting.push_back(id);
                     }
-                    Err(error) => fail(&self.center, gid, id, stream, &error),
+                    // A closed store lost its files; its streams end with the feed. Until then no resolved
+                    // position may pass what could not be read.
+                    Err(_) if feed.store.is_closed() => stream.queued = true,
+                    Err(error) => fail(&self.center, *gid, id, stream, &error),
                 }
             }
-            blocked |= !waiting.is_empty();
             feed.ready = waiting;
         }
-        blocked
+        congested
     }
 
     /// Tells caught-up dispatchers how far they are; says whether some were put off.
     fn send_resolved(&mut self) -> bool {
         let now = Instant::now();
         let mut put_off = false;
-        let gids: Vec<Gid> = self.feeds.keys().copied().collect();
-        for gid in gids {
-            let Some(feed) = self.feeds.get_mut(&gid) else { continue };
+        for (gid, feed) in &mut self.feeds {
             let (resolved, time) = (feed.resolved, feed.resolved_time);
             let share = u32::try_from(feed.streams.len() / RESOLVED_BATCH + 1).unwrap_or(u32::MAX);
             let interval = RESOLVED_INTERVAL * share;
@@ -354,37 +374,34 @@ impl EventService {
                 continue;
             }
             let mut by_node: BTreeMap<NodeId, Vec<(EventHead, Ts)>> = BTreeMap::new();
-            for (id, stream) in &mut feed.streams {
+            for (id, stream) in &feed.streams {
                 if stream.epoch == 0 || stream.queued || stream.failed || stream.resolved_sent >= resolved {
                     continue;
                 }
-                stream.resolved_sent = resolved;
                 let head =
-                    EventHead { changefeed: gid, dispatcher: *id, epoch: stream.epoch, seq: stream.seq };
+                    EventHead { changefeed: *gid, dispatcher: *id, epoch: stream.epoch, seq: stream.seq };
                 by_node.entry(stream.node.clone()).or_default().push((head, resolved));
             }
             if !by_node.is_empty() {
                 feed.resolved_at = Some(now);
             }
-            self.tell_resolved(by_node, time);
+            for (node, entries) in by_node {
+                let entries: Arc<[(EventHead, Ts)]> = entries.into();
+                let message = ToEventCollector::Resolved { entries: Arc::clone(&entries), time };
+                if let Err(error) = self.center.send::<EventCollectorTopic>(&node, message) {
+                    tracing::debug!(to = %node, %error, "resolved positions were not sent");
+                    put_off = true;
+                    continue;
+                }
+                for (head, _) in entries.iter() {
+                    if let Some(stream) = feed.streams.get_mut(&head.dispatcher) {
+                        stream.resolved_sent = resolved;
+                    }
+                }
+            }
         }
         put_off
     }
-
-    fn tell_resolved(&self, by_node: BTreeMap<NodeId, Vec<(EventHead, Ts)>>, time: WallTime) {
-        for (node, entries) in by_node {
-            let message = ToEventCollector::Resolved { entries: entries.into(), time };
-            if let Err(error) = self.center.send::<EventCollectorTopic>(&node, message) {
-                tracing::debug!(to = %node, %error, "resolved positions were not sent");
-            }
-        }
-    }
-}
-
-enum Pumped {
-    All,
-    MoreToSend,
-    NoRoom,
 }
 
 fn fail(center: &MessageCenter, gid: Gid, id: DispatcherId, stream: &mut Stream, error: &Error) {
@@ -397,73 +414,4 @@ fn fail(center: &MessageCenter, gid: Gid, id: DispatcherId, stream: &mut Stream,
         message: error.chain(),
     };
     let _ = center.send::<EventCollectorTopic>(&stream.node, message);
-}
-
-/// Sends a few chunks of one stream, schema changes at their place between them.
-async fn pump(
-    center: &MessageCenter,
-    store: &Store,
-    gid: Gid,
-    id: DispatcherId,
-    stream: &mut Stream,
-    credit: &mut Credit,
-    metrics: &metrics::ServiceMetrics,
-) -> Result<Pumped, Error> {
-    let mut ddls: VecDeque<Arc<DdlEvent>> = store.ddls(stream.span.table, stream.ddl_sent).into();
-    for _ in 0..FAIR_CHUNKS {
-        if !credit.available() {
-            return Ok(Pumped::NoRoom);
-        }
-        let found = if stream.span.table == TableId::DDL {
-            Scan::End
-        } else {
-            store.scan(stream.span.table, stream.position)?
-        };
-        let found = match found {
-            Scan::Rows(batch, next) => Some((batch, next)),
-            Scan::OnDisk(chunk) => Some(
-                tokio::task::spawn_blocking(move || Store::load(&chunk))
-                    .await
-                    .map_err(|_| Error::Closed { what: "the event store's reader" })??,
-            ),
-            Scan::End => None,
-        };
-        let next_rows = found.as_ref().and_then(|(batch, _)| batch.first_commit_ts()).unwrap_or(Ts::MAX);
-        // At one commit ts rows come before a schema change.
-        if let Some(ddl) = ddls.front().filter(|ddl| ddl.commit_ts < next_rows) {
-            let head = next_head(gid, id, stream);
-            stream.ddl_sent = ddl.commit_ts;
-            let message = ToEventCollector::Ddl { head, ddl: Arc::clone(ddl) };
-            ddls.pop_front();
-            let _ = center.send::<EventCollectorTopic>(&stream.node, message);
-            continue;
-        }
-        let Some((batch, next)) = found else { return Ok(Pumped::All) };
-        let (batch, next) = match ddls.front() {
-            Some(ddl) if batch.last_commit_ts() > Some(ddl.commit_ts) => cut_at(&batch, ddl.commit_ts),
-            Some(_) | None => (batch, next),
-        };
-        let bytes = batch.bytes() as u64;
-        let rows = batch.row_count();
-        let message = ToEventCollector::Rows { head: next_head(gid, id, stream), batch: SharedBatch(batch) };
-        stream.position = next;
-        match center.send::<EventCollectorTopic>(&stream.node, message) {
-            // A lost batch is a gap in the sequence: the receiver resets.
-            Ok(()) | Err(_) => credit.sent += bytes,
-        }
-        metrics.sent(rows, bytes);
-    }
-    Ok(Pumped::MoreToSend)
-}
-
-fn next_head(gid: Gid, id: DispatcherId, stream: &mut Stream) -> EventHead {
-    stream.seq += 1;
-    EventHead { changefeed: gid, dispatcher: id, epoch: stream.epoch, seq: stream.seq }
-}
-
-/// The rows at or before `ts`, and the place after them.
-fn cut_at(batch: &event::RowBatch, ts: Ts) -> (event::RowBatch, Position) {
-    let marks: Vec<event::TxnMark> =
-        batch.txns().iter().take_while(|mark| mark.commit_ts <= ts).copied().collect();
-    (batch.first_txns(marks), Position::after(ts))
 }

@@ -179,6 +179,25 @@ impl Store {
         self.state.lock().scan(table, from)
     }
 
+    /// The next visible rows of `table` after `from` and the first schema change after `ddls_after`, as of one
+    /// moment: whatever is published later comes after both.
+    pub(crate) fn next(
+        &self,
+        table: TableId,
+        from: Position,
+        ddls_after: Ts,
+    ) -> Result<(Scan, Option<Arc<event::DdlEvent>>), Error> {
+        let state = self.state.lock();
+        let ddl = state.first_ddl(table, ddls_after);
+        let rows = if table == TableId::DDL { Scan::End } else { state.scan(table, from)? };
+        Ok((rows, ddl))
+    }
+
+    /// Whether the store was closed: its files are gone.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.state.lock().closed
+    }
+
     /// Reads a chunk from its file. Blocks on the disk: call it where that is allowed.
     ///
     /// # Errors

@@ -69,6 +69,8 @@ pub enum ToEventService {
         epoch: u64,
         /// Events with a larger commit ts are wanted.
         start_ts: Ts,
+        /// Inside an initial copy: rows at or before it are durable and not wanted again.
+        copied: Option<Position>,
     },
     /// The dispatcher is gone.
     Remove {
@@ -84,13 +86,15 @@ pub enum ToEventService {
         /// One entry each.
         progress: Vec<DispatcherProgress>,
     },
-    /// Room at the receiver: it has taken and freed so many bytes since it opened, and holds at most `window`.
+    /// Room at the receiver: what it took from this service and freed since it opened, and what it holds at most.
     Credit {
         /// The changefeed.
         changefeed: ChangefeedId,
         /// Which opening of the changefeed counts; larger is newer.
         opening: u64,
-        /// Bytes freed since then.
+        /// Bytes that arrived from this service since then.
+        received: u64,
+        /// Bytes of them that were freed.
         freed: u64,
         /// Most bytes that may be on their way or held.
         window: u64,

@@ -39,6 +39,13 @@ fn put_changefeed(id: &ChangefeedId, out: &mut Vec<u8>) {
     put_bytes(id.keyspace.as_bytes(), out);
 }
 
+fn put_copied(copied: Option<Position>, out: &mut Vec<u8>) {
+    out.put_u8(u8::from(copied.is_some()));
+    let copied = copied.unwrap_or_default();
+    out.put_u64(copied.commit_ts.0);
+    out.put_u64(copied.rows);
+}
+
 fn put_head(head: &EventHead, out: &mut Vec<u8>) {
     put_gid(head.changefeed, out);
     put_dispatcher(head.dispatcher, out);
@@ -105,6 +112,12 @@ impl<'a> Reader<'a> {
         })
     }
 
+    fn copied(&mut self) -> Option<Option<Position>> {
+        let copying = self.u8()? != 0;
+        let copied = Position { commit_ts: Ts(self.u64()?), rows: self.u64()? };
+        Some(copying.then_some(copied))
+    }
+
     fn table(&mut self) -> Option<Arc<TableInfo>> {
         serde_json::from_slice(self.bytes()?).ok().map(Arc::new)
     }
@@ -130,12 +143,13 @@ pub(crate) fn put_to_event_service(message: &ToEventService, out: &mut Vec<u8>) 
             put_bytes(&span.end, out);
             out.put_u64(start_ts.0);
         }
-        ToEventService::Reset { changefeed, dispatcher, epoch, start_ts } => {
+        ToEventService::Reset { changefeed, dispatcher, epoch, start_ts, copied } => {
             out.put_u8(2);
             put_changefeed(changefeed, out);
             put_dispatcher(*dispatcher, out);
             out.put_u64(*epoch);
             out.put_u64(start_ts.0);
+            put_copied(*copied, out);
         }
         ToEventService::Remove { changefeed, dispatcher } => {
             out.put_u8(3);
@@ -150,16 +164,13 @@ pub(crate) fn put_to_event_service(message: &ToEventService, out: &mut Vec<u8>) 
                 put_dispatcher(entry.dispatcher, out);
                 out.put_u64(entry.epoch);
                 out.put_u64(entry.checkpoint.0);
-                out.put_u8(u8::from(entry.copied.is_some()));
-                let copied = entry.copied.unwrap_or_default();
-                out.put_u64(copied.commit_ts.0);
-                out.put_u64(copied.rows);
+                put_copied(entry.copied, out);
             }
         }
-        ToEventService::Credit { changefeed, opening, freed, window } => {
+        ToEventService::Credit { changefeed, opening, received, freed, window } => {
             out.put_u8(5);
             put_changefeed(changefeed, out);
-            for number in [opening, freed, window] {
+            for number in [opening, received, freed, window] {
                 out.put_u64(*number);
             }
         }
@@ -185,6 +196,7 @@ pub(crate) fn get_to_event_service(bytes: &[u8]) -> Option<ToEventService> {
             dispatcher: r.dispatcher()?,
             epoch: r.u64()?,
             start_ts: Ts(r.u64()?),
+            copied: r.copied()?,
         },
         3 => ToEventService::Remove { changefeed: r.changefeed()?, dispatcher: r.dispatcher()? },
         4 => {
@@ -193,9 +205,7 @@ pub(crate) fn get_to_event_service(bytes: &[u8]) -> Option<ToEventService> {
             let mut progress = Vec::with_capacity(count);
             for _ in 0..count {
                 let (dispatcher, epoch, checkpoint) = (r.dispatcher()?, r.u64()?, Ts(r.u64()?));
-                let copying = r.u8()? != 0;
-                let copied = Position { commit_ts: Ts(r.u64()?), rows: r.u64()? };
-                let copied = copying.then_some(copied);
+                let copied = r.copied()?;
                 progress.push(DispatcherProgress { dispatcher, epoch, checkpoint, copied });
             }
             ToEventService::Heartbeat { changefeed, progress }
@@ -203,6 +213,7 @@ pub(crate) fn get_to_event_service(bytes: &[u8]) -> Option<ToEventService> {
         5 => ToEventService::Credit {
             changefeed: r.changefeed()?,
             opening: r.u64()?,
+            received: r.u64()?,
             freed: r.u64()?,
             window: r.u64()?,
         },
@@ -434,3 +445,6 @@ fn get_ddl(r: &mut Reader<'_>) -> Option<DdlEvent> {
         error: failed.then_some(error),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -27,11 +27,18 @@ pub(crate) enum Verdict {
 }
 
 impl StreamCheck {
-    pub(crate) fn new() -> Self {
-        Self { epoch: 0, last_seq: 0, max_event_ts: Ts::ZERO, last_commit_ts: Ts::ZERO, ddl_at_last: false }
+    /// A stream whose epochs are larger than `base`.
+    pub(crate) fn new(base: u64) -> Self {
+        Self {
+            epoch: base,
+            last_seq: 0,
+            max_event_ts: Ts::ZERO,
+            last_commit_ts: Ts::ZERO,
+            ddl_at_last: false,
+        }
     }
 
-    /// Epoch of the current stream; 0 before the first one.
+    /// Epoch of the current stream.
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch
     }
@@ -118,7 +125,7 @@ mod tests {
     use super::*;
 
     fn started() -> StreamCheck {
-        let mut check = StreamCheck::new();
+        let mut check = StreamCheck::new(0);
         assert_eq!(check.reset(Ts(100)), 1);
         assert_eq!(check.on_handshake(1, 1), Verdict::Deliver);
         check
@@ -127,7 +134,7 @@ mod tests {
     // behaviour: dispatcher-89
     #[test]
     fn anything_but_the_next_number_starts_the_stream_again() {
-        let mut check = StreamCheck::new();
+        let mut check = StreamCheck::new(0);
         check.reset(Ts(100));
         assert_eq!(check.on_rows(1, 1, Ts(110)), Verdict::Reset, "rows before the handshake");
         assert_eq!(started().on_rows(1, 3, Ts(110)), Verdict::Reset, "gap before rows");

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use event::BlockEvent;
-use heartbeatpb::{ChangefeedId, DispatcherId, Gid, NodeId, Ts};
+use event::{BlockEvent, DdlEvent, RowBatch, TableInfo};
+use heartbeatpb::{ChangefeedId, DispatcherId, Gid, NodeId, Ts, WallTime};
 use messaging::MessageCenter;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +24,8 @@ use crate::topic::{
 const INBOX: usize = 65_536;
 /// How often progress is told, and requests without an answer are repeated.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+/// How often resolved positions that found no room are tried again.
+const LATE: Duration = Duration::from_millis(25);
 /// How long a stream that was reset may stay silent before it is reset again.
 const SILENCE: Duration = Duration::from_secs(10);
 
@@ -42,15 +45,77 @@ struct Stream {
     ready: bool,
     /// Whether the handshake of the current epoch has come.
     begun: bool,
+    /// An event found no room at the manager: what came after it is dropped, and the next tick resets.
+    overflowed: bool,
+    /// A resolved position that found no room; only the newest matters.
+    late: Option<(Ts, WallTime)>,
     asked: Instant,
+}
+
+impl Stream {
+    fn new(subscription: Subscription, base: u64) -> Self {
+        Self {
+            subscription,
+            check: StreamCheck::new(base),
+            copied: None,
+            ready: false,
+            begun: false,
+            overflowed: false,
+            late: None,
+            asked: Instant::now(),
+        }
+    }
+
+    /// Begins a new epoch: what is on its way of the one before is ignored. Answers its epoch and start.
+    fn begin_again(&mut self) -> (u64, Ts) {
+        let start_ts = self.subscription.checkpoint.get().max(self.subscription.start_ts);
+        self.begun = false;
+        self.late = None;
+        self.asked = Instant::now();
+        (self.check.reset(start_ts), start_ts)
+    }
 }
 
 struct Feed {
     id: ChangefeedId,
     opening: u64,
-    quota: Arc<Quota>,
+    window: u64,
+    /// One account per event service.
+    quotas: BTreeMap<NodeId, Arc<Quota>>,
     sender: mpsc::Sender<Delivery>,
     streams: BTreeMap<DispatcherId, Stream>,
+}
+
+impl Feed {
+    fn quota(&mut self, service: &NodeId, wake: &Arc<Notify>) -> Arc<Quota> {
+        if let Some(quota) = self.quotas.get(service) {
+            return Arc::clone(quota);
+        }
+        let quota = Arc::new(Quota::new(self.window, wake));
+        self.quotas.insert(service.clone(), Arc::clone(&quota));
+        quota
+    }
+
+    fn stream(&mut self, from: &NodeId, id: DispatcherId) -> Option<&mut Stream> {
+        self.streams.get_mut(&id).filter(|stream| stream.subscription.event_service == *from)
+    }
+
+    fn tell_credit(&self, center: &MessageCenter) {
+        for (node, quota) in &self.quotas {
+            // `freed` first: it is never larger than what is read as received.
+            let freed = quota.freed.load(Ordering::Acquire);
+            let message = ToEventService::Credit {
+                changefeed: self.id.clone(),
+                opening: self.opening,
+                received: quota.received.load(Ordering::Acquire),
+                freed,
+                window: self.window,
+            };
+            if center.send::<EventServiceTopic>(node, message).is_ok() {
+                quota.told.store(freed, Ordering::Release);
+            }
+        }
+    }
 }
 
 /// The task behind [`CollectorHandle`].
@@ -60,7 +125,11 @@ pub struct Collector {
     feeds: BTreeMap<Gid, Feed>,
     /// Credits came back.
     wake: Arc<Notify>,
-    openings: u64,
+    /// Number of the newest opening, and base of the newest stream's epochs. Begins at the process's start in
+    /// microseconds: what an earlier process counted, and what is still on its way to it, is older.
+    count: u64,
+    /// Whether resolved positions wait for room.
+    late: bool,
 }
 
 impl std::fmt::Debug for Collector {
@@ -75,9 +144,9 @@ impl Collector {
     pub fn new(center: MessageCenter) -> (Self, CollectorHandle) {
         let (sender, requests) = mpsc::unbounded_channel();
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        // Openings of a later process are newer than those of an earlier one.
-        let openings = u64::try_from(since.as_micros()).unwrap_or(0);
-        let collector = Self { center, requests, feeds: BTreeMap::new(), wake: Arc::default(), openings };
+        let count = u64::try_from(since.as_micros()).unwrap_or(0);
+        let collector =
+            Self { center, requests, feeds: BTreeMap::new(), wake: Arc::default(), count, late: false };
         (collector, CollectorHandle { requests: sender })
     }
 
@@ -86,13 +155,16 @@ impl Collector {
         let mut inbox = self.center.register::<EventCollectorTopic>(INBOX);
         let mut tick = tokio::time::interval(HEARTBEAT);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut late_tick = tokio::time::interval(LATE);
+        late_tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let wake = Arc::clone(&self.wake);
         loop {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
                 _ = tick.tick() => self.on_tick(),
-                () = wake.notified() => self.tell_credit(false),
+                _ = late_tick.tick(), if self.late => self.late = self.hand_on_late(),
+                () = wake.notified() => self.on_freed(),
                 request = self.requests.recv() => match request {
                     Some(request) => self.on_request(request),
                     None => return,
@@ -105,46 +177,43 @@ impl Collector {
         }
     }
 
+    /// A number larger than every one before.
+    fn next_count(&mut self) -> u64 {
+        // Epochs of a stream count on from their base; the steps keep them below the next one.
+        self.count += 1 << 16;
+        self.count
+    }
+
     fn on_request(&mut self, request: Request) {
         match request {
             Request::Open { changefeed, window, sender } => {
-                self.openings += 1;
-                let quota = Arc::new(Quota {
-                    window,
-                    freed: AtomicU64::new(0),
-                    told: AtomicU64::new(0),
-                    wake: Arc::clone(&self.wake),
-                });
-                let feed =
-                    Feed { id: changefeed, opening: self.openings, quota, sender, streams: BTreeMap::new() };
-                self.feeds.insert(feed.id.gid, feed);
+                let gid = changefeed.gid;
+                let opening = self.next_count();
+                let (quotas, streams) = (BTreeMap::new(), BTreeMap::new());
+                let feed = Feed { id: changefeed, opening, window, quotas, sender, streams };
+                if let Some(before) = self.feeds.insert(gid, feed) {
+                    self.tell_all_removed(&before);
+                }
             }
             Request::Close { changefeed } => {
                 if let Some(feed) = self.feeds.remove(&changefeed.gid) {
-                    for stream in feed.streams.values() {
-                        self.tell_removed(&stream.subscription);
-                    }
+                    self.tell_all_removed(&feed);
                 }
             }
             Request::Subscribe(subscription) => {
+                let base = self.next_count();
                 let Some(feed) = self.feeds.get_mut(&subscription.changefeed.gid) else { return };
-                tell_credit(&self.center, feed, &subscription.event_service);
+                feed.quota(&subscription.event_service, &self.wake);
+                feed.tell_credit(&self.center);
                 register(&self.center, &subscription);
-                let stream = Stream {
-                    check: StreamCheck::new(),
-                    copied: None,
-                    ready: false,
-                    begun: false,
-                    asked: Instant::now(),
-                    subscription,
-                };
-                feed.streams.insert(stream.subscription.dispatcher, stream);
+                feed.streams.insert(subscription.dispatcher, Stream::new(subscription, base));
             }
             Request::Unsubscribe { changefeed, dispatcher } => {
                 let removed =
                     self.feeds.get_mut(&changefeed.gid).and_then(|feed| feed.streams.remove(&dispatcher));
                 if let Some(stream) = removed {
-                    self.tell_removed(&stream.subscription);
+                    let service = &stream.subscription.event_service;
+                    tell_removed(&self.center, service, stream.subscription.changefeed.clone(), dispatcher);
                 }
             }
             Request::Copied { changefeed, dispatcher, copied } => {
@@ -157,110 +226,88 @@ impl Collector {
         }
     }
 
-    fn tell_removed(&self, subscription: &Subscription) {
-        let message = ToEventService::Remove {
-            changefeed: subscription.changefeed.clone(),
-            dispatcher: subscription.dispatcher,
-        };
-        let _ = self.center.send::<EventServiceTopic>(&subscription.event_service, message);
+    fn tell_all_removed(&self, feed: &Feed) {
+        for (id, stream) in &feed.streams {
+            tell_removed(&self.center, &stream.subscription.event_service, feed.id.clone(), *id);
+        }
     }
 
     fn on_event(&mut self, from: &NodeId, event: ToEventCollector) {
         match event {
-            ToEventCollector::Ready { changefeed, dispatcher } => self.on_ready(from, changefeed, dispatcher),
+            ToEventCollector::Ready { changefeed, dispatcher } => {
+                if let Some(stream) =
+                    stream_of(&mut self.feeds, from, changefeed, dispatcher).filter(|stream| !stream.ready)
+                {
+                    stream.ready = true;
+                    reset(&self.center, stream);
+                }
+            }
             ToEventCollector::NotRegistered { changefeed, dispatcher } => {
-                if let Some((_, stream)) = find(&mut self.feeds, from, changefeed, dispatcher) {
+                if let Some(stream) = stream_of(&mut self.feeds, from, changefeed, dispatcher) {
                     stream.ready = false;
-                    stream.asked = Instant::now();
+                    stream.begin_again();
                     register(&self.center, &stream.subscription);
                 }
             }
             ToEventCollector::Handshake { head, start_ts: _, table } => {
-                self.deliver(
-                    from,
-                    head,
-                    0,
-                    |check| check.on_handshake(head.epoch, head.seq),
-                    || DispatcherEvent::Begin(table),
-                );
+                let event = Arrival::Handshake(table);
+                self.deliver(from, head, event);
             }
             ToEventCollector::Rows { head, batch: SharedBatch(batch) } => {
-                let last = batch.last_commit_ts().unwrap_or(Ts::ZERO);
-                let bytes = batch.bytes() as u64;
-                self.deliver(
-                    from,
-                    head,
-                    bytes,
-                    |check| check.on_rows(head.epoch, head.seq, last),
-                    || DispatcherEvent::Rows(batch),
-                );
+                self.deliver(from, head, Arrival::Rows(batch));
             }
-            ToEventCollector::Ddl { head, ddl } => {
-                let ts = ddl.commit_ts;
-                self.deliver(
-                    from,
-                    head,
-                    0,
-                    |check| check.on_ddl(head.epoch, head.seq, ts),
-                    || DispatcherEvent::Block(BlockEvent::Ddl(ddl)),
-                );
-            }
+            ToEventCollector::Ddl { head, ddl } => self.deliver(from, head, Arrival::Ddl(ddl)),
             ToEventCollector::Resolved { entries, time } => {
                 for (head, ts) in entries.iter() {
-                    self.deliver(
-                        from,
-                        *head,
-                        0,
-                        |check| check.on_resolved(head.epoch, head.seq, *ts),
-                        || DispatcherEvent::Resolved { ts: *ts, time },
-                    );
+                    self.deliver(from, *head, Arrival::Resolved(*ts, time));
                 }
             }
             ToEventCollector::Failed { changefeed, dispatcher, code, message } => {
-                if let Some((feed, _)) = find(&mut self.feeds, from, changefeed, dispatcher) {
+                let Some(feed) = self.feeds.get_mut(&changefeed) else { return };
+                let sender = feed.sender.clone();
+                if let Some(stream) = feed.stream(from, dispatcher) {
                     let event = DispatcherEvent::Failed { code, message };
-                    let _ = feed.try_send(Delivery { dispatcher, event, credit: Credit::default() });
+                    let delivery = Delivery { dispatcher, event, credit: Credit::default() };
+                    // Without room it is asked for again.
+                    stream.overflowed |= sender.try_send(delivery).is_err();
                 }
             }
         }
     }
-
-    fn on_ready(&mut self, from: &NodeId, changefeed: Gid, dispatcher: DispatcherId) {
-        if let Some((_, stream)) = find(&mut self.feeds, from, changefeed, dispatcher)
-            && !stream.ready
-        {
-            stream.ready = true;
-            reset(&self.center, stream);
-        }
-    }
-
     /// Checks an event and hands it on, or starts its stream again.
-    fn deliver(
-        &mut self,
-        from: &NodeId,
-        head: EventHead,
-        bytes: u64,
-        check: impl FnOnce(&mut StreamCheck) -> Verdict,
-        event: impl FnOnce() -> DispatcherEvent,
-    ) {
-        let Some((sender, stream)) = find(&mut self.feeds, from, head.changefeed, head.dispatcher) else {
-            return;
-        };
+    fn deliver(&mut self, from: &NodeId, head: EventHead, event: Arrival) {
+        let Some(feed) = self.feeds.get_mut(&head.changefeed) else { return };
         // Whatever becomes of it, the event service counts its bytes until they are freed.
-        let credit = if bytes > 0 { Credit::take(&sender.quota, bytes) } else { Credit::default() };
-        match check(&mut stream.check) {
+        let credit = match &event {
+            Arrival::Rows(batch) => Credit::take(&feed.quota(from, &self.wake), batch.bytes() as u64),
+            Arrival::Handshake(_) | Arrival::Ddl(_) | Arrival::Resolved(..) => Credit::default(),
+        };
+        let Some(stream) =
+            feed.streams.get_mut(&head.dispatcher).filter(|s| s.subscription.event_service == *from)
+        else {
+            return tell_removed(&self.center, from, feed.id.clone(), head.dispatcher);
+        };
+        match event.check(&mut stream.check, head) {
             Verdict::Deliver => {
                 stream.begun = true;
                 stream.asked = Instant::now();
-                let event = event();
-                let needed = !matches!(event, DispatcherEvent::Resolved { .. });
-                let full = sender.try_send(Delivery { dispatcher: head.dispatcher, event, credit }).is_err();
-                // A resolved position comes again; anything else would be a gap.
-                if full && needed {
-                    reset(&self.center, stream);
+                let (event, late) = event.into_event();
+                match feed.sender.try_send(Delivery { dispatcher: head.dispatcher, event, credit }) {
+                    Ok(()) => stream.late = stream.late.filter(|_| late.is_none()),
+                    Err(TrySendError::Full(_)) if late.is_some() => {
+                        stream.late = late;
+                        self.late = true;
+                    }
+                    Err(TrySendError::Full(_)) => {
+                        stream.begin_again();
+                        stream.overflowed = true;
+                    }
+                    // Its manager is gone and says so soon.
+                    Err(TrySendError::Closed(_)) => {}
                 }
             }
             Verdict::Ignore => {}
+            Verdict::Reset if stream.overflowed || !stream.ready => {}
             Verdict::Reset => {
                 tracing::debug!(dispatcherID = %head.dispatcher, seq = head.seq, "gap in the event stream");
                 reset(&self.center, stream);
@@ -273,10 +320,11 @@ impl Collector {
         for feed in self.feeds.values_mut() {
             let mut progress: BTreeMap<NodeId, Vec<DispatcherProgress>> = BTreeMap::new();
             for (id, stream) in &mut feed.streams {
-                if !stream.ready && now.duration_since(stream.asked) >= HEARTBEAT {
+                let silent = now.duration_since(stream.asked);
+                if !stream.ready && silent >= HEARTBEAT {
                     stream.asked = now;
                     register(&self.center, &stream.subscription);
-                } else if stream.ready && !stream.begun && now.duration_since(stream.asked) >= SILENCE {
+                } else if stream.ready && (stream.overflowed || (!stream.begun && silent >= SILENCE)) {
                     reset(&self.center, stream);
                 } else if stream.begun {
                     let checkpoint = stream.subscription.checkpoint.get().min(stream.check.max_event_ts);
@@ -293,49 +341,84 @@ impl Collector {
                 let message = ToEventService::Heartbeat { changefeed: feed.id.clone(), progress };
                 let _ = self.center.send::<EventServiceTopic>(&node, message);
             }
+            feed.tell_credit(&self.center);
         }
-        self.tell_credit(true);
     }
 
-    fn tell_credit(&mut self, all: bool) {
+    /// Hands on the resolved positions that found no room; says whether some still wait.
+    fn hand_on_late(&mut self) -> bool {
+        let mut left = false;
+        for feed in self.feeds.values_mut() {
+            for (id, stream) in &mut feed.streams {
+                let Some((ts, time)) = stream.late else { continue };
+                let event = DispatcherEvent::Resolved { ts, time };
+                let delivery = Delivery { dispatcher: *id, event, credit: Credit::default() };
+                if matches!(feed.sender.try_send(delivery), Err(TrySendError::Full(_))) {
+                    left = true;
+                    break;
+                }
+                stream.late = None;
+            }
+        }
+        left
+    }
+
+    fn on_freed(&self) {
         for feed in self.feeds.values() {
-            let freed = feed.quota.freed.load(Ordering::Acquire);
-            let untold = freed - feed.quota.told.load(Ordering::Acquire);
-            if !all && untold < feed.quota.window / 4 {
-                continue;
-            }
-            let mut nodes: Vec<&NodeId> =
-                feed.streams.values().map(|stream| &stream.subscription.event_service).collect();
-            nodes.sort_unstable();
-            nodes.dedup();
-            for node in nodes {
-                tell_credit(&self.center, feed, node);
+            if feed.quotas.values().any(|quota| quota.is_worth_telling()) {
+                feed.tell_credit(&self.center);
             }
         }
     }
 }
 
-/// Where a feed's deliveries go.
-struct Outlet {
-    quota: Arc<Quota>,
-    sender: mpsc::Sender<Delivery>,
+/// An event of a stream that is not checked yet.
+enum Arrival {
+    Handshake(Option<Arc<TableInfo>>),
+    Rows(RowBatch),
+    Ddl(Arc<DdlEvent>),
+    Resolved(Ts, WallTime),
 }
 
-impl Outlet {
-    fn try_send(&self, delivery: Delivery) -> Result<(), ()> {
-        self.sender.try_send(delivery).map_err(|_| ())
+impl Arrival {
+    fn check(&self, check: &mut StreamCheck, head: EventHead) -> Verdict {
+        match self {
+            Arrival::Handshake(_) => check.on_handshake(head.epoch, head.seq),
+            Arrival::Rows(batch) => {
+                check.on_rows(head.epoch, head.seq, batch.last_commit_ts().unwrap_or(Ts::ZERO))
+            }
+            Arrival::Ddl(ddl) => check.on_ddl(head.epoch, head.seq, ddl.commit_ts),
+            Arrival::Resolved(ts, _) => check.on_resolved(head.epoch, head.seq, *ts),
+        }
+    }
+
+    /// The event, and the position that may be handed on later if there is no room now.
+    fn into_event(self) -> (DispatcherEvent, Option<(Ts, WallTime)>) {
+        match self {
+            Arrival::Handshake(table) => (DispatcherEvent::Begin(table), None),
+            Arrival::Rows(batch) => (DispatcherEvent::Rows(batch), None),
+            Arrival::Ddl(ddl) => (DispatcherEvent::Block(BlockEvent::Ddl(ddl)), None),
+            Arrival::Resolved(ts, time) => (DispatcherEvent::Resolved { ts, time }, Some((ts, time))),
+        }
     }
 }
 
-fn find<'a>(
+fn stream_of<'a>(
     feeds: &'a mut BTreeMap<Gid, Feed>,
     from: &NodeId,
-    feed: Gid,
+    changefeed: Gid,
     id: DispatcherId,
-) -> Option<(Outlet, &'a mut Stream)> {
-    let feed = feeds.get_mut(&feed)?;
-    let stream = feed.streams.get_mut(&id).filter(|stream| stream.subscription.event_service == *from)?;
-    Some((Outlet { quota: Arc::clone(&feed.quota), sender: feed.sender.clone() }, stream))
+) -> Option<&'a mut Stream> {
+    feeds.get_mut(&changefeed)?.stream(from, id)
+}
+
+fn tell_removed(
+    center: &MessageCenter,
+    service: &NodeId,
+    changefeed: ChangefeedId,
+    dispatcher: DispatcherId,
+) {
+    let _ = center.send::<EventServiceTopic>(service, ToEventService::Remove { changefeed, dispatcher });
 }
 
 fn register(center: &MessageCenter, subscription: &Subscription) {
@@ -349,28 +432,14 @@ fn register(center: &MessageCenter, subscription: &Subscription) {
 }
 
 fn reset(center: &MessageCenter, stream: &mut Stream) {
-    let start_ts = stream.subscription.checkpoint.get().max(stream.subscription.start_ts);
-    let epoch = stream.check.reset(start_ts);
-    stream.begun = false;
-    stream.asked = Instant::now();
+    let (epoch, start_ts) = stream.begin_again();
+    stream.overflowed = false;
     let message = ToEventService::Reset {
         changefeed: stream.subscription.changefeed.clone(),
         dispatcher: stream.subscription.dispatcher,
         epoch,
         start_ts,
+        copied: stream.copied,
     };
     let _ = center.send::<EventServiceTopic>(&stream.subscription.event_service, message);
-}
-
-fn tell_credit(center: &MessageCenter, feed: &Feed, node: &NodeId) {
-    let freed = feed.quota.freed.load(Ordering::Acquire);
-    let message = ToEventService::Credit {
-        changefeed: feed.id.clone(),
-        opening: feed.opening,
-        freed,
-        window: feed.quota.window,
-    };
-    if center.send::<EventServiceTopic>(node, message).is_ok() {
-        feed.quota.told.store(freed, Ordering::Release);
-    }
 }

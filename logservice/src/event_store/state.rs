@@ -178,6 +178,11 @@ impl State {
         })
     }
 
+    pub(super) fn first_ddl(&self, table: TableId, after: Ts) -> Option<Arc<DdlEvent>> {
+        let ddl = self.tables.get(&table)?.ddls.iter().find(|ddl| ddl.commit_ts > after)?;
+        (ddl.commit_ts <= self.resolved).then(|| Arc::clone(ddl))
+    }
+
     pub(super) fn scan(&self, table: TableId, from: Position) -> Result<Scan, Error> {
         let Some(log) = self.tables.get(&table) else { return Ok(Scan::End) };
         if from < log.trimmed {

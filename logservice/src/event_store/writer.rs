@@ -14,6 +14,14 @@ use crate::Error;
 /// Writes one image of a row.
 pub(crate) type PutImage<'a> = &'a mut dyn FnMut(&mut BytesMut);
 
+/// Rows of the open transaction that left the buffer: the chunk is full, or the table changed its shape.
+struct Cut {
+    info: Arc<TableInfo>,
+    data: ChunkData,
+    rows: u32,
+    first_row: u64,
+}
+
 /// Rows of a table that are not published yet.
 struct OpenTable {
     info: Arc<TableInfo>,
@@ -26,8 +34,8 @@ struct OpenTable {
     txn_rows: u32,
     /// Rows of the open transaction that were cut off into `cut`.
     txn_cut_rows: u64,
-    /// Full chunks of the open transaction, each with its number of rows and its first row's number.
-    cut: Vec<(ChunkData, u32, u64)>,
+    /// Chunks of the open transaction.
+    cut: Vec<Cut>,
     /// Finished chunks that wait for the next publish.
     ready: Vec<(Arc<TableInfo>, Vec<TxnMark>, ChunkData)>,
     touched: bool,
@@ -84,7 +92,13 @@ impl StoreWriter {
     pub fn register_table(&mut self, info: Arc<TableInfo>) {
         self.store.state.lock().add_version(Arc::clone(&info));
         match self.tables.get_mut(&info.id) {
+            Some(table) if *table.info == *info => {}
             Some(table) => {
+                if table.txn_rows > 0 {
+                    // The open transaction changed the table: what it wrote before keeps the old shape.
+                    self.cut_bytes += table.rows.len() - table.txn_offset;
+                    table.cut();
+                }
                 table.seal();
                 table.info = info;
             }
@@ -152,10 +166,8 @@ impl StoreWriter {
             }
         }
         self.ddls.extend(txn.ddls.into_iter().map(Arc::new));
-        if self.unpublished_bytes >= CHUNK_BYTES {
-            self.store.wait_for_room().await?;
-        }
-        Ok(())
+        // Many small published transactions fill the store as one large one does.
+        self.store.wait_for_room().await
     }
 
     /// Forgets the open transaction, if any: the connection broke and it will come again.
@@ -165,7 +177,7 @@ impl StoreWriter {
         let mut on_disk = Vec::new();
         for id in self.touched.drain(..) {
             if let Some(table) = self.tables.get_mut(&id) {
-                on_disk.extend(table.cut.drain(..).map(|(data, _, _)| data));
+                on_disk.extend(table.cut.drain(..).map(|cut| cut.data));
                 table.rows.truncate(table.txn_offset);
                 table.forget_txn();
             }
@@ -226,7 +238,7 @@ impl StoreWriter {
         let mut chunks = Vec::new();
         for id in &self.touched {
             let Some(table) = self.tables.get(id) else { continue };
-            chunks.extend(table.cut.iter().filter_map(|(data, _, _)| match data {
+            chunks.extend(table.cut.iter().filter_map(|cut| match &cut.data {
                 ChunkData::Memory(bytes) => Some(bytes.clone()),
                 ChunkData::Disk { .. } => None,
             }));
@@ -234,11 +246,11 @@ impl StoreWriter {
         let mut places = self.store.write_segment(chunks).await?.into_iter();
         for id in &self.touched {
             let Some(table) = self.tables.get_mut(id) else { continue };
-            for (data, _, _) in &mut table.cut {
-                if let ChunkData::Memory(_) = data
+            for cut in &mut table.cut {
+                if let ChunkData::Memory(_) = cut.data
                     && let Some(place) = places.next()
                 {
-                    *data = place;
+                    cut.data = place;
                 }
             }
         }
@@ -282,7 +294,12 @@ impl OpenTable {
     /// Takes the open transaction's rows out of the buffer as a chunk without a commit ts.
     fn cut(&mut self) {
         let bytes = self.rows.split_off(self.txn_offset).freeze();
-        self.cut.push((ChunkData::Memory(bytes), self.txn_rows, self.txn_cut_rows));
+        self.cut.push(Cut {
+            info: Arc::clone(&self.info),
+            data: ChunkData::Memory(bytes),
+            rows: self.txn_rows,
+            first_row: self.txn_cut_rows,
+        });
         self.txn_cut_rows += u64::from(self.txn_rows);
         self.txn_rows = 0;
     }
@@ -294,8 +311,8 @@ impl OpenTable {
             let tail = self.rows.split_off(self.txn_offset);
             self.seal_committed();
             self.rows = tail;
-            for (data, rows, first_row) in self.cut.drain(..) {
-                self.ready.push((Arc::clone(&self.info), vec![TxnMark { rows, first_row, ..mark }], data));
+            for Cut { info, data, rows, first_row } in self.cut.drain(..) {
+                self.ready.push((info, vec![TxnMark { rows, first_row, ..mark }], data));
             }
         }
         if self.txn_rows > 0 {

@@ -1,0 +1,120 @@
+//! What a receiver may be sent: pure.
+
+use std::time::{Duration, Instant};
+
+/// A receiver that reports, and to which nothing arrives for so long, will not get what was on its way.
+const LOST: Duration = Duration::from_secs(5);
+
+/// What a receiver says about itself.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Report {
+    pub(super) opening: u64,
+    pub(super) received: u64,
+    pub(super) freed: u64,
+    pub(super) window: u64,
+}
+
+/// Account of one receiver. Without a report nothing may be sent.
+#[derive(Debug, Default)]
+pub(super) struct Credit {
+    opening: u64,
+    /// Bytes sent, in the receiver's count: what it had received when the account was opened, and more.
+    sent: u64,
+    received: u64,
+    freed: u64,
+    window: u64,
+    /// When something arrived last, or nothing was on its way.
+    moved: Option<Instant>,
+}
+
+impl Credit {
+    /// Whether there is room for another batch.
+    pub(super) fn available(&self) -> bool {
+        self.sent.saturating_sub(self.freed) < self.window
+    }
+
+    /// Counts a batch that was sent.
+    pub(super) fn take(&mut self, bytes: u64) {
+        self.sent += bytes;
+    }
+
+    /// Hears from the receiver.
+    pub(super) fn on_report(&mut self, report: Report, now: Instant) {
+        if report.opening < self.opening {
+            return;
+        }
+        if report.opening > self.opening {
+            *self = Self { opening: report.opening, ..Self::default() };
+        }
+        if report.received > self.received {
+            self.received = report.received;
+            self.moved = Some(now);
+        }
+        // What arrived was sent, by an earlier life of this service perhaps.
+        self.sent = self.sent.max(self.received);
+        let moved = *self.moved.get_or_insert(now);
+        if self.sent == self.received {
+            self.moved = Some(now);
+        } else if now.duration_since(moved) >= LOST {
+            self.sent = self.received;
+            self.moved = Some(now);
+        }
+        self.freed = self.freed.max(report.freed);
+        self.window = report.window;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(received: u64, freed: u64) -> Report {
+        Report { opening: 7, received, freed, window: 100 }
+    }
+
+    #[test]
+    fn nothing_is_sent_before_a_report_and_no_more_than_the_window_after_it() {
+        let now = Instant::now();
+        let mut credit = Credit::default();
+        assert!(!credit.available());
+        credit.on_report(report(0, 0), now);
+        assert!(credit.available());
+        credit.take(100);
+        assert!(!credit.available());
+        credit.on_report(report(100, 1), now);
+        assert!(credit.available());
+    }
+
+    #[test]
+    fn a_service_that_starts_later_counts_what_the_receiver_still_holds() {
+        let mut credit = Credit::default();
+        credit.on_report(report(5000, 4950), Instant::now());
+        credit.take(50);
+        assert!(!credit.available(), "50 are held and 50 are on their way");
+    }
+
+    #[test]
+    fn bytes_that_never_arrive_are_given_back() {
+        let start = Instant::now();
+        let mut credit = Credit::default();
+        credit.on_report(report(0, 0), start);
+        credit.take(100);
+        credit.on_report(report(0, 0), start + Duration::from_secs(1));
+        assert!(!credit.available());
+        credit.on_report(report(0, 0), start + LOST);
+        assert!(credit.available());
+    }
+
+    #[test]
+    fn a_new_opening_begins_at_zero_and_an_old_one_is_ignored() {
+        let now = Instant::now();
+        let mut credit = Credit::default();
+        credit.on_report(report(0, 0), now);
+        credit.take(100);
+        credit.on_report(Report { opening: 8, ..report(0, 0) }, now);
+        assert!(credit.available());
+        credit.take(100);
+        credit.on_report(report(1000, 1000), now);
+        assert!(!credit.available());
+    }
+}

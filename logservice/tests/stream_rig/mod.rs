@@ -1,0 +1,447 @@
+//! A log side, a collector and managers that write down what they get.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use event::{BlockEvent, Datum, DdlEvent, DdlKind, ReplicaIdentity, RowOp, TableInfo, TupleWriter};
+use heartbeatpb::{ChangefeedId, DispatcherId, NodeId, SchemaId, TableId, TableSpan, Ts, WallTime};
+use logservice::event_store::{CopyWriter, Position, StoreStats, StoreWriter};
+use logservice::{
+    CheckpointSlot, Collector, CollectorHandle, Credit, Delivery, DispatcherEvent, LogConfig, LogService,
+    Subscription,
+};
+use messaging::testing::{Faults, Network};
+use messaging::{MessageCenter, MessagingConfig};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+pub(crate) struct LogLimits {
+    pub(crate) memory_bytes: usize,
+    pub(crate) disk_bytes: u64,
+}
+
+/// A row as it is compared: commit ts, row number, value.
+pub(crate) type Row = (u64, u64, u64);
+
+/// What a stream showed, without values.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Seen {
+    Row(u64),
+    Ddl(u64),
+}
+
+struct Running {
+    shutdown: CancellationToken,
+    network: Option<Network>,
+    nodes: (NodeId, NodeId),
+    _dir: tempfile::TempDir,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+pub(crate) struct Rig {
+    running: Arc<Running>,
+    log: LogService,
+    collector: CollectorHandle,
+    changefeed: ChangefeedId,
+}
+
+impl Rig {
+    /// Both sides on one node.
+    pub(crate) fn new(limits: LogLimits) -> Self {
+        let center = MessageCenter::new(NodeId::from("one"), MessagingConfig::default());
+        Self::start(limits, center.clone(), center, None)
+    }
+
+    /// The log on one node, the dispatchers on another one.
+    pub(crate) fn over_network(limits: LogLimits, seed: u64) -> Self {
+        let log = MessageCenter::new(NodeId::from("log"), MessagingConfig::default());
+        let dispatchers = MessageCenter::new(NodeId::from("dispatchers"), MessagingConfig::default());
+        let network = Network::new(seed);
+        network.join(&log);
+        network.join(&dispatchers);
+        Self::start(limits, log, dispatchers, Some(network))
+    }
+
+    fn start(
+        limits: LogLimits,
+        log_center: MessageCenter,
+        center: MessageCenter,
+        network: Option<Network>,
+    ) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let LogLimits { memory_bytes, disk_bytes } = limits;
+        let nodes = (log_center.node().clone(), center.node().clone());
+        let config = LogConfig { dir: dir.path().to_owned(), memory_bytes, disk_bytes };
+        let log = LogService::new(log_center, config);
+        let shutdown = CancellationToken::new();
+        let (service, stop) = (log.clone(), shutdown.clone());
+        tokio::spawn(async move { service.run(stop).await });
+        let (task, collector) = Collector::new(center);
+        tokio::spawn(task.run(shutdown.clone()));
+        let running = Arc::new(Running { shutdown, network, nodes, _dir: dir });
+        Self { running, log, collector, changefeed: ChangefeedId::fresh("one") }
+    }
+
+    /// Another changefeed of the same nodes.
+    pub(crate) fn other_changefeed(&self) -> Self {
+        Self {
+            running: Arc::clone(&self.running),
+            log: self.log.clone(),
+            collector: self.collector.clone(),
+            changefeed: ChangefeedId::fresh("other"),
+        }
+    }
+
+    pub(crate) fn open(&self, checkpoint: Ts) -> StoreWriter {
+        self.log.open(&self.changefeed, checkpoint).unwrap()
+    }
+
+    pub(crate) fn close(&self) {
+        self.log.close(&self.changefeed);
+    }
+
+    pub(crate) fn stats(&self) -> StoreStats {
+        self.log.stats(&self.changefeed).unwrap()
+    }
+
+    pub(crate) fn set_faults(&self, faults: Faults) {
+        self.running.network.as_ref().unwrap().set_faults(faults);
+    }
+
+    /// Loses every event while `action` runs.
+    pub(crate) async fn lose_one_event<F: Future<Output = ()>>(&self, action: impl FnOnce() -> F) {
+        let network = self.running.network.as_ref().unwrap();
+        let (log, dispatchers) = &self.running.nodes;
+        network.set_link_faults(log, dispatchers, Faults { loss: 1.0, ..Faults::NONE });
+        action().await;
+        network.set_link_faults(log, dispatchers, Faults::NONE);
+    }
+
+    pub(crate) fn manager(&self, window: usize) -> Manager {
+        Manager {
+            deliveries: self.collector.open(self.changefeed.clone(), window),
+            collector: self.collector.clone(),
+            changefeed: self.changefeed.clone(),
+            service: self.running.nodes.0.clone(),
+            hold: false,
+            held: Vec::new(),
+            streams: BTreeMap::new(),
+            begins: 0,
+        }
+    }
+}
+
+struct Stream {
+    id: DispatcherId,
+    table: i64,
+    checkpoint: Arc<CheckpointSlot>,
+    /// Rows in the order of their places; a place that comes again must hold the same row.
+    rows: BTreeMap<(u64, u64), u64>,
+    /// Last place in this epoch.
+    last: (u64, u64),
+    seen: Vec<Seen>,
+    resolved: Ts,
+}
+
+/// Stands for a dispatcher manager.
+pub(crate) struct Manager {
+    deliveries: mpsc::Receiver<Delivery>,
+    collector: CollectorHandle,
+    changefeed: ChangefeedId,
+    service: NodeId,
+    /// Whether credits are kept until [`Manager::free_held`].
+    pub(crate) hold: bool,
+    held: Vec<(usize, Credit)>,
+    streams: BTreeMap<DispatcherId, Stream>,
+    begins: usize,
+}
+
+impl Manager {
+    pub(crate) fn subscribe(&mut self, table: i64, start_ts: Ts) -> DispatcherId {
+        // The same id each time for a table, unless it is in use.
+        let mut id = DispatcherId::new(1, table.cast_unsigned());
+        while self.streams.contains_key(&id) {
+            id = DispatcherId::new(id.high + 1, id.low);
+        }
+        let checkpoint = Arc::new(CheckpointSlot::new(start_ts));
+        self.collector.subscribe(Subscription {
+            changefeed: self.changefeed.clone(),
+            dispatcher: id,
+            span: TableSpan::whole(TableId(table)),
+            start_ts,
+            event_service: self.service.clone(),
+            checkpoint: Arc::clone(&checkpoint),
+        });
+        let (rows, seen) = (BTreeMap::new(), Vec::new());
+        self.streams
+            .insert(id, Stream { id, table, checkpoint, rows, last: (0, 0), seen, resolved: Ts::ZERO });
+        id
+    }
+
+    pub(crate) fn unsubscribe(&mut self, table: i64) {
+        let id = DispatcherId::new(1, table.cast_unsigned());
+        self.streams.remove(&id);
+        self.collector.unsubscribe(&self.changefeed, id);
+    }
+
+    /// Forgets what the streams delivered so far and did not begin with.
+    pub(crate) fn forget(&mut self) {
+        while self.deliveries.try_recv().is_ok() {}
+        for stream in self.streams.values_mut() {
+            stream.rows.clear();
+            stream.last = (0, 0);
+        }
+    }
+
+    pub(crate) fn tell_copied(&self, table: i64, commit_ts: Ts, rows: u64) {
+        let id = DispatcherId::new(1, table.cast_unsigned());
+        self.collector.copied(&self.changefeed, id, Position { commit_ts, rows });
+    }
+
+    pub(crate) fn checkpoint(&self, id: DispatcherId, ts: u64) {
+        self.streams[&id].checkpoint.advance(Ts(ts));
+    }
+
+    /// Advances every checkpoint to `ts`; answers it.
+    pub(crate) fn checkpoint_all(&self, ts: u64) -> Ts {
+        for id in self.streams.keys() {
+            self.checkpoint(*id, ts);
+        }
+        Ts(ts)
+    }
+
+    pub(crate) async fn next(&mut self, patience: Duration) -> Option<Delivery> {
+        tokio::time::timeout(patience, self.deliveries.recv()).await.ok().flatten()
+    }
+
+    /// Takes one delivery; says whether one came.
+    pub(crate) async fn take(&mut self, patience: Duration) -> bool {
+        let Some(Delivery { dispatcher, event, credit }) = self.next(patience).await else { return false };
+        if self.hold
+            && let DispatcherEvent::Rows(batch) = &event
+        {
+            self.held.push((batch.bytes(), credit));
+        }
+        let Some(stream) = self.streams.get_mut(&dispatcher) else { return true };
+        match event {
+            DispatcherEvent::Begin(_) => {
+                self.begins += 1;
+                stream.last = (0, 0);
+            }
+            DispatcherEvent::Rows(batch) => {
+                for row in batch.iter() {
+                    let value = match row.new.and_then(|image| image.get(0)) {
+                        Some(Datum::Text(text)) => std::str::from_utf8(text).unwrap().parse().unwrap(),
+                        _ => 0,
+                    };
+                    let place = (row.txn.commit_ts.0, row.row_number);
+                    assert!(
+                        place > stream.last || stream.last == (0, 0),
+                        "{place:?} after {:?}",
+                        stream.last
+                    );
+                    stream.last = place;
+                    let before = stream.rows.insert(place, value);
+                    assert!(before.is_none_or(|before| before == value), "another row at {place:?}");
+                    assert!(
+                        before.is_some() || row.txn.commit_ts > stream.resolved,
+                        "table {}: {place:?} comes after resolved {}",
+                        stream.table,
+                        stream.resolved
+                    );
+                    stream.seen.push(Seen::Row(place.0));
+                }
+            }
+            DispatcherEvent::Resolved { ts, .. } => stream.resolved = stream.resolved.max(ts),
+            DispatcherEvent::Block(BlockEvent::Ddl(ddl)) => stream.seen.push(Seen::Ddl(ddl.commit_ts.0)),
+            DispatcherEvent::Block(BlockEvent::SyncPoint(_)) => {}
+            DispatcherEvent::Failed { code, message } => panic!("{}: {code} {message}", stream.id),
+        }
+        true
+    }
+
+    pub(crate) async fn until_resolved(&mut self, ts: u64, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        while self.resolved_of_all() < Ts(ts) {
+            assert!(Instant::now() < deadline, "stands still at {}", self.resolved_of_all());
+            self.take(Duration::from_millis(100)).await;
+        }
+    }
+
+    pub(crate) fn resolved_of_all(&self) -> Ts {
+        self.streams.values().map(|stream| stream.resolved).min().unwrap_or_default()
+    }
+
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.held.iter().map(|(bytes, _)| bytes).sum()
+    }
+
+    pub(crate) fn free_held(&mut self) {
+        self.held.clear();
+    }
+
+    pub(crate) fn begins(&self) -> usize {
+        self.begins
+    }
+
+    pub(crate) fn rows(&self, table: i64) -> Vec<Row> {
+        let stream = self.streams.values().find(|stream| stream.table == table).unwrap();
+        stream.rows.iter().map(|((ts, number), value)| (*ts, *number, *value)).collect()
+    }
+
+    pub(crate) fn seen(&self, table: i64) -> Vec<Seen> {
+        self.streams.values().find(|stream| stream.table == table).unwrap().seen.clone()
+    }
+}
+
+/// What was written.
+#[derive(Default)]
+pub(crate) struct Sent {
+    rows: BTreeMap<i64, Vec<Row>>,
+    copies: BTreeMap<i64, (u64, u64)>,
+    bytes: usize,
+}
+
+impl Sent {
+    pub(crate) fn rows(&self, table: i64) -> Vec<Row> {
+        self.rows.get(&table).cloned().unwrap_or_default()
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    async fn write(
+        &mut self,
+        writer: &mut StoreWriter,
+        commit_ts: u64,
+        rows: &[(i64, usize)],
+        ddl: bool,
+        again: bool,
+    ) {
+        writer.begin(Ts(commit_ts - 1));
+        for (table, count) in rows {
+            for number in 0..*count as u64 {
+                let value = commit_ts * 1_000_000 + number;
+                writer.row(TableId(*table), RowOp::Insert, None, Some(&mut image(value))).unwrap();
+                self.bytes += 79;
+                let row = (commit_ts, number, value);
+                let sent = self.rows.entry(*table).or_default();
+                if !again || sent.last().is_none_or(|last| *last < row) {
+                    sent.push(row);
+                }
+                if number % 1000 == 999 {
+                    writer.room().await.unwrap();
+                }
+            }
+            if ddl {
+                writer.ddl(ddl_event(*table, commit_ts));
+            }
+        }
+        writer.commit(Ts(commit_ts), WallTime(1)).await.unwrap();
+    }
+
+    pub(crate) async fn transaction(
+        &mut self,
+        writer: &mut StoreWriter,
+        commit_ts: u64,
+        rows: &[(i64, usize)],
+    ) {
+        self.write(writer, commit_ts, rows, false, false).await;
+    }
+
+    /// As [`Sent::transaction`], for one that may have been written to an earlier store.
+    pub(crate) async fn transaction_again(
+        &mut self,
+        writer: &mut StoreWriter,
+        commit_ts: u64,
+        rows: &[(i64, usize)],
+    ) {
+        self.write(writer, commit_ts, rows, false, true).await;
+    }
+
+    pub(crate) async fn transaction_with_ddl(
+        &mut self,
+        writer: &mut StoreWriter,
+        commit_ts: u64,
+        rows: &[(i64, usize)],
+    ) {
+        self.write(writer, commit_ts, rows, true, false).await;
+    }
+
+    pub(crate) fn copy_start(&mut self, table: i64, snapshot: u64) {
+        self.rows.entry(table).or_default().push((snapshot, 0, 0));
+        self.copies.insert(table, (snapshot, 1));
+    }
+
+    pub(crate) async fn copy_rows(&mut self, copy: &mut CopyWriter, table: i64, count: u64) {
+        let (snapshot, next) = self.copies.get_mut(&table).unwrap();
+        for _ in 0..count {
+            let value = 500_000_000 + *next;
+            copy.row(&mut image(value));
+            self.rows.entry(table).or_default().push((*snapshot, *next, value));
+            *next += 1;
+            if *next % 500 == 0 {
+                copy.room().await.unwrap();
+            }
+        }
+    }
+}
+
+fn image(value: u64) -> impl FnMut(&mut BytesMut) {
+    let text = format!("{value:0>64}");
+    move |out| {
+        let mut tuple = TupleWriter::new(out);
+        tuple.push(Datum::Text(text.as_bytes()));
+        tuple.finish();
+    }
+}
+
+fn ddl_event(table: i64, commit_ts: u64) -> DdlEvent {
+    DdlEvent {
+        commit_ts: Ts(commit_ts),
+        start_ts: Ts(commit_ts - 1),
+        commit_time: WallTime(1),
+        kind: DdlKind::AlterTable,
+        schema_id: SchemaId(1),
+        table_id: TableId(table),
+        schema: "public".to_owned(),
+        table: format!("t{table}"),
+        query: "ALTER TABLE".to_owned(),
+        table_info: None,
+        blocked: None,
+        dropped: None,
+        added: Vec::new(),
+        schema_changes: Vec::new(),
+        not_sync: false,
+        error: None,
+    }
+}
+
+pub(crate) fn table(id: i64) -> Arc<TableInfo> {
+    Arc::new(TableInfo {
+        id: TableId(id),
+        schema_id: SchemaId(1),
+        schema: "public".to_owned(),
+        name: format!("t{id}"),
+        version: Ts(1),
+        columns: Vec::new(),
+        keys: Vec::new(),
+        identity: ReplicaIdentity::Full,
+    })
+}
+
+pub(crate) fn register(writer: &mut StoreWriter, id: i64) {
+    writer.register_table(table(id));
+}
+
+pub(crate) fn publish(writer: &mut StoreWriter, resolved: u64) {
+    writer.publish(Ts(resolved), WallTime(1));
+}
