@@ -336,21 +336,25 @@ async fn two_owners_never_write_the_same_file() {
     let dir = tempfile::tempdir().expect("a directory");
     let config = config(dir.path(), "protocol=canal-json");
     let (feed, shape) = (feed(), notes(1, 10));
+    let row = |ts: u64, id: &str| Rows::of(&shape).at(ts, 0).insert(&[id, "x"]).build();
     let (old, new) = (Run::start(config.clone(), &feed).await, Run::start(config.clone(), &feed).await);
-    for run in [&old, &new] {
-        run.open(&shape, 10).await;
-        run.write(Rows::of(&shape).at(20, 0).insert(&["1", "x"]).build());
-        run.flush().await;
-    }
-    old.write(Rows::of(&shape).at(21, 0).insert(&["2", "y"]).build());
+    old.open(&shape, 10).await;
+    old.write(row(20, "1"));
     old.flush().await;
-    new.write(Rows::of(&shape).at(21, 0).insert(&["2", "y"]).at(22, 0).insert(&["3", "z"]).build());
+    new.open(&shape, 10).await;
+    new.write(row(20, "1"));
+    new.write(row(21, "2"));
+    new.flush().await;
+    // The old owner does not know yet: its next file would have the name of the new owner's.
+    old.write(row(21, "2"));
+    old.flush().await;
+    new.write(row(22, "3"));
     new.flush().await;
     old.stop().await.expect("stopped");
     let read = new.read_back(&config, 22).await;
-    assert_eq!(data_files(dir.path()).len(), 3, "the second owner knows the first file, not the second");
-    assert_eq!(read.tables[&("app".into(), "notes1".into())].duplicates, 1);
-    assert_eq!(rows(&read, "notes1"), [["1", "x"], ["2", "y"], ["3", "z"]]);
+    assert_eq!(data_files(dir.path()).len(), 4, "every file has its own name");
+    assert_eq!(read.tables[&("app".into(), "notes1".into())].duplicates, 1, "written by both");
+    assert_eq!(rows(&read, "notes1"), [["1", "x"], ["2", "x"], ["3", "x"]]);
 }
 
 #[tokio::test]
@@ -489,7 +493,7 @@ async fn files_are_closed_by_size_by_time_and_when_memory_is_short() {
     };
     let run = Run::start(small.clone(), &feed()).await;
     run.open(&shape, 10).await;
-    run.write(many(0, 20));
+    run.write(many(0, 22));
     until("several files are there", || data_files(dir.path()).len() >= 4).await;
     assert_eq!(run.flushed(), 0, "the last rows still wait");
     for file in data_files(dir.path()) {
@@ -499,8 +503,8 @@ async fn files_are_closed_by_size_by_time_and_when_memory_is_short() {
 
     small.flush_interval = Duration::from_millis(100);
     let run = Run::start(small.clone(), &feed()).await;
-    run.open(&shape, 120).await;
-    run.write(many(20, 21));
+    run.open(&shape, 121).await;
+    run.write(many(22, 23));
     until("the interval is over", || run.flushed() == 1).await;
     run.stop().await.expect("stopped");
 
@@ -508,8 +512,8 @@ async fn files_are_closed_by_size_by_time_and_when_memory_is_short() {
     small.file_size = 64 << 20;
     small.buffer_bytes = 4096;
     let run = Run::start(small.clone(), &feed()).await;
-    run.open(&shape, 121).await;
-    run.write(many(21, 80));
+    run.open(&shape, 122).await;
+    run.write(many(23, 80));
     until("memory is freed", || run.flushed() == 1).await;
     let read = run.read_back(&small, 1000).await;
     assert_eq!(rows(&read, "notes1").len(), 80);
