@@ -1,5 +1,7 @@
 //! Batches and tuples: what is refused, what slices contain, what damaged bytes do.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};

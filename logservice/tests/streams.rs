@@ -1,15 +1,22 @@
 //! From the reader's hand to the dispatcher manager's: store, event service and collector over one bus.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+
 mod stream_rig;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use heartbeatpb::Ts;
-use logservice::DispatcherEvent;
+use heartbeatpb::{ChangefeedId, DispatcherId, NodeId, Ts};
+use logservice::topic::{
+    DispatcherProgress, EventCollectorTopic, EventServiceTopic, ToEventCollector, ToEventService,
+};
+use logservice::{DispatcherEvent, LogConfig, LogService};
 use messaging::testing::Faults;
+use messaging::{MessageCenter, MessagingConfig};
 use proptest::prelude::*;
 use stream_rig::*;
+use tokio_util::sync::CancellationToken;
 
 /// More than any step takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -436,4 +443,42 @@ async fn the_first_event_tells_the_shape_of_the_table() {
     let delivery = manager.next(PATIENCE).await.unwrap();
     let DispatcherEvent::Begin(Some(shape)) = delivery.event else { panic!("{:?}", delivery.event) };
     assert_eq!(shape, table(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn heartbeats_and_resets_of_unknown_changefeeds_and_dispatchers_are_answered() {
+    let center = MessageCenter::new(NodeId::from("one"), MessagingConfig::default());
+    let dir = tempfile::tempdir().unwrap();
+    let config = LogConfig { dir: dir.path().to_owned(), memory_bytes: 1 << 20, disk_bytes: 1 << 20 };
+    let log = LogService::new(center.clone(), config);
+    let mut events = center.register::<EventCollectorTopic>(64);
+    let (service, stop) = (log.clone(), CancellationToken::new());
+    let task = tokio::spawn({
+        let stop = stop.clone();
+        async move { service.run(stop).await }
+    });
+    let (known, unknown) = (ChangefeedId::fresh("known"), ChangefeedId::fresh("unknown"));
+    let _writer = log.open(&known, Ts(1)).unwrap();
+    let dispatcher = DispatcherId::new(1, 1);
+    for changefeed in [known, unknown] {
+        let entry = DispatcherProgress { dispatcher, epoch: 1, checkpoint: Ts(1), copied: None };
+        let heartbeat = ToEventService::Heartbeat { changefeed: changefeed.clone(), progress: vec![entry] };
+        let (epoch, start_ts, copied) = (1, Ts(1), None);
+        let reset =
+            ToEventService::Reset { changefeed: changefeed.clone(), dispatcher, epoch, start_ts, copied };
+        for message in [heartbeat, reset] {
+            // The service registers its topic when it starts.
+            while center.send::<EventServiceTopic>(center.node(), message.clone()).is_err() {
+                tokio::task::yield_now().await;
+            }
+            let answer = tokio::time::timeout(Duration::from_secs(1), events.recv()).await;
+            let expected = ToEventCollector::NotRegistered { changefeed: changefeed.gid, dispatcher };
+            match answer {
+                Ok(Some(answer)) => assert_eq!(answer.message, expected),
+                Ok(None) | Err(_) => panic!("no answer to {message:?}"),
+            }
+        }
+    }
+    stop.cancel();
+    task.await.unwrap();
 }

@@ -245,3 +245,42 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_transaction_that_changes_a_table_keeps_the_old_shape_for_its_earlier_rows() {
+    let (_dir, store, mut writer) = open(1 << 20, 1 << 30);
+    writer.register_table(table(7));
+    block_on(async {
+        writer.begin(Ts(9));
+        put(&mut writer, TableId(7), 1);
+        let changed = TableInfo { name: "renamed".to_owned(), ..(*table(7)).clone() };
+        writer.register_table(Arc::new(changed));
+        put(&mut writer, TableId(7), 2);
+        writer.commit(Ts(10), WallTime(1)).await.unwrap();
+        writer.publish(Ts(10), WallTime(1));
+    });
+    assert_eq!(read_all(&store, TableId(7), Position::default()), [(10, 0, 1), (10, 1, 2)]);
+    let mut names = Vec::new();
+    let mut from = Position::default();
+    while let Scan::Rows(batch, next) = store.scan(TableId(7), from).unwrap() {
+        names.push(batch.table.name.clone());
+        from = next;
+    }
+    assert_eq!(names, ["t7", "renamed"]);
+}
+
+#[test]
+fn many_small_publishes_stay_within_the_memory() {
+    let (_dir, store, mut writer) = open(10_000, 1 << 30);
+    writer.register_table(table(7));
+    block_on(async {
+        for ts in 10..1000 {
+            writer.begin(Ts(ts - 1));
+            put(&mut writer, TableId(7), ts);
+            writer.commit(Ts(ts), WallTime(1)).await.unwrap();
+            writer.publish(Ts(ts), WallTime(1));
+            assert!(store.stats().memory_bytes < 11_000, "{:?}", store.stats());
+        }
+    });
+    assert_eq!(read_all(&store, TableId(7), Position::default()).len(), 990);
+}
