@@ -18,9 +18,12 @@ fn literal(value: &Option<String>) -> String {
 async fn round_trip(client: &tokio_postgres::Client, table: &ExpectedTable) -> Vec<Vec<Option<String>>> {
     let info = &table.info;
     let name = format!("{}.{}", ident(&info.schema), ident(&info.name));
-    client.batch_execute(&format!("CREATE SCHEMA IF NOT EXISTS {}", ident(&info.schema))).await.unwrap();
+    client
+        .batch_execute(&format!("CREATE SCHEMA IF NOT EXISTS {}", ident(&info.schema)))
+        .await
+        .expect("PostgreSQL accepts it");
     for definition in info.columns.iter().flat_map(|column| &column.ty.definitions) {
-        client.batch_execute(&definition.create_sql).await.unwrap();
+        client.batch_execute(&definition.create_sql).await.expect("PostgreSQL accepts it");
     }
     let columns: Vec<String> =
         info.columns.iter().map(|column| format!("{} {}", ident(&column.name), column.ty.sql)).collect();
@@ -31,23 +34,25 @@ async fn round_trip(client: &tokio_postgres::Client, table: &ExpectedTable) -> V
             ident(&info.columns[0].name)
         ))
         .await
-        .unwrap();
+        .expect("PostgreSQL accepts it");
     for chunk in table.rows.values().collect::<Vec<_>>().chunks(100) {
         let rows: Vec<String> = chunk
             .iter()
             .map(|row| format!("({})", row.iter().map(literal).collect::<Vec<_>>().join(", ")))
             .collect();
-        client.batch_execute(&format!("INSERT INTO {name} VALUES {}", rows.join(", "))).await.unwrap();
+        client
+            .batch_execute(&format!("INSERT INTO {name} VALUES {}", rows.join(", ")))
+            .await
+            .expect("PostgreSQL accepts it");
     }
     // The simple protocol sends what output functions write, as the log does.
-    let messages = client.simple_query(&format!("SELECT * FROM {name}")).await.unwrap();
+    let messages =
+        client.simple_query(&format!("SELECT * FROM {name}")).await.expect("PostgreSQL accepts it");
     messages
         .into_iter()
-        .filter_map(|message| match message {
-            tokio_postgres::SimpleQueryMessage::Row(row) => {
-                Some((0..row.len()).map(|at| row.get(at).map(str::to_owned)).collect())
-            }
-            _ => None,
+        .filter_map(|message| {
+            let tokio_postgres::SimpleQueryMessage::Row(row) = message else { return None };
+            Some((0..row.len()).map(|at| row.get(at).map(str::to_owned)).collect())
         })
         .collect()
 }
