@@ -123,6 +123,7 @@ pub struct RecordingSink {
     ends: watch::Sender<bool>,
     fail_open: AtomicBool,
     fail_forget: AtomicBool,
+    panic_on_write: AtomicBool,
     running: AtomicBool,
     /// Told after every entry of the history.
     changed: Notify,
@@ -145,6 +146,7 @@ impl Default for RecordingSink {
             ends: watch::channel(true).0,
             fail_open: AtomicBool::default(),
             fail_forget: AtomicBool::default(),
+            panic_on_write: AtomicBool::default(),
             running: AtomicBool::default(),
             changed: Notify::new(),
         }
@@ -206,6 +208,11 @@ impl RecordingSink {
         self.fail_forget.store(fail, Ordering::Release);
     }
 
+    /// Panics when it is handed rows from now on.
+    pub fn panic_on_write(&self) {
+        self.panic_on_write.store(true, Ordering::Release);
+    }
+
     /// Whether `run` runs.
     #[must_use]
     pub fn is_running(&self) -> bool {
@@ -263,6 +270,7 @@ impl Sink for RecordingSink {
     }
 
     fn write_rows(&self, dispatcher: DispatcherId, batch: RowBatch, flushed: Flushed) {
+        assert!(!self.panic_on_write.load(Ordering::Acquire), "a test asked for it");
         let last = batch.last_commit_ts().unwrap_or_default();
         let now = match &mut *self.held.lock() {
             Some(held) => {

@@ -495,3 +495,20 @@ async fn a_sink_that_cannot_be_asked_fails_the_creation_of_a_dispatcher_only() {
     x.sink().fail_open(false);
     x.working(2).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_manager_that_panics_fails_its_changefeed_and_nothing_else() {
+    let mut x = Bench::new();
+    let manager = x.started().await;
+    x.working(2).await;
+    x.sink().panic_on_write();
+    x.deliver(2, DispatcherEvent::Rows(batch(&[100])));
+    for _ in 0..2 {
+        let code = x.hear(|message| heartbeat(message)?.error.map(|error| error.code)).await;
+        assert_eq!(code, "CDC:ErrDispatcherFailed");
+    }
+    assert!(manager.is_closed() && !x.source.is_open(&x.feed));
+    x.saw("ended").await;
+    assert!(matches!(manager.bootstrap(x.node(), x.request(2), false).await, Bootstrapped::Closed));
+    assert_eq!(manager.close(x.node(), epoch(1), true).await, Closed::Done);
+}
