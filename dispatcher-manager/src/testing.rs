@@ -404,6 +404,13 @@ pub fn table(id: i64, version: u64) -> Arc<TableInfo> {
     })
 }
 
+/// Writes the image of a row of [`table`].
+pub fn image(out: &mut BytesMut, value: &str) {
+    let mut writer = TupleWriter::new(out);
+    writer.push(Datum::Text(value.as_bytes()));
+    writer.finish();
+}
+
 /// One inserted row of table 1 per commit ts.
 ///
 /// # Panics
@@ -413,11 +420,7 @@ pub fn batch(commits: &[u64]) -> RowBatch {
     let mut rows = BytesMut::new();
     let mut txns: Vec<TxnMark> = Vec::new();
     for commit in commits {
-        let mut image = |out: &mut BytesMut| {
-            let mut writer = TupleWriter::new(out);
-            writer.push(Datum::Text(commit.to_string().as_bytes()));
-            writer.finish();
-        };
+        let mut image = |out: &mut BytesMut| image(out, &commit.to_string());
         put_row(&mut rows, RowOp::Insert, None, Some(&mut image));
         match txns.last_mut() {
             Some(txn) if txn.commit_ts == Ts(*commit) => txn.rows += 1,
