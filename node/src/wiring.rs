@@ -86,6 +86,8 @@ pub struct Node {
     liveness: Arc<LivenessCell>,
     liveness_view: watch::Sender<NodeLiveness>,
     upstreams: Arc<UpstreamHub>,
+    /// Writers of the set of nodes; a reader takes their end for the end of the process.
+    _membership: (watch::Sender<BTreeSet<NodeId>>, watch::Sender<coordinator::Members>),
     /// In the order in which they stop.
     parts: Vec<Part>,
 }
@@ -141,8 +143,9 @@ impl Node {
         let sinks = Arc::new(Sinks { data_dir: data_dir.join("sink"), upstreams: Arc::clone(&upstreams) });
         let (orchestrator, fence) = Orchestrator::new(center.clone(), Arc::new(collector_handle), sinks);
         // One node is the whole cluster; its set of members never changes.
-        let (_, nodes) = watch::channel(BTreeSet::from([node.clone()]));
-        let (_, members) = watch::channel(Arc::new(BTreeMap::from([(node.clone(), advertised.clone())])));
+        let (nodes_sender, nodes) = watch::channel(BTreeSet::from([node.clone()]));
+        let (members_sender, members) =
+            watch::channel(Arc::new(BTreeMap::from([(node.clone(), advertised.clone())])));
         let managed: Arc<dyn maintainer::Upstream> = Arc::clone(&upstreams) as Arc<dyn maintainer::Upstream>;
         let manager = MaintainerManager::new(
             center.clone(),
@@ -197,20 +200,21 @@ impl Node {
         let orchestrator = Part::start("dispatcher orchestrator", move |stop| async move {
             orchestrator.run(stop).await;
         });
-        let manager = Part::start("maintainer manager", move |stop| {
-            let _alive = nodes;
-            manager.run(stop)
-        });
+        let manager = Part::start("maintainer manager", move |stop| manager.run(stop));
         let election = Part::start("coordinator", move |stop| async move {
             if let Err(error) = election.run(session, stop).await {
                 // The metadata store is lost: this process may not write any more.
                 fence.local_fence();
-                tracing::error!(error = error_chain(&error), "the coordinator failed; downstream writes are stopped");
+                tracing::error!(
+                    error = error_chain(&error),
+                    "the coordinator failed; downstream writes are stopped"
+                );
             }
         });
         let parts = vec![http, election, manager, orchestrator, collector, log_part, upkeep];
         tracing::info!(nodeID = %node, addr = %address, "server is ready");
-        Ok(Self { address, liveness, liveness_view, upstreams, parts })
+        let membership = (nodes_sender, members_sender);
+        Ok(Self { address, liveness, liveness_view, upstreams, _membership: membership, parts })
     }
 
     /// Where the API listens.

@@ -13,7 +13,7 @@ const LONGEST: Duration = Duration::from_secs(600);
 const JITTER_PER_MILLE: u64 = 100;
 
 /// Codes after which a restart cannot help.
-const FAST_FAIL: [&str; 19] = [
+const FAST_FAIL: [&str; 43] = [
     "CDC:ErrGCTTLExceeded",
     "CDC:ErrSnapshotLostByGC",
     "CDC:ErrStartTsBeforeGC",
@@ -33,6 +33,31 @@ const FAST_FAIL: [&str; 19] = [
     "CDC:ErrTableRoutingFailed",
     "CDC:ErrTableRouteConflict",
     "CDC:ErrTableAfterNotSplitable",
+    // Ours: what only a person can put right.
+    "CDC:ErrUpstreamURIInvalid",
+    "CDC:ErrFilterRuleInvalid",
+    "CDC:ErrUpstreamAuthFailed",
+    "CDC:ErrUpstreamDatabaseNotExists",
+    "CDC:ErrUpstreamTLSFailed",
+    "CDC:ErrUpstreamPrivilege",
+    "CDC:ErrUpstreamPrerequisite",
+    "CDC:ErrUpstreamSlotConflict",
+    "CDC:ErrTableIneligible",
+    "CDC:ErrSchemaChangeUnsupported",
+    "CDC:ErrEventMalformed",
+    "CDC:ErrDDLBarrierUnsupported",
+    "CDC:ErrTargetNotEmpty",
+    "CDC:ErrTargetRowMissing",
+    "CDC:ErrTargetKeyMissing",
+    "CDC:ErrTargetColumnMissing",
+    "CDC:ErrTargetColumnExtra",
+    "CDC:ErrTargetColumnGenerated",
+    "CDC:ErrTargetTableMissing",
+    "CDC:ErrTargetNotTable",
+    "CDC:ErrSinkPermission",
+    "CDC:ErrSinkAuth",
+    "CDC:ErrSinkData",
+    "CDC:ErrSinkConflict",
 ];
 
 /// Whether a restart cannot help against this error.
