@@ -107,10 +107,10 @@ pub async fn run(args: QuickstartArgs) -> anyhow::Result<()> {
         Err(error) => Err(error),
     };
     // A changefeed that only lived for this run must not leave a slot behind that holds the upstream's log.
-    if work.temporary {
-        if let Err(error) = client.delete(&format!("/api/v2/changefeeds/{FEED}")).await {
-            eprintln!("warning: the changefeed could not be removed: {error}");
-        }
+    if work.temporary
+        && let Err(error) = client.delete(&format!("/api/v2/changefeeds/{FEED}")).await
+    {
+        eprintln!("warning: the changefeed could not be removed: {error}");
     }
     node.stop().await?;
     outcome

@@ -49,7 +49,7 @@ pub(super) async fn livez() -> &'static str {
 
 pub(super) async fn readyz(State(state): State<Shared>) -> Response {
     let mut failing = Vec::new();
-    if !state.leader().is_some() {
+    if state.leader().is_none() {
         failing.push("coordinator is not initialised");
     }
     if state.liveness.get() != NodeLiveness::Alive {
