@@ -38,6 +38,14 @@ impl ApiState {
     fn leader(&self) -> Option<CoordinatorHandle> {
         self.leader.borrow().clone()
     }
+
+    /// Whether the coordinator of this node knows its changefeeds and its nodes.
+    async fn is_initialised(&self) -> bool {
+        match self.leader() {
+            Some(leader) => leader.list(None).await.is_ok(),
+            None => false,
+        }
+    }
 }
 
 type Shared = Arc<ApiState>;

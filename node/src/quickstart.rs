@@ -19,6 +19,9 @@ use view::{Sample, View, grouped};
 const FEED: &str = "quickstart";
 /// How often the live view looks.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// How long the server may take to become ready, and how often it is asked.
+const READY_LIMIT: Duration = Duration::from_secs(30);
+const READY_POLL: Duration = Duration::from_millis(50);
 /// How long a verification waits for the downstream to catch up.
 const CATCH_UP_LIMIT: Duration = Duration::from_secs(300);
 
@@ -131,7 +134,20 @@ async fn start_node(args: &QuickstartArgs, work: &WorkDir) -> anyhow::Result<Nod
     Node::start(config).await
 }
 
+/// Waits until the server has looked at what its data directory holds.
+async fn wait_until_ready(client: &Client) -> anyhow::Result<()> {
+    let deadline = Instant::now() + READY_LIMIT;
+    while let Err(error) = client.get("/api/v2/health").await {
+        if Instant::now() >= deadline {
+            return Err(error).context("the server did not become ready");
+        }
+        tokio::time::sleep(READY_POLL).await;
+    }
+    Ok(())
+}
+
 async fn create_feed(args: &QuickstartArgs, to: &str, client: &Client) -> anyhow::Result<()> {
+    wait_until_ready(client).await?;
     let mut replica = match &args.config {
         None => heartbeatpb::config::ReplicaConfig::default(),
         Some(path) => {

@@ -36,7 +36,7 @@ fn liveness_number(liveness: NodeLiveness) -> u8 {
 }
 
 pub(super) async fn health(State(state): State<Shared>) -> Result<Json<Value>, ApiFailure> {
-    if state.leader().is_some() && state.liveness.get() == NodeLiveness::Alive {
+    if state.is_initialised().await && state.liveness.get() == NodeLiveness::Alive {
         Ok(Json(json!({})))
     } else {
         Err(ApiFailure::new("CDC:ErrClusterIsUnhealthy", "the coordinator is not ready"))
@@ -49,7 +49,7 @@ pub(super) async fn livez() -> &'static str {
 
 pub(super) async fn readyz(State(state): State<Shared>) -> Response {
     let mut failing = Vec::new();
-    if state.leader().is_none() {
+    if !state.is_initialised().await {
         failing.push("coordinator is not initialised");
     }
     if state.liveness.get() != NodeLiveness::Alive {
