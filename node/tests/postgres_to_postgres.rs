@@ -11,6 +11,9 @@ use testkit::PgServer;
 /// How long a state may take to come: the machines that run this are busy.
 const PATIENCE: Duration = Duration::from_secs(90);
 
+/// Database of the target. The servers are copies of one template, so that only the name tells them apart.
+const TARGET: &str = "target";
+
 async fn eventually(what: &str, mut probe: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !probe().await {
@@ -29,8 +32,8 @@ async fn start(dir: &std::path::Path) -> (Node, Client) {
 }
 
 /// Number and content of a table's rows.
-async fn content(server: &PgServer, table: &str) -> Option<String> {
-    let client = server.client("postgres").await.unwrap();
+async fn content(server: &PgServer, database: &str, table: &str) -> Option<String> {
+    let client = server.client(database).await.unwrap();
     let query = format!(
         "SELECT count(*) || ' ' || coalesce(md5(string_agg(t::text, '|' ORDER BY t::text)), '') FROM {table} t"
     );
@@ -39,8 +42,8 @@ async fn content(server: &PgServer, table: &str) -> Option<String> {
 
 async fn same(source: &PgServer, target: &PgServer, table: &str) {
     eventually(table, async || {
-        let want = content(source, table).await;
-        want.is_some() && content(target, table).await == want
+        let want = content(source, "postgres", table).await;
+        want.is_some() && content(target, TARGET, table).await == want
     })
     .await;
 }
@@ -54,6 +57,7 @@ async fn state(client: &Client) -> String {
 async fn a_database_is_copied_followed_paused_resumed_restarted_and_let_go() {
     let source = PgServer::builder().setting("wal_level", "logical").start().await.unwrap();
     let target = PgServer::start().await.unwrap();
+    target.sql("postgres", &format!("CREATE DATABASE {TARGET}")).await.unwrap();
     source
         .sql(
             "postgres",
@@ -66,7 +70,7 @@ async fn a_database_is_copied_followed_paused_resumed_restarted_and_let_go() {
         .unwrap();
     let dir = tempfile::tempdir().unwrap();
     let (node, client) = start(dir.path()).await;
-    let body = json!({ "changefeed_id": "f", "sink_uri": target.uri("postgres"), "upstream": { "uri": source.uri("postgres") } });
+    let body = json!({ "changefeed_id": "f", "sink_uri": target.uri(TARGET), "upstream": { "uri": source.uri("postgres") } });
     client.post("/api/v2/changefeeds", &body).await.unwrap();
     let again = client.post("/api/v2/changefeeds", &body).await.unwrap_err();
     assert_eq!(again.code(), "CDC:ErrChangeFeedAlreadyExists");
