@@ -1,7 +1,20 @@
 //! Real servers and workloads for tests. Only ever a dev-dependency.
 //!
 //! [`PgServer`] starts a private PostgreSQL in a temporary directory and removes it when it is dropped.
+//! [`Millrace`] runs the real program as a process that can be killed, [`Api`] talks to it, [`Load`] changes
+//! tables in every way that is known to be hard, and [`compare`] says what differs at the end. The programs
+//! in `src/bin` put these together: `crash` kills, `drain` measures.
 
+pub mod api;
+pub mod compare;
+pub mod load;
 pub mod postgres;
+pub mod process;
+pub mod random;
 
+pub use api::Api;
+pub use compare::{Comparison, compare};
+pub use load::Load;
 pub use postgres::{PgServer, PgServerBuilder, StopMode};
+pub use process::{Millrace, Usage};
+pub use random::Random;

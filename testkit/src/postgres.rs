@@ -317,7 +317,8 @@ fn template() -> Result<PathBuf> {
 }
 
 /// A program of the newest installed PostgreSQL; `MILLRACE_TEST_PG_BIN` names another directory.
-fn program(name: &str) -> String {
+#[must_use]
+pub fn program(name: &str) -> String {
     if let Ok(dir) = std::env::var("MILLRACE_TEST_PG_BIN") {
         return format!("{dir}/{name}");
     }
@@ -358,7 +359,8 @@ fn write_owned(path: &Path, text: &str) -> Result<()> {
     give_to_postgres(path)
 }
 
-fn free_port() -> Result<u16> {
+/// A port on which nobody listens now.
+pub(crate) fn free_port() -> Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
 

@@ -4,6 +4,7 @@ mod behaviours;
 mod ci;
 mod codegen;
 mod metrics;
+mod programs;
 mod servers;
 mod tidy;
 
@@ -47,6 +48,25 @@ enum Command {
         #[arg(long)]
         strict: bool,
     },
+    /// Kill a release build again and again under load, and compare both ends; see docs/testing.md.
+    Crash {
+        /// Arguments of the program, such as `--kills 40 --seed 7`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
+    /// Measure a release build; see docs/testing.md.
+    #[command(subcommand)]
+    Bench(Bench),
+}
+
+#[derive(Subcommand, Debug)]
+enum Bench {
+    /// How fast a backlog is read, next to `pg_recvlogical`.
+    Drain {
+        /// Arguments of the program, such as `--changes 1000000 --rounds 5`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -58,6 +78,8 @@ fn main() -> ExitCode {
         Command::Codegen { check } => codegen::run(&root, check),
         Command::Metrics => metrics::run(&root),
         Command::Behaviours { strict } => behaviours::run(&root, strict),
+        Command::Crash { rest } => programs::run(&root, "crash", &rest),
+        Command::Bench(Bench::Drain { rest }) => programs::run(&root, "drain", &rest),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
