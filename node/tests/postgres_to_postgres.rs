@@ -1,5 +1,7 @@
 //! A whole node between two real PostgreSQL servers: copy, stream, pause, kill of its connections, removal.
 
+#![expect(clippy::unwrap_used, reason = "a test fails where it cannot go on")]
+
 use std::time::{Duration, Instant};
 
 use node::Node;
