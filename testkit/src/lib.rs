@@ -2,7 +2,7 @@
 //!
 //! [`PgServer`] starts a private PostgreSQL in a temporary directory and removes it when it is dropped.
 //! [`Millrace`] runs the real program as a process that can be killed, [`Api`] talks to it, [`Load`] changes
-//! tables in every way that is known to be hard, and [`compare`] says what differs at the end. The programs
+//! tables in every way that is known to be hard, and [`compare()`] says what differs at the end. The programs
 //! in `src/bin` put these together: `crash` kills, `drain` measures.
 
 pub mod api;

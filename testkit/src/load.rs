@@ -1,6 +1,6 @@
 //! A mixed load on tables that are hard to replicate.
 //!
-//! Every transaction is made by [`statements`] from a seeded sequence; the connections race, so the outcome
+//! Every transaction is made by `statements` from a seeded sequence; the connections race, so the outcome
 //! is not the same twice, and a transaction that loses a race is rolled back and counted.
 
 use std::sync::Arc;
