@@ -44,6 +44,9 @@ struct Arguments {
     /// How many of the kills come while the initial copy runs.
     #[arg(long, default_value_t = 3)]
     copy_kills: u64,
+    /// How long the load runs when nothing is killed.
+    #[arg(long, default_value_t = 15)]
+    seconds: u64,
     /// Rows before the changefeed is created.
     #[arg(long, default_value_t = 50_000)]
     rows: u64,
@@ -158,19 +161,23 @@ async fn crash(arguments: &Arguments, ends: &Ends, server: &mut Millrace) -> Res
     let config = json!({ "force_replicate": true });
     let (from, to) = (ends.upstream.uri(FROM), ends.downstream.uri(TO));
     server.api().create(FEED, &from, &to, &config).await.context("create the changefeed")?;
+    let start = server.api().progress(FEED).await?.checkpoint;
     let mut random = Random::new(arguments.seed, u64::MAX);
     let mut in_copy = 0;
+    if arguments.kills == 0 {
+        tokio::time::sleep(Duration::from_secs(arguments.seconds)).await;
+    }
     for number in 1..=arguments.kills {
         let copying = number <= arguments.copy_kills;
         let lived = Instant::now();
         let seen = if copying {
-            wait_for_copy(server, &mut random).await?
+            wait_for_copy(server, &mut random, start).await?
         } else {
             let (low, high) = arguments.seconds_between;
             #[expect(clippy::cast_precision_loss, reason = "a thousandth of a span")]
             let part = random.between(0, 1000) as f64 / 1000.0;
             tokio::time::sleep(Duration::from_secs_f64(low + part * (high - low))).await;
-            look(&server.api()).await?
+            look(&server.api(), start).await?
         };
         in_copy += u64::from(seen.contains("copying"));
         server.kill()?;
@@ -191,7 +198,7 @@ async fn crash(arguments: &Arguments, ends: &Ends, server: &mut Millrace) -> Res
 }
 
 /// Waits until the initial copy is under way, and a little longer.
-async fn wait_for_copy(server: &mut Millrace, random: &mut Random) -> Result<String> {
+async fn wait_for_copy(server: &mut Millrace, random: &mut Random, start: u64) -> Result<String> {
     let deadline = Instant::now() + MOMENT_LIMIT;
     loop {
         server.still_running()?;
@@ -208,17 +215,16 @@ async fn wait_for_copy(server: &mut Millrace, random: &mut Random) -> Result<Str
         tokio::time::sleep(LOOK).await;
     }
     tokio::time::sleep(Duration::from_millis(random.between(0, 150))).await;
-    look(&server.api()).await
+    look(&server.api(), start).await
 }
 
 /// One line about where the changefeed is.
-async fn look(api: &Api) -> Result<String> {
+async fn look(api: &Api, start: u64) -> Result<String> {
     // The moment may be so early in the life of the process that nobody answers.
     let Ok(progress) = api.progress(FEED).await else { return Ok("no answer yet".to_owned()) };
     fail_if_failed(&progress.state, &progress.all)?;
-    let number = |key: &str| progress.all[key].as_u64().unwrap_or_default();
-    let (done, total) = (number("copy_tables_done"), number("copy_tables_total"));
-    let phase = if done < total { "copying" } else { "streaming" };
+    // The copy is done when it is downstream, and only then the checkpoint moves.
+    let phase = if progress.checkpoint <= start { "copying" } else { "streaming" };
     Ok(format!(
         "{phase}, {} rows copied, {} read, {} written, checkpoint {:X}/{:X}",
         progress.copy_rows,
