@@ -1,78 +1,151 @@
-//! The changefeed's checkpoint: a fold over what nodes report and what nobody runs.
+//! The changefeed's checkpoint: an incremental minimum over what nodes report and what nobody runs.
 
 use std::collections::BTreeMap;
 
 use heartbeatpb::{NodeId, Ts, Watermark};
+use replica::MinSet;
+use snapshot::Versioned;
 
-/// Result of a fold.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Fold {
+/// How far a changefeed is. Published as one value.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Progress {
     /// Everything at or before it is durable downstream, for every span.
     pub checkpoint: Ts,
     /// Everything at or before it was received.
     pub resolved: Ts,
-}
-
-/// Watermarks of nodes, and the committed checkpoint (spec/maintainer.md §11). One task reads and writes all
-/// inputs, so a fold is one consistent snapshot.
-#[derive(Clone, Debug)]
-pub struct CheckpointFold {
-    by_node: BTreeMap<NodeId, Watermark>,
-    committed: Fold,
     /// Largest commit ts that any node flushed.
     pub last_synced: Ts,
 }
 
+impl Versioned for Progress {
+    type Version = Self;
+
+    fn version(&self) -> Self {
+        *self
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Node {
+    /// The own node hosts the table trigger: it always counts.
+    own: bool,
+    has_spans: bool,
+    mark: Option<Watermark>,
+}
+
+impl Node {
+    fn is_relevant(&self) -> bool {
+        self.own || self.has_spans
+    }
+}
+
+/// Watermarks of nodes, and what follows from them (spec/maintainer.md §11). One task changes all inputs, so every
+/// fold is one consistent snapshot; a fold costs the same for one span and for a million.
+#[derive(Clone, Debug)]
+pub struct CheckpointFold {
+    nodes: BTreeMap<NodeId, Node>,
+    /// Relevant nodes that have not reported: they could be anywhere.
+    missing: usize,
+    checkpoints: MinSet<Ts>,
+    resolved: MinSet<Ts>,
+    committed: Progress,
+}
+
 impl CheckpointFold {
-    /// A fold that is committed at `start`.
+    /// A fold that is committed at `start`, of a maintainer on `own`.
     #[must_use]
-    pub fn new(start: Ts) -> Self {
-        let committed = Fold { checkpoint: start, resolved: start };
-        Self { by_node: BTreeMap::new(), committed, last_synced: Ts::ZERO }
-    }
-
-    /// Takes a node's watermark unless it is of an older membership; says whether it did.
-    pub fn on_watermark(&mut self, node: &NodeId, mark: Watermark) -> bool {
-        if self.by_node.get(node).is_some_and(|known| mark.seq < known.seq) {
-            return false;
+    pub fn new(own: NodeId, start: Ts) -> Self {
+        let committed = Progress { checkpoint: start, resolved: start, last_synced: Ts::ZERO };
+        Self {
+            nodes: BTreeMap::from([(own, Node { own: true, has_spans: false, mark: None })]),
+            missing: 1,
+            checkpoints: MinSet::new(),
+            resolved: MinSet::new(),
+            committed,
         }
-        self.last_synced = self.last_synced.max(mark.last_synced);
-        self.by_node.insert(node.clone(), mark);
-        true
     }
 
-    /// A node is gone. Its spans must be absent in the span set already: that is what holds the checkpoint now.
+    fn edit(&mut self, node: &NodeId, edit: impl FnOnce(&mut Node)) {
+        let empty = Node { own: false, has_spans: false, mark: None };
+        let entry = self.nodes.entry(node.clone()).or_insert(empty);
+        let before = *entry;
+        edit(entry);
+        let after = *entry;
+        self.count(&before, false);
+        self.count(&after, true);
+    }
+
+    fn count(&mut self, node: &Node, enters: bool) {
+        match (node.is_relevant(), node.mark, enters) {
+            (false, _, _) => {}
+            (true, None, true) => self.missing += 1,
+            (true, None, false) => self.missing -= 1,
+            (true, Some(mark), true) => {
+                self.checkpoints.insert(mark.checkpoint);
+                self.resolved.insert(mark.resolved);
+            }
+            (true, Some(mark), false) => {
+                self.checkpoints.remove(mark.checkpoint);
+                self.resolved.remove(mark.resolved);
+            }
+        }
+    }
+
+    /// Takes a node's watermark if it is of a newer membership, or of the same one and further; says whether it
+    /// did. A newer membership counts even when it is behind: a dispatcher may have started earlier.
+    pub fn on_watermark(&mut self, node: &NodeId, mark: Watermark) -> bool {
+        self.committed.last_synced = self.committed.last_synced.max(mark.last_synced);
+        let known = self.nodes.get(node).and_then(|node| node.mark);
+        let newer = known.is_none_or(|known| {
+            (mark.seq, mark.checkpoint, mark.resolved) > (known.seq, known.checkpoint, known.resolved)
+        });
+        if newer {
+            self.edit(node, |node| node.mark = Some(mark));
+        }
+        newer
+    }
+
+    /// A node got its first span, or lost its last one.
+    pub fn on_spans(&mut self, node: &NodeId, has_spans: bool) {
+        if has_spans || self.nodes.contains_key(node) {
+            self.edit(node, |node| node.has_spans = has_spans);
+        }
+    }
+
+    /// A node is gone. Its spans must be absent already: they hold the checkpoint now.
     pub fn on_node_removed(&mut self, node: &NodeId) {
-        self.by_node.remove(node);
+        if let Some(gone) = self.nodes.remove(node) {
+            self.count(&gone, false);
+        }
     }
 
     /// What was committed last.
     #[must_use]
-    pub fn committed(&self) -> Fold {
+    pub fn committed(&self) -> Progress {
         self.committed
     }
 
-    /// Folds: `relevant` nodes (the own one, and those with spans), and `limits` from spans that nobody
-    /// replicates, operators and barriers. Says whether the committed checkpoint moved.
-    pub fn advance<'a>(&mut self, relevant: impl Iterator<Item = &'a NodeId>, limits: &[Option<Ts>]) -> bool {
-        let mut fold = Fold { checkpoint: Ts::MAX, resolved: Ts::MAX };
-        for node in relevant {
-            // A node that has spans and has not reported could be anywhere.
-            let Some(mark) = self.by_node.get(node) else { return false };
-            fold.checkpoint = fold.checkpoint.min(mark.checkpoint);
-            fold.resolved = fold.resolved.min(mark.resolved);
-        }
-        for limit in limits.iter().flatten() {
-            fold.checkpoint = fold.checkpoint.min(*limit);
-            fold.resolved = fold.resolved.min(*limit);
-        }
-        if fold.checkpoint == Ts::MAX {
+    /// Relevant nodes that have not reported yet.
+    pub fn missing(&self) -> impl Iterator<Item = &NodeId> {
+        self.nodes.iter().filter(|(_, node)| node.is_relevant() && node.mark.is_none()).map(|(id, _)| id)
+    }
+
+    /// Folds once: nodes, and `limits` from spans that nobody replicates, operators and barriers. Says whether
+    /// the committed checkpoint moved; it never moves back.
+    pub fn advance(&mut self, limits: impl IntoIterator<Item = Option<Ts>>) -> bool {
+        if self.missing > 0 {
             return false;
         }
-        let moved = fold.checkpoint > self.committed.checkpoint;
-        self.committed.checkpoint = self.committed.checkpoint.max(fold.checkpoint);
-        if fold.resolved != Ts::MAX {
-            self.committed.resolved = self.committed.resolved.max(fold.resolved);
+        let limit = limits.into_iter().flatten().min().unwrap_or(Ts::MAX);
+        let least = |set: &MinSet<Ts>| set.min().unwrap_or(Ts::MAX).min(limit);
+        let (checkpoint, resolved) = (least(&self.checkpoints), least(&self.resolved));
+        if checkpoint == Ts::MAX {
+            return false;
+        }
+        let moved = checkpoint > self.committed.checkpoint;
+        self.committed.checkpoint = self.committed.checkpoint.max(checkpoint);
+        if resolved != Ts::MAX {
+            self.committed.resolved = self.committed.resolved.max(resolved).max(self.committed.checkpoint);
         }
         moved
     }
@@ -93,51 +166,98 @@ mod tests {
         }
     }
 
+    fn at(fold: &CheckpointFold) -> (u64, u64) {
+        (fold.committed().checkpoint.0, fold.committed().resolved.0)
+    }
+
     #[test]
     fn a_node_that_has_not_reported_and_a_span_without_a_home_hold_the_checkpoint() {
         let (a, b) = (NodeId::from("a"), NodeId::from("b"));
-        let mut fold = CheckpointFold::new(Ts(10));
+        let mut fold = CheckpointFold::new(a.clone(), Ts(10));
+        assert!(!fold.advance([]), "the own node has not reported");
         assert!(fold.on_watermark(&a, mark(50, 1)));
-        assert!(!fold.advance([&a, &b].into_iter(), &[]), "b is relevant and silent");
+        fold.on_spans(&b, true);
+        assert!(!fold.advance([]), "b is relevant and silent");
+        assert_eq!(fold.missing().collect::<Vec<_>>(), [&b]);
         fold.on_watermark(&b, mark(40, 1));
-        assert!(fold.advance([&a, &b].into_iter(), &[Some(Ts(30))]), "up to the absent span");
-        assert_eq!(fold.committed().checkpoint, Ts(30));
-        assert!(fold.advance([&a, &b].into_iter(), &[None]));
-        assert_eq!(fold.committed(), Fold { checkpoint: Ts(40), resolved: Ts(45) });
+        assert!(fold.advance([Some(Ts(30)), None]), "up to the absent span");
+        assert_eq!(at(&fold), (30, 30));
+        assert!(fold.advance([]));
+        assert_eq!(at(&fold), (40, 45));
     }
 
     #[test]
-    fn a_watermark_of_an_older_membership_is_dropped() {
-        let a = NodeId::from("a");
-        let mut fold = CheckpointFold::new(Ts(10));
-        fold.on_watermark(&a, mark(50, 7));
-        assert!(!fold.on_watermark(&a, mark(90, 6)));
-        fold.advance([&a].into_iter(), &[]);
-        assert_eq!(fold.committed().checkpoint, Ts(50));
+    fn a_node_without_spans_holds_nothing_and_a_dead_one_is_forgotten() {
+        let (a, b) = (NodeId::from("a"), NodeId::from("b"));
+        let mut fold = CheckpointFold::new(a.clone(), Ts(10));
+        fold.on_watermark(&a, mark(50, 1));
+        fold.on_watermark(&b, mark(20, 1));
+        fold.on_spans(&b, true);
+        assert!(fold.advance([]));
+        assert_eq!(at(&fold).0, 20);
+        fold.on_spans(&b, false);
+        assert!(fold.advance([]));
+        assert_eq!(at(&fold).0, 50);
+        fold.on_spans(&b, true);
+        fold.on_node_removed(&b);
+        fold.on_watermark(&a, mark(60, 1));
+        assert!(fold.advance([]));
+        assert_eq!(at(&fold).0, 60);
     }
 
+    // behaviour: maintainer-42
+    #[test]
+    fn a_watermark_of_an_older_membership_is_dropped_and_a_newer_one_counts_even_if_behind() {
+        let a = NodeId::from("a");
+        let mut fold = CheckpointFold::new(a.clone(), Ts(10));
+        assert!(fold.on_watermark(&a, mark(50, 7)));
+        assert!(!fold.on_watermark(&a, mark(90, 6)));
+        assert!(!fold.on_watermark(&a, mark(40, 7)), "same membership, behind");
+        assert!(fold.on_watermark(&a, mark(40, 8)));
+        assert!(fold.advance([]));
+        assert_eq!(at(&fold).0, 40);
+    }
+
+    // behaviour: maintainer-32, scheduling-134
     #[test]
     fn nobody_having_anything_to_say_moves_nothing() {
         let a = NodeId::from("a");
-        let mut fold = CheckpointFold::new(Ts(10));
+        let mut fold = CheckpointFold::new(a.clone(), Ts(1));
         fold.on_watermark(&a, Watermark::NONE);
-        assert!(!fold.advance([&a].into_iter(), &[None]));
-        assert_eq!(fold.committed().checkpoint, Ts(10));
+        assert!(!fold.advance([None]));
+        assert_eq!(at(&fold), (1, 1));
+        fold.on_watermark(&a, mark(2, 1));
+        assert!(fold.advance([]));
+        assert_eq!(at(&fold).0, 2);
     }
 
     proptest! {
         #[test]
-        fn the_committed_checkpoint_never_goes_back(
-            steps in prop::collection::vec((0u64..3, 0u64..100, 0u64..10, prop::option::of(0u64..100)), 1..100)
+        fn the_fold_is_the_minimum_and_never_goes_back(
+            steps in prop::collection::vec((0usize..3, 0u8..4, 1u64..100, 0u64..6, prop::option::of(1u64..100)), 1..100)
         ) {
             let nodes: Vec<NodeId> = ["a", "b", "c"].map(NodeId::from).into();
-            let mut fold = CheckpointFold::new(Ts(1));
+            let mut fold = CheckpointFold::new(nodes[0].clone(), Ts(1));
             let mut last = Ts(1);
-            for (node, ts, seq, limit) in steps {
-                fold.on_watermark(&nodes[usize::try_from(node).unwrap()], mark(ts, seq));
-                fold.advance(nodes.iter(), &[limit.map(Ts)]);
-                prop_assert!(fold.committed().checkpoint >= last);
-                last = fold.committed().checkpoint;
+            for (node, what, ts, seq, limit) in steps {
+                let id = &nodes[node];
+                match what {
+                    0 | 1 => { fold.on_watermark(id, mark(ts, seq)); }
+                    2 => fold.on_spans(id, ts % 2 == 0),
+                    _ if node > 0 => fold.on_node_removed(id),
+                    _ => {}
+                }
+                fold.advance([limit.map(Ts)]);
+                let now = fold.committed().checkpoint;
+                let relevant: Vec<&Node> = fold.nodes.values().filter(|node| node.is_relevant()).collect();
+                if now > last {
+                    for node in relevant {
+                        prop_assert!(now <= node.mark.map_or(Ts::ZERO, |mark| mark.checkpoint));
+                    }
+                    prop_assert!(limit.is_none_or(|limit| now <= Ts(limit)));
+                }
+                prop_assert!(now >= last && fold.committed().resolved >= now);
+                last = now;
             }
         }
     }

@@ -1,8 +1,11 @@
 //! The node that is to be emptied, as this node knows it.
 
 use heartbeatpb::NodeId;
+use snapshot::Versioned;
 
-/// `(target, epoch)`: one value, replaced as one (spec/maintainer.md §5.4).
+/// `(target, epoch)`: one value, replaced as one. Which of two values is newer is the whole update rule
+/// (spec/maintainer.md §5.4): a larger epoch wins; within an epoch a target can only be cleared, once, and never
+/// activated again; epoch 0 activates nothing.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct DrainTarget {
     /// The node; `None` when there is none.
@@ -12,31 +15,45 @@ pub struct DrainTarget {
 }
 
 impl DrainTarget {
-    /// Takes a target if it is newer, or clears the current one once; says whether anything changed.
-    pub fn update(&mut self, node: Option<NodeId>, epoch: u64) -> bool {
-        let newer = epoch > self.epoch;
-        let clears = epoch == self.epoch && node.is_none() && self.node.is_some();
-        if newer || clears {
-            *self = Self { node, epoch };
-        }
-        newer || clears
+    /// The node that is to be emptied, with the epoch of the request.
+    #[must_use]
+    pub fn active(&self) -> Option<(&NodeId, u64)> {
+        self.node.as_ref().filter(|_| self.epoch > 0).map(|node| (node, self.epoch))
+    }
+}
+
+impl Versioned for DrainTarget {
+    type Version = (u64, bool);
+
+    fn version(&self) -> (u64, bool) {
+        (self.epoch, self.node.is_none())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use snapshot::Publisher;
+
     use super::*;
 
+    fn target(node: &str, epoch: u64) -> DrainTarget {
+        DrainTarget { node: (!node.is_empty()).then(|| node.into()), epoch }
+    }
+
+    // behaviour: maintainer-4, maintainer-5, scheduling-113
     #[test]
     fn a_higher_epoch_wins_and_a_target_is_cleared_once() {
-        let mut target = DrainTarget::default();
-        assert!(!target.update(Some("a".into()), 0), "epoch 0 activates nothing");
-        assert!(target.update(Some("a".into()), 2));
-        assert!(!target.update(Some("a".into()), 2), "duplicate");
-        assert!(!target.update(Some("b".into()), 2), "another node at the same epoch");
-        assert!(!target.update(Some("b".into()), 1), "older");
-        assert!(target.update(None, 2));
-        assert!(!target.update(Some("a".into()), 2), "no second activation");
-        assert!(target.update(Some("b".into()), 3));
+        let mut cell = Publisher::new(DrainTarget::default());
+        assert!(!cell.publish(target("n2", 0)), "epoch 0 activates nothing");
+        assert!(cell.publish(target("n2", 1)));
+        assert!(!cell.publish(target("n2", 1)), "duplicate");
+        assert!(!cell.publish(target("n3", 1)), "another node at the same epoch");
+        assert_eq!(cell.current().active(), Some((&"n2".into(), 1)));
+        assert!(cell.publish(target("", 1)), "cleared");
+        assert!(!cell.publish(target("", 1)) && !cell.publish(target("n2", 1)), "once, and for good");
+        assert!(!cell.publish(target("n3", 0)), "older");
+        assert_eq!(cell.current().active(), None);
+        assert!(cell.publish(target("n4", 2)));
+        assert!(cell.publish(target("", 3)), "a newer epoch may clear at once");
     }
 }

@@ -2,266 +2,421 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use heartbeatpb::config::ChangefeedInfo;
 use heartbeatpb::{
-    ChangefeedId, CheckpointTsMessage, MaintainerCloseResponse, MaintainerEpoch, MaintainerStatus, NodeId,
-    RunningError, Ts, WallTime,
+    ChangefeedId, CheckpointTsMessage, DispatcherId, MaintainerBootstrapResponse, MaintainerCloseResponse,
+    MaintainerEpoch, MaintainerPostBootstrapResponse, MaintainerStatus, NodeId, RunningError, Ts, WallTime,
 };
-use messaging::{
-    HeartbeatCollectorTopic, MessageCenter, OrchestratorTopic, ToHeartbeatCollector, ToMaintainerManager,
-};
-use parking_lot::Mutex;
-use tokio::sync::{Notify, mpsc};
+use messaging::{HeartbeatCollectorTopic, MessageCenter, OrchestratorTopic};
+use replica::Standing;
+use snapshot::{Publisher, Versioned, View};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
-use crate::core::{Core, Effect};
-use crate::metrics::MaintainerMetrics;
+use crate::core::{Birth, Core, Effect};
+use crate::drain::DrainTarget;
+use crate::mailbox::{Batch, Mailbox, keys};
+use crate::metrics::{MaintainerMetrics, Population};
 use crate::upstream::{SourceTable, Upstream};
 
-/// Messages that wait for one maintainer; senders repeat what is dropped.
-const MAILBOX: usize = 16_384;
 /// How often time passes for a core (spec/maintainer.md §4).
 const TICK: Duration = Duration::from_millis(100);
 /// How often gauges are set.
 const METRICS_INTERVAL: Duration = Duration::from_secs(1);
+/// An event that takes longer is logged.
+const SLOW_EVENT: Duration = Duration::from_secs(1);
 
-/// What a maintainer hears.
-pub(crate) enum Event {
-    /// From dispatcher managers, or the coordinator's checkpoint.
-    Message(NodeId, Box<ToMaintainerManager>),
-    /// A dispatcher manager closed, or is closing.
-    Closed(NodeId, MaintainerCloseResponse),
+/// What a maintainer hears beside heartbeats and block statuses, in the order in which it was said.
+#[derive(Debug)]
+pub(crate) enum Control {
     /// The set of live nodes.
     Nodes(BTreeSet<NodeId>),
-    /// Leave: with `cascade` close the dispatcher managers, with `removed` for good.
-    Remove { cascade: bool, removed: bool },
+    /// The node that is to be emptied may have changed.
+    Drain,
+    /// Leave.
+    Remove { epoch: Option<MaintainerEpoch>, cascade: bool, removed: bool },
+    /// A dispatcher manager says what it runs.
+    Bootstrap(NodeId, Box<MaintainerBootstrapResponse>),
+    /// The table trigger was started.
+    PostBootstrap(NodeId, MaintainerPostBootstrapResponse),
+    /// A dispatcher manager closed, or is closing.
+    Closed(NodeId, MaintainerCloseResponse),
+    /// A checkpoint was persisted.
+    Persisted(CheckpointTsMessage),
 }
 
-/// What others see of a maintainer.
-pub(crate) struct Shared {
-    status: Mutex<MaintainerStatus>,
-    dirty: AtomicBool,
-    /// Tells the manager that a status is worth sending.
-    prompt: Arc<Notify>,
+/// A maintainer's status as others see it.
+#[derive(Clone, Debug)]
+pub(crate) struct Published {
+    /// Counts publications.
+    sequence: u64,
+    /// Counts changes that are worth telling.
+    pub(crate) changes: u64,
+    pub(crate) status: MaintainerStatus,
 }
 
-impl Shared {
-    pub(crate) fn status(&self) -> MaintainerStatus {
-        self.status.lock().clone()
+impl Versioned for Published {
+    type Version = u64;
+
+    fn version(&self) -> u64 {
+        self.sequence
     }
-
-    /// Whether the status changed since the last call.
-    pub(crate) fn take_dirty(&self) -> bool {
-        self.dirty.swap(false, Ordering::AcqRel)
-    }
 }
 
-/// The manager's end of a maintainer. Dropping it ends the task at its next event.
+/// The manager's end of a maintainer.
 pub(crate) struct Handle {
-    pub(crate) id: ChangefeedId,
     pub(crate) epoch: Option<MaintainerEpoch>,
-    pub(crate) shared: Arc<Shared>,
-    events: mpsc::Sender<Event>,
+    pub(crate) mailbox: Arc<Mailbox<Control>>,
+    pub(crate) published: View<Published>,
+    /// The version of the status that the coordinator was told.
+    pub(crate) reported: Arc<AtomicU64>,
 }
 
-impl Handle {
-    /// Queues an event; one that does not fit is lost like any message.
-    pub(crate) fn tell(&self, event: Event) {
-        if self.events.try_send(event).is_err() {
-            tracing::debug!(changefeedID = %self.id, "maintainer mailbox is full or closed");
-        }
-    }
+/// What a maintainer is started with.
+pub(crate) struct Setup {
+    pub(crate) center: MessageCenter,
+    pub(crate) upstream: Arc<dyn Upstream>,
+    pub(crate) info: ChangefeedInfo,
+    pub(crate) epoch: Option<MaintainerEpoch>,
+    pub(crate) checkpoint: Ts,
+    pub(crate) is_new: bool,
+    /// It only closes dispatcher managers.
+    pub(crate) removal_only: bool,
+    pub(crate) drain: View<DrainTarget>,
+    /// Rung when a status of a low-latency changefeed changed.
+    pub(crate) prompt: Arc<Notify>,
 }
 
 pub(crate) struct Maintainer {
     center: MessageCenter,
     upstream: Arc<dyn Upstream>,
-    info: Option<ChangefeedInfo>,
+    info: ChangefeedInfo,
     id: ChangefeedId,
     epoch: Option<MaintainerEpoch>,
     start: Ts,
+    removal_only: bool,
     core: Core,
-    shared: Arc<Shared>,
-    events: mpsc::Receiver<Event>,
+    mailbox: Arc<Mailbox<Control>>,
+    publisher: Publisher<Published>,
+    reported: Arc<AtomicU64>,
+    drain: View<DrainTarget>,
+    prompt: Arc<Notify>,
     metrics: MaintainerMetrics,
+    born: Instant,
+    /// Starting or stopping the log reader.
+    reader: Option<JoinHandle<ReaderStep>>,
+}
+
+/// The end of something that the log reader was asked for.
+enum ReaderStep {
+    Loaded(Result<Vec<SourceTable>, RunningError>),
+    Stopped,
 }
 
 impl Maintainer {
-    /// A maintainer and its handle. Without `start` it only removes: it closes dispatcher managers and ends.
-    pub(crate) fn new(
-        center: MessageCenter,
-        upstream: Arc<dyn Upstream>,
-        info: ChangefeedInfo,
-        epoch: Option<MaintainerEpoch>,
-        start: Option<(Ts, bool)>,
-        prompt: Arc<Notify>,
-    ) -> (Self, Handle) {
-        let (sender, events) = mpsc::channel(MAILBOX);
-        let id = info.id.clone();
-        // A removal-only maintainer reports 1: a checkpoint that passes nothing (spec/maintainer.md §4).
-        let (checkpoint, is_new) = start.unwrap_or((Ts(1), false));
-        let core = Core::new(center.node().clone(), &info, epoch, checkpoint, is_new);
-        let shared =
-            Arc::new(Shared { status: Mutex::new(core.status()), dirty: AtomicBool::new(true), prompt });
-        let handle = Handle { id: id.clone(), epoch, shared: Arc::clone(&shared), events: sender };
-        let metrics = MaintainerMetrics::new(&id);
-        let info = start.is_some().then_some(info);
-        (Self { center, upstream, info, id, epoch, start: checkpoint, core, shared, events, metrics }, handle)
+    /// A maintainer and its handle.
+    pub(crate) fn new(setup: Setup) -> (Self, Handle) {
+        let Setup { center, upstream, info, epoch, checkpoint, is_new, removal_only, mut drain, prompt } =
+            setup;
+        let born = Instant::now();
+        let mut core = Core::new(Birth {
+            me: center.node().clone(),
+            info: &info,
+            epoch,
+            checkpoint,
+            is_new,
+            removal_only,
+            ids: Box::new(DispatcherId::random),
+            now: born,
+        });
+        core.on_drain(drain.load(), born);
+        let publisher =
+            Publisher::new(Published { sequence: 0, changes: core.version(), status: core.status() });
+        let mailbox = Arc::default();
+        let reported = Arc::default();
+        let handle = Handle {
+            epoch,
+            mailbox: Arc::clone(&mailbox),
+            published: publisher.view(),
+            reported: Arc::clone(&reported),
+        };
+        let maintainer = Self {
+            id: info.id.clone(),
+            metrics: MaintainerMetrics::new(&info.id),
+            center,
+            upstream,
+            info,
+            epoch,
+            start: checkpoint,
+            removal_only,
+            core,
+            mailbox,
+            publisher,
+            reported,
+            drain,
+            prompt,
+            born,
+            reader: None,
+        };
+        (maintainer, handle)
     }
 
-    /// Runs until the changefeed has left and the manager has let go.
-    pub(crate) async fn run(mut self) {
-        let (loaded_sender, mut loaded) = mpsc::channel(1);
-        let mut loading = self.info.take().map(|info| {
-            let upstream = Arc::clone(&self.upstream);
-            let (epoch, start) = (self.epoch, self.start);
-            tokio::spawn(async move {
-                let tables = upstream.start(&info, epoch, start).await;
-                let _ = loaded_sender.send(tables).await;
-            })
-        });
+    /// Runs until the changefeed has left, or `shutdown`. The log reader never outlives its maintainer.
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mailbox = Arc::clone(&self.mailbox);
         let mut measured = Instant::now();
-        loop {
+        while !self.core.is_stopped() {
             let mut out = Vec::new();
+            let started;
             tokio::select! {
                 biased;
+                () = shutdown.cancelled() => break,
                 now = tick.tick() => {
-                    let now = now.into_std();
-                    if let Some(error) = self.upstream.error(&self.id, self.epoch) {
-                        self.core.on_local_error(error, &mut out);
-                    }
-                    self.core.on_tick(now, &mut out);
-                    if now.duration_since(measured) >= METRICS_INTERVAL {
-                        measured = now;
-                        self.measure();
+                    started = Instant::now();
+                    self.on_tick(now.into_std(), &mut out);
+                    if started.duration_since(measured) >= METRICS_INTERVAL {
+                        measured = started;
+                        self.measure(started);
                     }
                 }
-                Some(tables) = loaded.recv() => self.on_loaded(tables, &mut out),
-                event = self.events.recv() => match event {
-                    Some(event) => {
-                        self.on_event(event, &mut out);
-                        while let Ok(event) = self.events.try_recv() {
-                            self.on_event(event, &mut out);
-                        }
-                    }
-                    None => break,
-                },
+                step = finished(&mut self.reader) => {
+                    started = Instant::now();
+                    self.on_reader(step, &mut out);
+                }
+                batch = mailbox.take() => {
+                    started = Instant::now();
+                    self.on_batch(batch, &mut out);
+                }
             }
-            self.perform(out, &mut loading).await;
+            self.core.on_reported(self.reported.load(Ordering::Acquire));
+            self.core.settle();
+            for effect in out {
+                self.perform(effect);
+            }
+            self.publish();
+            let took = started.elapsed();
+            self.metrics.handled(took);
+            if took > SLOW_EVENT {
+                tracing::warn!(changefeedID = %self.id, took_ms = took.as_millis(), "a maintainer's event took long");
+            }
         }
-        if let Some(loading) = loading {
-            loading.abort();
+        if let Some(reader) = self.reader.take() {
+            // Only a start can be under way here: what it started is stopped below.
+            reader.abort();
         }
         if !self.core.is_stopped() {
-            // The manager dropped it: the process stops. The reader must not outlive its maintainer.
             self.upstream.stop(&self.id, self.epoch).await;
         }
+        let left = self.core.placement().operators.kinds().collect::<Vec<_>>();
+        self.metrics.operators_gone(left);
+        tracing::info!(changefeedID = %self.id, epoch = ?self.epoch, checkpointTs = %self.core.progress().checkpoint,
+            "maintainer ended");
     }
 
-    fn on_loaded(&mut self, tables: Result<Vec<SourceTable>, RunningError>, out: &mut Vec<Effect>) {
-        match tables {
-            Ok(tables) => {
-                tracing::info!(changefeedID = %self.id, epoch = ?self.epoch, tables = tables.len(), "log reader started");
-                self.core.on_tables(tables, Instant::now(), out);
-            }
-            Err(error) => {
-                tracing::warn!(changefeedID = %self.id, errorCode = error.code, error = error.message, "cannot start the log reader");
-                self.core.on_local_error(error, out);
-            }
+    fn on_tick(&mut self, now: Instant, out: &mut Vec<Effect>) {
+        if let Some(error) = self.upstream.error(&self.id, self.epoch) {
+            self.core.on_local_error(error, now);
+        }
+        self.core.on_tick(now, out);
+        let (slow, overdue) = self.core.slow(now);
+        if let Some(slow) = slow {
+            tracing::warn!(changefeedID = %self.id, dispatcher = %slow.span, kind = slow.kind.name(),
+                age_s = slow.age.as_secs(), operators = slow.operators, "an operator takes long");
+        }
+        for event in overdue {
+            tracing::warn!(changefeedID = %self.id, commit_ts = %event.key.commit_ts,
+                sync_point = event.key.is_sync_point, age_s = event.age.as_secs(), waits_for = event.waits_for,
+                "dispatchers wait at an event");
         }
     }
 
-    fn on_event(&mut self, event: Event, out: &mut Vec<Effect>) {
-        let now = Instant::now();
-        match event {
-            Event::Nodes(nodes) => self.core.on_nodes(nodes, now, out),
-            Event::Remove { cascade, removed } => {
-                if !self.core.is_closing() {
-                    tracing::info!(changefeedID = %self.id, epoch = ?self.epoch, cascade, removed, "maintainer is leaving");
+    fn on_reader(&mut self, step: Option<ReaderStep>, out: &mut Vec<Effect>) {
+        self.reader = None;
+        match step {
+            Some(ReaderStep::Loaded(tables)) => {
+                match &tables {
+                    Ok(tables) => {
+                        tracing::info!(changefeedID = %self.id, epoch = ?self.epoch, tables = tables.len(), "log reader started");
+                    }
+                    Err(error) => {
+                        tracing::warn!(changefeedID = %self.id, errorCode = error.code, error = error.message, "cannot start the log reader");
+                    }
                 }
-                self.core.on_remove(cascade, removed, now, out);
+                self.core.on_loaded(tables, Instant::now(), out);
             }
-            Event::Closed(from, response) => self.core.on_close(&from, &response, out),
-            Event::Message(from, message) => self.on_message(&from, *message, now, out),
+            Some(ReaderStep::Stopped) => self.core.on_left(),
+            None => {
+                let error = RunningError {
+                    time: String::new(),
+                    node: self.center.node().to_string(),
+                    code: "CDC:ErrLogReaderFailed".to_owned(),
+                    message: "starting the log reader ended abnormally".to_owned(),
+                };
+                self.core.on_loaded(Err(error), Instant::now(), out);
+            }
         }
     }
 
-    fn on_message(
-        &mut self,
-        from: &NodeId,
-        message: ToMaintainerManager,
-        now: Instant,
-        out: &mut Vec<Effect>,
-    ) {
-        match message {
-            ToMaintainerManager::HeartBeat(request) => self.core.on_heartbeat(from, request, out),
-            ToMaintainerManager::BlockStatus(request) => self.core.on_block_status(from, request, now, out),
-            ToMaintainerManager::BootstrapResponse(response) => {
-                self.core.on_bootstrap(from, response, now, out)
-            }
-            ToMaintainerManager::PostBootstrapResponse(response) => {
-                self.core.on_post_bootstrap(from, response, out);
-            }
-            ToMaintainerManager::CheckpointTs(message) => self.on_persisted(message),
-            ToMaintainerManager::CoordinatorBootstrap(_)
-            | ToMaintainerManager::AddMaintainer(_)
-            | ToMaintainerManager::RemoveMaintainer(_)
-            | ToMaintainerManager::SetNodeLiveness(_)
-            | ToMaintainerManager::SetDrainTarget(_) => {}
+    fn on_batch(&mut self, batch: Batch<Control>, out: &mut Vec<Effect>) {
+        let now = Instant::now();
+        for control in batch.control {
+            self.on_control(control, now, out);
+        }
+        for (from, request) in batch.heartbeats {
+            self.core.on_heartbeat(&from, request, now, out);
+        }
+        for (from, request) in batch.block_statuses {
+            self.core.on_block_status(&from, &request, now, out);
+            self.mailbox.release(keys(&from, &request));
         }
     }
 
-    /// Persisted: the upstream may forget, and the sink may publish it.
-    fn on_persisted(&self, message: CheckpointTsMessage) {
-        if self.core.is_closing() || message.checkpoint > self.core.checkpoint() {
+    fn on_control(&mut self, control: Control, now: Instant, out: &mut Vec<Effect>) {
+        match control {
+            Control::Nodes(nodes) => self.core.on_nodes(nodes, now, out),
+            Control::Drain => self.core.on_drain(self.drain.load(), now),
+            Control::Remove { epoch, cascade, removed } => {
+                self.core.on_remove(epoch, cascade, removed, now, out);
+            }
+            Control::Bootstrap(from, response) => self.core.on_bootstrap(&from, *response, now, out),
+            Control::PostBootstrap(from, response) => self.core.on_post_bootstrap(&from, response, out),
+            Control::Closed(from, response) => self.core.on_close(&from, &response, now, out),
+            Control::Persisted(message) => self.core.on_persisted(message, out),
+        }
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        let sent = match effect {
+            Effect::Orchestrate(node, message) => {
+                self.center.send::<OrchestratorTopic>(&node, message).map_err(|error| (node, error))
+            }
+            Effect::Dispatch(node, message) => {
+                self.center.send::<HeartbeatCollectorTopic>(&node, message).map_err(|error| (node, error))
+            }
+            Effect::Load => {
+                let upstream = Arc::clone(&self.upstream);
+                let (info, epoch, start) = (self.info.clone(), self.epoch, self.start);
+                self.reader = Some(tokio::spawn(async move {
+                    ReaderStep::Loaded(upstream.start(&info, epoch, start).await)
+                }));
+                Ok(())
+            }
+            Effect::Leave => {
+                if let Some(starting) = self.reader.take() {
+                    starting.abort();
+                }
+                let upstream = Arc::clone(&self.upstream);
+                let (id, epoch, nothing) = (self.id.clone(), self.epoch, self.removal_only);
+                self.reader = Some(tokio::spawn(async move {
+                    if !nothing {
+                        upstream.stop(&id, epoch).await;
+                    }
+                    ReaderStep::Stopped
+                }));
+                Ok(())
+            }
+            Effect::Confirm(persisted) => {
+                self.upstream.confirm(&self.id, self.epoch, persisted);
+                Ok(())
+            }
+            Effect::Initialized => {
+                let took = self.born.elapsed();
+                self.metrics.initialized(took);
+                tracing::info!(changefeedID = %self.id, epoch = ?self.epoch, took_ms = took.as_millis(),
+                    spans = self.core.placement().spans.len(), "maintainer initialised");
+                Ok(())
+            }
+            Effect::OperatorStarted(kind) => {
+                self.metrics.operator_started(kind);
+                Ok(())
+            }
+            Effect::OperatorFinished(kind, age) => {
+                self.metrics.operator_finished(kind, age);
+                Ok(())
+            }
+            Effect::Stale(what) => {
+                self.metrics.stale(what);
+                Ok(())
+            }
+        };
+        if let Err((to, error)) = sent {
+            // Whatever matters is said again.
+            tracing::debug!(changefeedID = %self.id, %to, %error, "a request was not sent");
+        }
+    }
+
+    /// Shows the status to the manager.
+    fn publish(&mut self) {
+        let before = self.publisher.current();
+        let changes = self.core.version();
+        let mut status = self.core.status();
+        if changes == before.changes && same(&status, &before.status) {
             return;
         }
-        self.upstream.confirm(&self.id, self.epoch, message.checkpoint);
-        let own = self.center.node();
-        let _ = self.center.send::<HeartbeatCollectorTopic>(own, ToHeartbeatCollector::CheckpointTs(message));
-    }
-
-    async fn perform(&mut self, effects: Vec<Effect>, loading: &mut Option<tokio::task::JoinHandle<()>>) {
-        let mut changed = false;
-        for effect in effects {
-            match effect {
-                Effect::Orchestrate(node, message) => {
-                    if let Err(error) = self.center.send::<OrchestratorTopic>(&node, message) {
-                        tracing::debug!(changefeedID = %self.id, to = %node, %error, "request was not sent");
-                    }
-                }
-                Effect::Dispatch(node, message) => {
-                    if let Err(error) = self.center.send::<HeartbeatCollectorTopic>(&node, message) {
-                        tracing::debug!(changefeedID = %self.id, to = %node, %error, "request was not sent");
-                    }
-                }
-                Effect::Changed => changed = true,
-                Effect::Closed => {
-                    if let Some(loading) = loading.take() {
-                        loading.abort();
-                    }
-                    self.upstream.stop(&self.id, self.epoch).await;
-                    tracing::info!(changefeedID = %self.id, epoch = ?self.epoch, "maintainer has left");
-                }
-            }
+        let now = rfc3339();
+        for error in status.errors.iter_mut().filter(|error| error.time.is_empty()) {
+            error.time.clone_from(&now);
         }
-        if changed {
-            *self.shared.status.lock() = self.core.status();
-            self.shared.dirty.store(true, Ordering::Release);
-            self.shared.prompt.notify_one();
+        self.publisher.publish(Published { sequence: before.sequence + 1, changes, status });
+        if self.core.is_low_latency() && changes > before.changes {
+            self.prompt.notify_one();
         }
     }
 
-    fn measure(&self) {
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        let now = WallTime(i64::try_from(since.as_micros()).unwrap_or(i64::MAX));
+    fn measure(&mut self, now: Instant) {
+        let progress = self.core.progress();
         let lag = |ts| self.upstream.lag_seconds(&self.id, ts);
-        self.metrics.set(now, lag(self.core.checkpoint()), lag(self.core.resolved()));
-        let [(_, absent), (_, scheduling), (_, replicating)] = self.core.span_counts();
-        tracing::debug!(changefeedID = %self.id, absent, scheduling, replicating, "spans");
+        self.metrics.set_lag(wall_time(), lag(progress.checkpoint), lag(progress.resolved));
+        let (barriers, oldest) = self.core.barriers();
+        let placement = self.core.placement();
+        let spans = &placement.spans;
+        let population = Population {
+            spans: spans.len(),
+            tables: spans.table_count(),
+            absent: spans.count(Standing::Absent),
+            scheduling: spans.count(Standing::Scheduling),
+            replicating: spans.count(Standing::Replicating),
+            barriers,
+            barrier_oldest: oldest.map_or(Duration::ZERO, |at| now.saturating_duration_since(at)),
+            waiting: self.mailbox.len(),
+        };
+        self.metrics.set_population(&population);
+        let (dropped, suppressed) = self.mailbox.take_counts();
+        tracing::debug!(changefeedID = %self.id, spans = population.spans, absent = population.absent,
+            scheduling = population.scheduling, operators = placement.operators.len(), barriers, dropped, suppressed,
+            waits_for = self.core.waits_for(), "maintainer");
     }
+}
+
+/// Waits for the end of what the reader was asked for; forever when nothing is under way. `None`: it panicked.
+async fn finished(reader: &mut Option<JoinHandle<ReaderStep>>) -> Option<ReaderStep> {
+    match reader {
+        Some(task) => task.await.ok(),
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether the coordinator would see no difference.
+fn same(a: &MaintainerStatus, b: &MaintainerStatus) -> bool {
+    a.checkpoint == b.checkpoint
+        && a.last_synced == b.last_synced
+        && a.drain == b.drain
+        && a.errors.len() == b.errors.len()
+}
+
+fn wall_time() -> WallTime {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    WallTime(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+}
+
+pub(crate) fn rfc3339() -> String {
+    OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default()
 }

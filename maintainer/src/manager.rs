@@ -1,40 +1,40 @@
 //! The manager: a node's endpoint for the coordinator, and the registry of its maintainers.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod registry;
+
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use heartbeatpb::config::{ChangefeedInfo, ReplicaConfig, UpstreamInfo};
 use heartbeatpb::{
-    AddMaintainerRequest, ChangefeedId, ComponentState, CoordinatorBootstrapResponse, Gid, MaintainerEpoch,
-    MaintainerStatus, NodeHeartbeat, NodeId, NodeLiveness, RemoveMaintainerRequest,
+    AddMaintainerRequest, ChangefeedId, ComponentState, CoordinatorBootstrapResponse, MaintainerEpoch,
+    MaintainerStatus, NodeHeartbeat, NodeId, NodeLiveness, RemoveMaintainerRequest, RunningError,
     SetDispatcherDrainTargetRequest, SetNodeLivenessRequest, SetNodeLivenessResponse, Ts,
 };
 use messaging::{
-    CoordinatorTopic, Inbound, MaintainerManagerTopic, MaintainerTopic, MessageCenter, ToCoordinator,
+    CoordinatorTopic, Inbound, Inbox, MaintainerManagerTopic, MaintainerTopic, MessageCenter, ToCoordinator,
     ToMaintainer, ToMaintainerManager,
 };
+use snapshot::Publisher;
 use tokio::sync::{Notify, watch};
-use tokio::task::JoinSet;
+use tokio::task::{Id as TaskId, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use self::registry::{Admission, Registry, Slot};
 use crate::drain::DrainTarget;
 use crate::liveness::LivenessCell;
-use crate::maintainer::{Event, Handle, Maintainer};
+use crate::maintainer::{Control, Maintainer, Setup, rfc3339};
 use crate::upstream::Upstream;
 
-/// Messages that wait for the manager; senders repeat what does not fit.
+/// Messages that wait for the manager. Its handlers only sort and enqueue, so a full inbox empties by itself.
 const INBOX: usize = 16_384;
 /// Status heartbeats and clean-up (spec/maintainer.md §4).
 const TICK: Duration = Duration::from_millis(200);
-/// A maintainer is reported at least this often.
-const MAX_SILENCE: Duration = Duration::from_secs(1);
 /// A node heartbeat that nobody asked for.
 const NODE_HEARTBEAT: Duration = Duration::from_secs(5);
-/// Changes are told this soon, and no sooner: a busy feed changes with every heartbeat.
-const PROMPT_PAUSE: Duration = Duration::from_millis(50);
-/// Epochs of maintainers that stopped here, remembered so that a late request does not revive them.
-const REMEMBERED: usize = 10_000;
+/// A maintainer that only removes reports this: a checkpoint that passes nothing.
+const REMOVAL_ONLY_CHECKPOINT: Ts = Ts(1);
 
 /// What a manager is told at its start.
 #[derive(Debug)]
@@ -47,144 +47,168 @@ pub struct ManagerConfig {
     pub nodes: watch::Receiver<BTreeSet<NodeId>>,
 }
 
-struct Slot {
-    handle: Handle,
-    reported: Option<Instant>,
-    /// Since when the coordinator has been told that it stopped.
-    told_stopped: bool,
-}
-
-/// The endpoint. One task: registry, liveness and drain target have one writer.
+/// The endpoint. One task: registry, liveness and drain target have one writer, commands are handled strictly one
+/// after the other, and no handler waits for anything.
 pub struct MaintainerManager {
     center: MessageCenter,
     upstream: Arc<dyn Upstream>,
     config: ManagerConfig,
     coordinator: Option<NodeId>,
     version: i64,
-    drain: DrainTarget,
-    slots: BTreeMap<Gid, Slot>,
-    stopped: BTreeMap<Gid, MaintainerEpoch>,
-    tasks: JoinSet<Gid>,
+    /// Every maintainer has a view of it from its birth, so none can miss a change.
+    drain: Publisher<DrainTarget>,
+    registry: Registry,
+    tasks: JoinSet<()>,
     prompt: Arc<Notify>,
     node_heartbeat: Option<Instant>,
+    stop: CancellationToken,
+    inbox: Inbox<MaintainerManagerTopic>,
+    closes: Inbox<MaintainerTopic>,
 }
 
 impl std::fmt::Debug for MaintainerManager {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("MaintainerManager").field("slots", &self.slots.len()).finish_non_exhaustive()
+        f.debug_struct("MaintainerManager")
+            .field("coordinator", &self.coordinator)
+            .field("maintainers", &self.registry.len())
+            .finish_non_exhaustive()
     }
 }
 
 impl MaintainerManager {
-    /// A manager without maintainers.
+    /// A manager without maintainers. From here on it receives; what it receives waits until it runs.
     #[must_use]
     pub fn new(center: MessageCenter, upstream: Arc<dyn Upstream>, config: ManagerConfig) -> Self {
         Self {
+            inbox: center.register::<MaintainerManagerTopic>(INBOX),
+            closes: center.register::<MaintainerTopic>(INBOX),
             center,
             upstream,
             config,
             coordinator: None,
             version: 0,
-            drain: DrainTarget::default(),
-            slots: BTreeMap::new(),
-            stopped: BTreeMap::new(),
+            drain: Publisher::new(DrainTarget::default()),
+            registry: Registry::default(),
             tasks: JoinSet::new(),
             prompt: Arc::default(),
             node_heartbeat: None,
+            stop: CancellationToken::new(),
         }
     }
 
-    /// Serves until `shutdown`, then lets its maintainers go.
+    /// Serves until `shutdown`, then waits until all maintainers and their log readers have ended.
     pub async fn run(mut self, shutdown: CancellationToken) {
-        let mut inbox = self.center.register::<MaintainerManagerTopic>(INBOX);
-        let mut closes = self.center.register::<MaintainerTopic>(INBOX);
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut nodes = self.config.nodes.clone();
         let prompt = Arc::clone(&self.prompt);
-        let mut prompted = false;
-        let mut pause = tokio::time::interval(PROMPT_PAUSE);
-        pause.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
-                _ = tick.tick() => self.on_tick(),
-                _ = pause.tick(), if prompted => {
-                    prompted = false;
-                    self.send_statuses(Instant::now());
-                }
-                () = prompt.notified(), if !prompted => prompted = true,
+                _ = tick.tick() => self.on_tick(Instant::now()),
+                () = prompt.notified() => self.send_statuses(Instant::now()),
                 changed = nodes.changed() => {
                     if changed.is_err() {
                         break;
                     }
                     let alive = nodes.borrow_and_update().clone();
-                    for slot in self.slots.values() {
-                        slot.handle.tell(Event::Nodes(alive.clone()));
+                    for slot in self.registry.slots() {
+                        slot.handle.mailbox.control(Control::Nodes(alive.clone()));
                     }
                 }
-                Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => {
-                    if let Err(error) = ended {
-                        tracing::error!(%error, "a maintainer's task ended abnormally");
-                    }
-                }
-                message = inbox.recv() => match message {
+                Some(ended) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.on_ended(ended),
+                message = self.inbox.recv() => match message {
                     Some(inbound) => self.on_message(inbound),
                     None => break,
                 },
-                message = closes.recv() => match message {
+                message = self.closes.recv() => match message {
                     Some(Inbound { from, message: ToMaintainer::CloseResponse(response) }) => {
-                        if let Some(slot) = self.slots.get(&response.changefeed.gid) {
-                            slot.handle.tell(Event::Closed(from, response));
-                        }
+                        let id = response.changefeed.clone();
+                        self.route(&id, Control::Closed(from, response));
                     }
                     None => break,
                 },
             }
         }
-        self.slots.clear();
+        self.stop.cancel();
         while self.tasks.join_next().await.is_some() {}
+    }
+
+    fn on_ended(&mut self, ended: Result<(TaskId, ()), JoinError>) {
+        let (task, failure) = match ended {
+            Ok((task, ())) => (task, None),
+            Err(error) => {
+                tracing::error!(%error, "a maintainer ended abnormally");
+                let failure = RunningError {
+                    time: rfc3339(),
+                    node: self.center.node().to_string(),
+                    code: "CDC:ErrMaintainerFailed".to_owned(),
+                    message: "the maintainer ended abnormally".to_owned(),
+                };
+                (error.id(), Some(failure))
+            }
+        };
+        let failed = failure.is_some();
+        let mut orphaned = None;
+        for (id, slot) in self.registry.slots_mut().filter(|(_, slot)| slot.task == task) {
+            slot.on_ended(failure.clone());
+            orphaned = failed.then(|| (id.clone(), slot.handle.epoch));
+        }
+        if let Some((id, epoch)) = orphaned {
+            // Its log reader must not outlive it.
+            let upstream = Arc::clone(&self.upstream);
+            self.tasks.spawn(async move { upstream.stop(&id, epoch).await });
+        }
+    }
+
+    /// Hands something to a maintainer.
+    fn route(&self, id: &ChangefeedId, control: Control) {
+        match self.registry.get(id) {
+            Some(slot) => drop(slot.handle.mailbox.control(control)),
+            None => tracing::debug!(changefeedID = %id, "message for a maintainer that is not here"),
+        }
     }
 
     fn on_message(&mut self, inbound: Inbound<ToMaintainerManager>) {
         let Inbound { from, message } = inbound;
-        let feed = match &message {
-            ToMaintainerManager::HeartBeat(m) => Some(m.changefeed.gid),
-            ToMaintainerManager::BlockStatus(m) => Some(m.changefeed.gid),
-            ToMaintainerManager::BootstrapResponse(m) => Some(m.changefeed.gid),
-            ToMaintainerManager::PostBootstrapResponse(m) => Some(m.changefeed.gid),
-            ToMaintainerManager::CheckpointTs(m) => Some(m.changefeed.gid),
-            ToMaintainerManager::CoordinatorBootstrap(_)
-            | ToMaintainerManager::AddMaintainer(_)
+        let from_coordinator = self.coordinator.as_ref() == Some(&from);
+        match message {
+            ToMaintainerManager::HeartBeat(request) => {
+                if let Some(slot) = self.registry.get(&request.changefeed) {
+                    slot.handle.mailbox.heartbeat(from, request);
+                }
+            }
+            ToMaintainerManager::BlockStatus(request) => {
+                if let Some(slot) = self.registry.get(&request.changefeed) {
+                    slot.handle.mailbox.block_statuses(&from, request);
+                }
+            }
+            ToMaintainerManager::BootstrapResponse(response) => {
+                let id = response.changefeed.clone();
+                self.route(&id, Control::Bootstrap(from, Box::new(response)));
+            }
+            ToMaintainerManager::PostBootstrapResponse(response) => {
+                let id = response.changefeed.clone();
+                self.route(&id, Control::PostBootstrap(from, response));
+            }
+            ToMaintainerManager::CoordinatorBootstrap(request) => self.on_coordinator(from, request.version),
+            ToMaintainerManager::AddMaintainer(request) if from_coordinator => self.on_add(&request),
+            ToMaintainerManager::RemoveMaintainer(request) if from_coordinator => self.on_remove(&request),
+            ToMaintainerManager::SetNodeLiveness(request) if from_coordinator => self.on_liveness(request),
+            ToMaintainerManager::SetDrainTarget(request) if from_coordinator => self.on_drain_target(request),
+            ToMaintainerManager::CheckpointTs(message) if from_coordinator => {
+                let id = message.changefeed.clone();
+                self.route(&id, Control::Persisted(message));
+            }
+            ToMaintainerManager::AddMaintainer(_)
             | ToMaintainerManager::RemoveMaintainer(_)
             | ToMaintainerManager::SetNodeLiveness(_)
-            | ToMaintainerManager::SetDrainTarget(_) => None,
-        };
-        if let Some(gid) = feed {
-            if let Some(slot) = self.slots.get(&gid) {
-                slot.handle.tell(Event::Message(from, Box::new(message)));
+            | ToMaintainerManager::SetDrainTarget(_)
+            | ToMaintainerManager::CheckpointTs(_) => {
+                // Names only: the message may hold a configuration.
+                tracing::warn!(%from, expected = ?self.coordinator, "command from a node that is not the coordinator");
             }
-            return;
-        }
-        if let ToMaintainerManager::CoordinatorBootstrap(request) = message {
-            return self.on_coordinator(from, request.version);
-        }
-        if self.coordinator.as_ref() != Some(&from) {
-            tracing::warn!(%from, expected = ?self.coordinator, "command from a node that is not the coordinator");
-            return;
-        }
-        match message {
-            ToMaintainerManager::AddMaintainer(request) => self.on_add(request),
-            ToMaintainerManager::RemoveMaintainer(request) => self.on_remove(&request),
-            ToMaintainerManager::SetNodeLiveness(request) => self.on_liveness(request),
-            ToMaintainerManager::SetDrainTarget(request) => self.on_drain_target(request),
-            ToMaintainerManager::HeartBeat(_)
-            | ToMaintainerManager::BlockStatus(_)
-            | ToMaintainerManager::BootstrapResponse(_)
-            | ToMaintainerManager::PostBootstrapResponse(_)
-            | ToMaintainerManager::CheckpointTs(_)
-            | ToMaintainerManager::CoordinatorBootstrap(_) => {}
         }
     }
 
@@ -204,44 +228,65 @@ impl MaintainerManager {
             tracing::warn!(%from, version, known = self.version, "bootstrap of an older coordinator");
             return;
         }
+        if self.coordinator.as_ref() != Some(&from) {
+            tracing::info!(coordinator = %from, version, "the coordinator is known");
+        }
         self.coordinator = Some(from);
         self.version = version;
-        let now = Instant::now();
-        let statuses = self
-            .slots
-            .values_mut()
-            .map(|slot| {
-                // Cleared before the snapshot, so that a change in between stays visible.
-                slot.handle.shared.take_dirty();
-                slot.reported = Some(now);
-                slot.handle.shared.status()
-            })
-            .collect();
-        self.tell(ToCoordinator::BootstrapResponse(CoordinatorBootstrapResponse {
-            statuses,
+        let drain = self.drain.current();
+        let told: Vec<(ChangefeedId, u64, MaintainerStatus)> = self.statuses(|_| true);
+        let sent = self.tell(ToCoordinator::BootstrapResponse(CoordinatorBootstrapResponse {
+            statuses: told.iter().map(|(_, _, status)| status.clone()).collect(),
             drain_protocol_version: 1,
-            drain_target: self.drain.node.clone(),
-            drain_epoch: self.drain.epoch,
+            drain_target: drain.node.clone(),
+            drain_epoch: drain.epoch,
         }));
+        if sent {
+            self.on_told(&told, Instant::now());
+        }
         self.node_heartbeat(true);
+    }
+
+    fn statuses(&mut self, wanted: impl Fn(&mut Slot) -> bool) -> Vec<(ChangefeedId, u64, MaintainerStatus)> {
+        self.registry
+            .slots_mut()
+            .filter_map(|(id, slot)| {
+                wanted(slot).then(|| {
+                    let (version, status) = slot.status();
+                    (id.clone(), version, status)
+                })
+            })
+            .collect()
+    }
+
+    fn on_told(&mut self, told: &[(ChangefeedId, u64, MaintainerStatus)], now: Instant) {
+        for (id, version, status) in told {
+            if let Some(slot) = self.registry.get_mut(id) {
+                slot.on_told(*version, status.state == ComponentState::Stopped, now);
+            }
+        }
     }
 
     fn node_heartbeat(&mut self, forced: bool) {
         let now = Instant::now();
-        if !forced && self.node_heartbeat.is_some_and(|at| now.duration_since(at) < NODE_HEARTBEAT) {
+        let recent = self.node_heartbeat.is_some_and(|at| now.duration_since(at) < NODE_HEARTBEAT);
+        if self.coordinator.is_none() || (!forced && recent) {
             return;
         }
+        // Before sending, so that a failure is no reason to try at every tick.
         self.node_heartbeat = Some(now);
+        let drain = self.drain.current();
         self.tell(ToCoordinator::NodeHeartbeat(NodeHeartbeat {
             liveness: self.config.liveness.get(),
             node_epoch: self.config.node_epoch,
-            drain_target: self.drain.node.clone(),
-            drain_epoch: self.drain.epoch,
+            drain_target: drain.node.clone(),
+            drain_epoch: drain.epoch,
         }));
     }
 
     fn on_liveness(&mut self, request: SetNodeLivenessRequest) {
         if request.node_epoch == self.config.node_epoch && self.config.liveness.advance(request.target) {
+            tracing::info!(liveness = ?request.target, "the coordinator changed the liveness of this node");
             self.node_heartbeat(true);
         }
         self.tell(ToCoordinator::SetNodeLivenessResponse(SetNodeLivenessResponse {
@@ -251,89 +296,88 @@ impl MaintainerManager {
     }
 
     fn on_drain_target(&mut self, request: SetDispatcherDrainTargetRequest) {
-        self.drain.update(request.target, request.epoch);
-        // The heartbeat is the acknowledgement, also of a duplicate.
+        let target = DrainTarget { node: request.target, epoch: request.epoch };
+        let described = format!("{target:?}");
+        if self.drain.publish(target) {
+            tracing::info!(target = described, "the node that is to be emptied changed");
+            for slot in self.registry.slots() {
+                slot.handle.mailbox.control(Control::Drain);
+            }
+        }
+        // The heartbeat is the acknowledgement, also of a duplicate and of what was refused.
         self.node_heartbeat(true);
     }
 
-    /// Whether a request with `epoch` may take the slot (spec/maintainer.md §5.5).
-    fn admits(&self, id: &ChangefeedId, epoch: Option<MaintainerEpoch>) -> bool {
-        if let Some(slot) = self.slots.get(&id.gid) {
-            let stopped = slot.handle.shared.status().state == ComponentState::Stopped;
-            return stopped && epoch.is_some() && epoch > slot.handle.epoch;
-        }
-        match (epoch, self.stopped.get(&id.gid)) {
-            (Some(epoch), Some(stopped)) => epoch > *stopped,
-            (None | Some(_), _) => true,
-        }
-    }
-
-    fn on_add(&mut self, request: AddMaintainerRequest) {
+    fn on_add(&mut self, request: &AddMaintainerRequest) {
         let id = &request.changefeed;
+        let refuse = |why: &str| tracing::warn!(changefeedID = %id, epoch = ?request.epoch, why, "refused a maintainer");
         if self.config.liveness.get() == NodeLiveness::Stopping {
-            tracing::info!(changefeedID = %id, "refused a maintainer: the node is stopping");
-            return;
+            return refuse("the node is stopping");
         }
         if request.checkpoint == Ts::ZERO {
-            tracing::warn!(changefeedID = %id, "refused a maintainer without a checkpoint");
-            return;
+            return refuse("it has no checkpoint");
         }
-        if !self.admits(id, request.epoch) {
-            return;
+        match self.registry.admit(id, request.epoch) {
+            Admission::Accepted => {}
+            Admission::Repeated => return,
+            Admission::Occupied => return refuse("the one before has not stopped yet"),
+            Admission::Stopped => return refuse("one of its epoch or a newer one was stopped here"),
         }
-        let bytes = request.config.0.len();
-        let info = match ChangefeedInfo::from_json(&request.config.0, &id.keyspace, &id.name) {
-            Ok((info, _)) if info.id == *id => info,
-            Ok(_) => {
-                tracing::warn!(changefeedID = %id, "refused a maintainer: its configuration names another changefeed");
-                return;
-            }
+        let mut info = match ChangefeedInfo::from_json(&request.config.0, &id.keyspace, &id.name) {
+            Ok((info, false)) if info.id == *id => info,
+            Ok((info, true)) => ChangefeedInfo { id: id.clone(), ..info },
+            Ok(_) => return refuse("its configuration names another changefeed"),
             Err(error) => {
-                tracing::warn!(changefeedID = %id, bytes, %error, "refused a maintainer with an unusable configuration");
+                tracing::warn!(changefeedID = %id, bytes = request.config.0.len(), %error, "refused a maintainer");
                 return;
             }
         };
-        self.start(info, request.epoch, Some((request.checkpoint, request.is_new)));
+        // The request is what counts, whatever the document says.
+        info.epoch = request.epoch;
+        let start = (request.checkpoint, request.is_new);
+        self.start(info, request.epoch, start, None);
     }
 
-    fn start(&mut self, info: ChangefeedInfo, epoch: Option<MaintainerEpoch>, start: Option<(Ts, bool)>) {
-        let gid = info.id.gid;
-        tracing::info!(changefeedID = %info.id, ?epoch, checkpointTs = ?start.map(|s| s.0), "maintainer starts");
-        let (maintainer, handle) = Maintainer::new(
-            self.center.clone(),
-            Arc::clone(&self.upstream),
+    fn start(
+        &mut self,
+        info: ChangefeedInfo,
+        epoch: Option<MaintainerEpoch>,
+        (checkpoint, is_new): (Ts, bool),
+        removal: Option<Control>,
+    ) {
+        let id = info.id.clone();
+        tracing::info!(changefeedID = %id, ?epoch, checkpointTs = %checkpoint, removal_only = removal.is_some(),
+            "maintainer starts");
+        let (maintainer, handle) = Maintainer::new(Setup {
+            center: self.center.clone(),
+            upstream: Arc::clone(&self.upstream),
             info,
             epoch,
-            start,
-            Arc::clone(&self.prompt),
-        );
-        handle.tell(Event::Nodes(self.config.nodes.borrow().clone()));
-        self.slots.insert(gid, Slot { handle, reported: None, told_stopped: false });
-        self.tasks.spawn(async move {
-            maintainer.run().await;
-            gid
+            checkpoint,
+            is_new,
+            removal_only: removal.is_some(),
+            drain: self.drain.view(),
+            prompt: Arc::clone(&self.prompt),
         });
+        if let Some(removal) = removal {
+            handle.mailbox.control(removal);
+        }
+        handle.mailbox.control(Control::Nodes(self.config.nodes.borrow().clone()));
+        let task = self.tasks.spawn(maintainer.run(self.stop.child_token()));
+        self.registry.insert(id, Slot::new(handle, task.id()));
     }
 
     fn on_remove(&mut self, request: &RemoveMaintainerRequest) {
         let id = &request.changefeed;
-        let event = || Event::Remove { cascade: request.cascade, removed: request.removed };
-        if let Some(slot) = self.slots.get(&id.gid) {
-            let matches =
-                slot.handle.epoch.is_none() || request.epoch.is_none() || slot.handle.epoch == request.epoch;
-            if matches {
-                slot.handle.tell(event());
-            }
-            return;
+        let (cascade, removed) = (request.cascade || request.removed, request.removed);
+        let control = Control::Remove { epoch: request.epoch, cascade, removed };
+        if self.registry.get(id).is_some() {
+            return self.route(id, control);
         }
-        if request.cascade && self.admits(id, request.epoch) {
+        if cascade {
             let info =
                 ChangefeedInfo::new(id.clone(), UpstreamInfo::default(), "", ReplicaConfig::default(), Ts(1));
-            self.start(info, request.epoch, None);
-            if let Some(slot) = self.slots.get(&id.gid) {
-                slot.handle.tell(event());
-            }
-            return;
+            return self.start(info, request.epoch, (REMOVAL_ONLY_CHECKPOINT, false), Some(control));
         }
         let status = MaintainerStatus {
             changefeed: id.clone(),
@@ -349,54 +393,23 @@ impl MaintainerManager {
         self.tell(ToCoordinator::MaintainerHeartbeat(vec![status]));
     }
 
-    fn on_tick(&mut self) {
-        if self.coordinator.is_none() {
-            return;
-        }
+    fn on_tick(&mut self, now: Instant) {
         self.node_heartbeat(false);
-        self.send_statuses(Instant::now());
-        self.clean_up();
+        self.send_statuses(now);
+        self.registry.clean_up(now);
     }
 
     fn send_statuses(&mut self, now: Instant) {
         if self.coordinator.is_none() {
             return;
         }
-        let mut due = Vec::new();
-        for (gid, slot) in &mut self.slots {
-            let dirty = slot.handle.shared.take_dirty();
-            if dirty || slot.reported.is_none_or(|at| now.duration_since(at) >= MAX_SILENCE) {
-                slot.reported = Some(now);
-                due.push((*gid, slot.handle.shared.status()));
-            }
-        }
+        let due = self.statuses(|slot| slot.is_due(now));
         if due.is_empty() {
             return;
         }
-        let (gids, statuses): (Vec<Gid>, Vec<MaintainerStatus>) = due.into_iter().unzip();
-        let stopped: Vec<bool> = statuses.iter().map(|s| s.state == ComponentState::Stopped).collect();
+        let statuses = due.iter().map(|(_, _, status)| status.clone()).collect();
         if self.tell(ToCoordinator::MaintainerHeartbeat(statuses)) {
-            for (gid, stopped) in gids.iter().zip(stopped) {
-                if let Some(slot) = self.slots.get_mut(gid) {
-                    slot.told_stopped |= stopped;
-                }
-            }
-        }
-    }
-
-    /// Lets maintainers go that have stopped and were reported so.
-    fn clean_up(&mut self) {
-        let gone: Vec<Gid> =
-            self.slots.iter().filter(|(_, slot)| slot.told_stopped).map(|(gid, _)| *gid).collect();
-        for gid in gone {
-            let Some(slot) = self.slots.remove(&gid) else { continue };
-            if let Some(epoch) = slot.handle.epoch {
-                let known = self.stopped.entry(gid).or_insert(epoch);
-                *known = (*known).max(epoch);
-            }
-            if self.stopped.len() > REMEMBERED {
-                self.stopped.pop_first();
-            }
+            self.on_told(&due, now);
         }
     }
 }

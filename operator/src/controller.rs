@@ -1,38 +1,105 @@
-//! The operators of one changefeed: one for a span at most, repeated until done.
+//! The operators of one changefeed and mode: at most one per dispatcher, repeated until done.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use heartbeatpb::{DispatcherId, NodeId, TableSpanStatus};
+use heartbeatpb::{
+    ChangefeedId, DispatcherConfig, DispatcherId, MaintainerEpoch, Mode, NodeId, OperatorType,
+    ScheduleAction, ScheduleDispatcherRequest, SchemaId, TableId, TableSpan, TableSpanStatus, Ts,
+};
+use replica::{SpanReplica, SpanSet};
 
-use crate::{Action, Operator};
+use crate::operator::{Action, Kind, Operator};
+use crate::span::{Afterwards, RemoveSpan};
 
-/// A request without an observed effect is repeated after this time.
-pub const RESEND_INTERVAL: Duration = Duration::from_millis(500);
+/// A request without an observed effect is repeated after this time, then after twice the time, and so on.
+pub const FIRST_RESEND: Duration = Duration::from_millis(500);
+/// The longest time between two repetitions.
+pub const LAST_RESEND: Duration = Duration::from_secs(10);
+/// Operators that are older than this are worth a warning.
+pub const SLOW: Duration = Duration::from_secs(30);
+/// Requests repeated in one tick: what is left waits for the next one.
+pub const RESEND_BATCH: usize = 10_000;
 
+/// What the owner of a controller is told to do.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Effect {
+    /// Send a request to the dispatchers of a node.
+    Send(NodeId, ScheduleDispatcherRequest),
+    /// A temporary span left the desired state: whatever no other span covers of its table is to be placed.
+    Uncovered(SpanReplica),
+    /// An operator started.
+    Started(Kind),
+    /// An operator finished at this age.
+    Finished(Kind, Duration),
+}
+
+/// What a controller works on for one event.
+#[derive(Debug)]
+pub struct Context<'a> {
+    /// The spans.
+    pub spans: &'a mut SpanSet,
+    /// Nodes that live.
+    pub alive: &'a BTreeSet<NodeId>,
+    /// Now.
+    pub now: Instant,
+    /// What is to be done.
+    pub out: &'a mut Vec<Effect>,
+}
+
+/// The oldest operator, when it is slow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Slow {
+    /// Its dispatcher.
+    pub span: DispatcherId,
+    /// Its kind.
+    pub kind: Kind,
+    /// Its age.
+    pub age: Duration,
+    /// How many operators there are.
+    pub operators: usize,
+}
+
+#[derive(Debug)]
 struct Running {
     operator: Box<dyn Operator>,
-    sent_at: Instant,
+    created_at: Instant,
+    resend_at: Instant,
+    pause: Duration,
 }
 
-/// Owns operators and drives them (spec/scheduling.md §6).
-#[derive(Default)]
+/// Owns operators and drives them (spec/scheduling.md §6). Every entry point is one indivisible step: a refused
+/// operator had no effect of any kind, and one that finishes is gone when the call returns.
+#[derive(Debug)]
 pub struct Controller {
+    changefeed: ChangefeedId,
+    mode: Mode,
+    epoch: Option<MaintainerEpoch>,
     running: BTreeMap<DispatcherId, Running>,
-    quiesced: bool,
-}
-
-impl std::fmt::Debug for Controller {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_map().entries(self.running.iter().map(|(id, running)| (id, &running.operator))).finish()
-    }
+    due: BTreeSet<(Instant, DispatcherId)>,
+    ages: BTreeSet<(Instant, DispatcherId)>,
+    /// Moves in flight, by the node that they leave.
+    leaving: BTreeMap<NodeId, usize>,
+    /// `Some` once quiesced: the only ids that may still do anything.
+    allowed: Option<BTreeSet<DispatcherId>>,
+    warned_at: Option<Instant>,
 }
 
 impl Controller {
-    /// A controller without operators.
+    /// A controller without operators. Every request that leaves it carries `epoch`.
     #[must_use]
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(changefeed: ChangefeedId, mode: Mode, epoch: Option<MaintainerEpoch>) -> Self {
+        Self {
+            changefeed,
+            mode,
+            epoch,
+            running: BTreeMap::new(),
+            due: BTreeSet::new(),
+            ages: BTreeSet::new(),
+            leaving: BTreeMap::new(),
+            allowed: None,
+            warned_at: None,
+        }
     }
 
     /// Number of unfinished operators.
@@ -47,217 +114,285 @@ impl Controller {
         self.running.is_empty()
     }
 
-    /// Whether an operator runs for the span.
+    /// Whether an operator occupies the dispatcher.
     #[must_use]
     pub fn contains(&self, span: DispatcherId) -> bool {
         self.running.contains_key(&span)
     }
 
-    /// Spans whose operators hold the checkpoint.
-    pub fn holding(&self) -> impl Iterator<Item = DispatcherId> {
-        self.running.iter().filter(|(_, running)| running.operator.holds_checkpoint()).map(|(id, _)| *id)
+    /// The operator of a dispatcher.
+    #[must_use]
+    pub fn get(&self, span: DispatcherId) -> Option<&dyn Operator> {
+        self.running.get(&span).map(|running| running.operator.as_ref())
     }
 
-    /// Starts an operator. Refused (`false`) when the span has one, or when the controller was quiesced.
-    pub fn add(&mut self, mut operator: Box<dyn Operator>, now: Instant, out: &mut Vec<Action>) -> bool {
+    /// The kinds of the unfinished operators.
+    pub fn kinds(&self) -> impl Iterator<Item = Kind> {
+        self.running.values().map(|running| running.operator.kind())
+    }
+
+    /// Moves in flight away from a node, whoever started them.
+    #[must_use]
+    pub fn moves_away_from(&self, node: &NodeId) -> usize {
+        self.leaving.get(node).copied().unwrap_or(0)
+    }
+
+    fn is_allowed(&self, span: DispatcherId) -> bool {
+        self.allowed.as_ref().is_none_or(|allowed| allowed.contains(&span))
+    }
+
+    /// Starts an operator. Refused when the controller is quiesced, when the dispatcher is occupied, or when
+    /// its span is unknown.
+    pub fn add(&mut self, operator: Box<dyn Operator>, cx: &mut Context<'_>) -> bool {
         let span = operator.span();
-        if self.quiesced || self.running.contains_key(&span) {
+        if !self.is_allowed(span) || self.contains(span) || cx.spans.get(span).is_none() {
             return false;
         }
-        operator.start(out);
-        self.running.insert(span, Running { operator, sent_at: now });
+        self.push(operator, cx);
         true
     }
 
-    /// Starts an operator in place of the one that the span has.
-    pub fn replace(&mut self, operator: Box<dyn Operator>, now: Instant, out: &mut Vec<Action>) -> bool {
-        self.running.remove(&operator.span());
-        self.add(operator, now, out)
-    }
-
-    /// A node reported a span.
-    pub fn on_status(&mut self, from: &NodeId, status: &TableSpanStatus, out: &mut Vec<Action>) {
-        let Some(running) = self.running.get_mut(&status.id) else { return };
-        running.operator.on_status(from, status, out);
-        if running.operator.is_finished() {
-            self.running.remove(&status.id);
+    fn push(&mut self, mut operator: Box<dyn Operator>, cx: &mut Context<'_>) {
+        let span = operator.span();
+        let nodes = operator.affected_nodes();
+        if operator.holds_checkpoint() {
+            cx.spans.hold(span, true);
+        }
+        if let Some(node) = operator.moves_away_from() {
+            *self.leaving.entry(node.clone()).or_default() += 1;
+        }
+        cx.out.push(Effect::Started(operator.kind()));
+        let mut actions = Vec::new();
+        operator.start(&mut actions);
+        let resend_at = cx.now + FIRST_RESEND;
+        self.due.insert((resend_at, span));
+        self.ages.insert((cx.now, span));
+        self.running.insert(span, Running { operator, created_at: cx.now, resend_at, pause: FIRST_RESEND });
+        self.settle(span, actions, cx);
+        // After the start, so that an operator has set up its span before it ends because of a dead node.
+        for node in nodes.into_iter().filter(|node| !cx.alive.contains(node)).collect::<Vec<_>>() {
+            self.tell(span, cx, |operator, out| operator.on_node_removed(&node, out));
         }
     }
 
-    /// A node is gone.
-    pub fn on_node_removed(&mut self, node: &NodeId, out: &mut Vec<Action>) {
-        if self.quiesced {
-            return;
+    /// Lets an operator hear something, and does what it says.
+    fn tell(
+        &mut self,
+        span: DispatcherId,
+        cx: &mut Context<'_>,
+        event: impl FnOnce(&mut dyn Operator, &mut Vec<Action>),
+    ) {
+        let Some(running) = self.running.get_mut(&span) else { return };
+        let mut actions = Vec::new();
+        event(running.operator.as_mut(), &mut actions);
+        if actions.iter().any(Action::is_request) {
+            // A new phase: its first request has just been made, and its repetitions start afresh.
+            self.due.remove(&(running.resend_at, span));
+            running.pause = FIRST_RESEND;
+            running.resend_at = cx.now + FIRST_RESEND;
+            self.due.insert((running.resend_at, span));
         }
-        for running in self.running.values_mut() {
-            running.operator.on_node_removed(node, out);
-        }
-        self.running.retain(|_, running| !running.operator.is_finished());
+        self.settle(span, actions, cx);
     }
 
-    /// Repeats requests that are due.
-    pub fn on_tick(&mut self, now: Instant, out: &mut Vec<Action>) {
-        if self.quiesced {
-            return;
+    fn settle(&mut self, span: DispatcherId, actions: Vec<Action>, cx: &mut Context<'_>) {
+        // The id stays occupied while its span is being settled.
+        self.perform(actions, cx);
+        if self.running.get(&span).is_some_and(|running| running.operator.is_finished()) {
+            self.finish(span, cx);
         }
-        for running in self.running.values_mut() {
-            if now.duration_since(running.sent_at) >= RESEND_INTERVAL {
-                running.sent_at = now;
-                running.operator.resend(out);
+    }
+
+    fn finish(&mut self, span: DispatcherId, cx: &mut Context<'_>) {
+        let Some(running) = self.running.remove(&span) else { return };
+        self.due.remove(&(running.resend_at, span));
+        self.ages.remove(&(running.created_at, span));
+        if let Some(node) = running.operator.moves_away_from()
+            && let Some(count) = self.leaving.get_mut(node)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.leaving.remove(node);
+            }
+        }
+        if running.operator.holds_checkpoint() {
+            cx.spans.hold(span, false);
+        }
+        let age = cx.now.saturating_duration_since(running.created_at);
+        cx.out.push(Effect::Finished(running.operator.kind(), age));
+    }
+
+    fn perform(&self, actions: Vec<Action>, cx: &mut Context<'_>) {
+        for action in actions {
+            match action {
+                Action::Bind { span, to } => drop(cx.spans.bind(span, to)),
+                Action::Scheduling { span } => drop(cx.spans.mark_scheduling(span)),
+                Action::Replicating { span } => drop(cx.spans.mark_replicating(span)),
+                Action::Release { span } => drop(cx.spans.mark_absent(span)),
+                Action::Observe(status) => drop(cx.spans.observe(&status)),
+                Action::Forget { span } => {
+                    cx.out.extend(cx.spans.remove(span).map(Effect::Uncovered));
+                }
+                Action::Create { span, on, operator } => {
+                    // Computed each time: the committed checkpoint may have moved since the last one.
+                    if let Some(replica) = cx.spans.get(span) {
+                        let config = replica.create_config(cx.spans.committed(), self.mode);
+                        cx.out.push(self.request(on, config, ScheduleAction::Create, operator));
+                    }
+                }
+                Action::Remove { span, range, on, operator } => {
+                    cx.out.push(self.removal(on, span, range, operator));
+                }
             }
         }
     }
 
-    /// Nothing starts, repeats or finishes by itself any more; what runs keeps holding the checkpoint.
-    /// Terminal: the changefeed is being removed.
-    pub fn quiesce(&mut self) {
-        self.quiesced = true;
+    fn request(
+        &self,
+        to: NodeId,
+        config: DispatcherConfig,
+        action: ScheduleAction,
+        operator: OperatorType,
+    ) -> Effect {
+        let changefeed = self.changefeed.clone();
+        Effect::Send(
+            to,
+            ScheduleDispatcherRequest { changefeed, config, action, operator, epoch: self.epoch },
+        )
+    }
+
+    /// The request to remove a dispatcher; also for one that nobody wants and no operator knows.
+    #[must_use]
+    pub fn removal(
+        &self,
+        from: NodeId,
+        dispatcher: DispatcherId,
+        span: TableSpan,
+        operator: OperatorType,
+    ) -> Effect {
+        let config = DispatcherConfig {
+            span,
+            start_ts: Ts::ZERO,
+            dispatcher,
+            schema: SchemaId::DDL,
+            mode: self.mode,
+            skip_dml_at_start: false,
+        };
+        self.request(from, config, ScheduleAction::Remove, operator)
+    }
+
+    /// A node reported a span.
+    pub fn on_status(&mut self, from: &NodeId, status: &TableSpanStatus, cx: &mut Context<'_>) {
+        if self.is_allowed(status.id) {
+            self.tell(status.id, cx, |operator, out| operator.on_status(from, status, out));
+        }
+    }
+
+    /// A node is gone: its spans are to be placed anew, except those whose operators decide for them.
+    /// Ignored once quiesced: the next maintainer deals with it.
+    pub fn on_node_removed(&mut self, node: &NodeId, cx: &mut Context<'_>) {
+        if self.allowed.is_some() {
+            return;
+        }
+        let spans: Vec<DispatcherId> =
+            cx.spans.ids_by_node(node).filter(|span| !self.contains(*span)).collect();
+        for span in spans {
+            cx.spans.mark_absent(span);
+        }
+        let operators: Vec<DispatcherId> = self.running.keys().copied().collect();
+        for span in operators {
+            self.tell(span, cx, |operator, out| operator.on_node_removed(node, out));
+        }
+    }
+
+    /// Repeats requests that are due.
+    pub fn on_tick(&mut self, cx: &mut Context<'_>) {
+        for _ in 0..RESEND_BATCH {
+            let Some((at, span)) = self.due.first().copied().filter(|(at, _)| *at <= cx.now) else { break };
+            self.due.remove(&(at, span));
+            // A frozen operator is not looked at again, but it stays and keeps holding the checkpoint.
+            if !self.is_allowed(span) {
+                continue;
+            }
+            let Some(running) = self.running.get_mut(&span) else { continue };
+            running.pause = (running.pause * 2).min(LAST_RESEND);
+            running.resend_at = cx.now + running.pause;
+            self.due.insert((running.resend_at, span));
+            let mut actions = Vec::new();
+            running.operator.resend(&mut actions);
+            self.perform(actions, cx);
+        }
+    }
+
+    /// The oldest operator, if it is slow and that was not said for a while.
+    pub fn slow(&mut self, now: Instant) -> Option<Slow> {
+        let (created_at, span) = self.ages.first().copied()?;
+        let age = now.saturating_duration_since(created_at);
+        let quiet = self.warned_at.is_none_or(|at| now.saturating_duration_since(at) >= SLOW);
+        if age < SLOW || !quiet {
+            return None;
+        }
+        self.warned_at = Some(now);
+        let kind = self.running.get(&span)?.operator.kind();
+        Some(Slow { span, kind, age, operators: self.running.len() })
+    }
+
+    /// Tables were dropped: their dispatchers are removed and their spans leave the desired state, in one step.
+    /// [`TableId::DDL`] is the table trigger. Refused as a whole once quiesced, unless every span is allowed.
+    pub fn remove_tables(&mut self, tables: &[TableId], cx: &mut Context<'_>) -> bool {
+        let spans: BTreeSet<DispatcherId> =
+            tables.iter().flat_map(|table| cx.spans.by_table(*table)).map(|span| span.id).collect();
+        self.remove_spans(&spans, cx)
+    }
+
+    /// A schema was dropped, with all its tables.
+    pub fn remove_schema(&mut self, schema: SchemaId, cx: &mut Context<'_>) -> bool {
+        let spans: BTreeSet<DispatcherId> = cx.spans.by_schema(schema).map(|span| span.id).collect();
+        self.remove_spans(&spans, cx)
+    }
+
+    fn remove_spans(&mut self, spans: &BTreeSet<DispatcherId>, cx: &mut Context<'_>) -> bool {
+        if !spans.iter().all(|span| self.is_allowed(*span)) {
+            return false;
+        }
+        // All removals know their nodes before any operator is cancelled: cancelling may unbind spans.
+        let removals: Vec<RemoveSpan> = spans
+            .iter()
+            .filter_map(|span| cx.spans.get(*span))
+            .filter_map(|span| {
+                let node = span.node.clone()?;
+                Some(RemoveSpan::new(span, node, OperatorType::Remove, Afterwards::Nothing))
+            })
+            .collect();
+        for span in spans {
+            self.cancel(*span, cx);
+        }
+        for removal in removals {
+            self.push(Box::new(removal), cx);
+        }
+        for span in spans {
+            cx.spans.remove(*span);
+        }
+        true
+    }
+
+    /// Ends an operator early. Also after quiesce: it takes back what was reserved.
+    pub fn cancel(&mut self, span: DispatcherId, cx: &mut Context<'_>) {
+        self.tell(span, cx, |operator, out| operator.on_cancelled(out));
+    }
+
+    /// From now on nothing but operators of `ids` starts, hears, sends or finishes; what else runs is frozen and
+    /// keeps holding the checkpoint. Terminal: the maintainer is leaving.
+    pub fn quiesce_except(&mut self, ids: impl IntoIterator<Item = DispatcherId>) {
+        self.allowed = Some(ids.into_iter().filter(|id| !id.is_zero()).collect());
+    }
+
+    /// Whether the controller was quiesced.
+    #[must_use]
+    pub fn is_quiesced(&self) -> bool {
+        self.allowed.is_some()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use expect_test::{Expect, expect};
-    use heartbeatpb::{ComponentState, Mode, Ts};
-
-    use super::*;
-    use crate::span::{AddSpan, RemoveSpan};
-
-    const SPAN: DispatcherId = DispatcherId::new(0, 1);
-
-    enum Event {
-        Status(&'static str, ComponentState),
-        Gone(&'static str),
-        Later(u64),
-    }
-
-    fn check(operator: Box<dyn Operator>, events: &[Event], expected: &Expect) {
-        let mut now = Instant::now();
-        let mut controller = Controller::new();
-        let mut history = Vec::new();
-        let mut out = Vec::new();
-        controller.add(operator, now, &mut out);
-        history.push(text(&mut out));
-        for event in events {
-            match event {
-                Event::Status(from, state) => {
-                    let status = TableSpanStatus {
-                        id: SPAN,
-                        state: *state,
-                        checkpoint: Ts(1),
-                        event_size_per_second: 0.0,
-                        mode: Mode::Default,
-                    };
-                    controller.on_status(&NodeId::from(*from), &status, &mut out);
-                }
-                Event::Gone(node) => controller.on_node_removed(&NodeId::from(*node), &mut out),
-                Event::Later(millis) => {
-                    now += Duration::from_millis(*millis);
-                    controller.on_tick(now, &mut out);
-                }
-            }
-            history.push(text(&mut out));
-        }
-        history.push(if controller.is_empty() { "done" } else { "running" }.to_owned());
-        expected.assert_eq(&history.join(" / "));
-    }
-
-    fn text(actions: &mut Vec<Action>) -> String {
-        if actions.is_empty() {
-            return "-".to_owned();
-        }
-        let words: Vec<String> = actions
-            .drain(..)
-            .map(|action| match action {
-                Action::Bind { to, .. } => format!("bind {to}"),
-                Action::Create { on, .. } => format!("create {on}"),
-                Action::Remove { on, .. } => format!("remove {on}"),
-                Action::Replicating { .. } => "replicating".to_owned(),
-                Action::Release { .. } => "release".to_owned(),
-            })
-            .collect();
-        words.join(", ")
-    }
-
-    fn add() -> Box<AddSpan> {
-        Box::new(AddSpan::new(SPAN, "n1".into()))
-    }
-
-    #[test]
-    fn a_span_is_bound_before_it_is_created_and_replicates_when_its_node_says_so() {
-        check(
-            add(),
-            &[Event::Status("n1", ComponentState::Working)],
-            &expect!["bind n1, create n1 / replicating / done"],
-        );
-    }
-
-    #[test]
-    fn a_create_request_is_repeated_until_it_is_answered() {
-        check(
-            add(),
-            &[
-                Event::Later(499),
-                Event::Later(1),
-                Event::Later(500),
-                Event::Status("n1", ComponentState::Working),
-                Event::Later(500),
-            ],
-            &expect!["bind n1, create n1 / - / create n1 / create n1 / replicating / - / done"],
-        );
-    }
-
-    #[test]
-    fn reports_of_other_nodes_and_of_a_dispatcher_that_is_not_up_yet_change_nothing() {
-        check(
-            add(),
-            &[
-                Event::Status("n2", ComponentState::Working),
-                Event::Status("n1", ComponentState::Initializing),
-            ],
-            &expect!["bind n1, create n1 / - / - / running"],
-        );
-    }
-
-    #[test]
-    fn a_span_whose_node_dies_or_refuses_is_released() {
-        check(
-            add(),
-            &[Event::Gone("n2"), Event::Gone("n1")],
-            &expect!["bind n1, create n1 / - / release / done"],
-        );
-        check(
-            add(),
-            &[Event::Status("n1", ComponentState::Stopped)],
-            &expect!["bind n1, create n1 / release / done"],
-        );
-    }
-
-    #[test]
-    fn a_removal_is_repeated_until_the_node_says_stopped_or_is_gone() {
-        let remove = || Box::new(RemoveSpan::new(SPAN, "n1".into()));
-        check(
-            remove(),
-            &[
-                Event::Status("n1", ComponentState::Working),
-                Event::Later(500),
-                Event::Status("n1", ComponentState::Stopped),
-            ],
-            &expect!["remove n1 / - / remove n1 / - / done"],
-        );
-        check(remove(), &[Event::Gone("n1")], &expect!["remove n1 / - / done"]);
-    }
-
-    #[test]
-    fn a_span_has_one_operator_and_a_quiesced_controller_takes_none() {
-        let mut controller = Controller::new();
-        let mut out = Vec::new();
-        assert!(controller.add(add(), Instant::now(), &mut out));
-        assert!(!controller.add(add(), Instant::now(), &mut out));
-        controller.quiesce();
-        out.clear();
-        controller.on_tick(Instant::now() + RESEND_INTERVAL * 2, &mut out);
-        assert!(out.is_empty());
-        assert_eq!(controller.holding().collect::<Vec<_>>(), [SPAN]);
-    }
-}
+mod tests;

@@ -2,10 +2,10 @@
 
 use std::fmt::Debug;
 
-use heartbeatpb::{DispatcherId, NodeId, OperatorType, TableSpanStatus};
+use heartbeatpb::{DispatcherId, NodeId, OperatorType, TableSpan, TableSpanStatus};
 
-/// An effect that the owner of an operator performs.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// A change that the owner of an operator carries out, in order.
+#[derive(Clone, PartialEq, Debug)]
 pub enum Action {
     /// The span belongs to a node from now on; nobody else may be asked to run it.
     Bind {
@@ -14,23 +14,10 @@ pub enum Action {
         /// The node.
         to: NodeId,
     },
-    /// Ask a node to create the span's dispatcher.
-    Create {
+    /// The span is on its way; its node stays.
+    Scheduling {
         /// The span.
         span: DispatcherId,
-        /// The node.
-        on: NodeId,
-        /// The operator behind it.
-        operator: OperatorType,
-    },
-    /// Ask a node to remove the span's dispatcher.
-    Remove {
-        /// The span.
-        span: DispatcherId,
-        /// The node.
-        on: NodeId,
-        /// The operator behind it.
-        operator: OperatorType,
     },
     /// The span's node runs it.
     Replicating {
@@ -42,18 +29,112 @@ pub enum Action {
         /// The span.
         span: DispatcherId,
     },
+    /// A report is to be folded into its span.
+    Observe(TableSpanStatus),
+    /// The span is not wanted any more. Keys of its table may have nobody who runs them now.
+    Forget {
+        /// The span.
+        span: DispatcherId,
+    },
+    /// Ask a node to create the span's dispatcher.
+    Create {
+        /// The span.
+        span: DispatcherId,
+        /// The node.
+        on: NodeId,
+        /// The intent behind it.
+        operator: OperatorType,
+    },
+    /// Ask a node to remove a dispatcher.
+    Remove {
+        /// The dispatcher.
+        span: DispatcherId,
+        /// Its key range.
+        range: TableSpan,
+        /// The node.
+        on: NodeId,
+        /// The intent behind it.
+        operator: OperatorType,
+    },
 }
 
-/// A change of placement of one span (spec/scheduling.md §5). Deterministic: events in, actions out.
+impl Action {
+    /// Whether it is a request to a node.
+    #[must_use]
+    pub fn is_request(&self) -> bool {
+        match self {
+            Self::Create { .. } | Self::Remove { .. } => true,
+            Self::Bind { .. }
+            | Self::Scheduling { .. }
+            | Self::Replicating { .. }
+            | Self::Release { .. }
+            | Self::Observe(_)
+            | Self::Forget { .. } => false,
+        }
+    }
+}
+
+/// What kind an operator is; a metric label.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[non_exhaustive]
+pub enum Kind {
+    /// A span gets a node.
+    Add,
+    /// A dispatcher goes away.
+    Remove,
+    /// A span changes its node.
+    Move,
+    /// A span becomes several.
+    Split,
+    /// Several spans become one.
+    Merge,
+    /// A span is reserved for a merge.
+    Occupy,
+}
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Self; 6] = [Self::Add, Self::Remove, Self::Move, Self::Split, Self::Merge, Self::Occupy];
+
+    /// Value of the metric label.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Add => "add",
+            Self::Remove => "remove",
+            Self::Move => "move",
+            Self::Split => "split",
+            Self::Merge => "merge",
+            Self::Occupy => "occupy",
+        }
+    }
+}
+
+/// A change of placement (spec/scheduling.md §5). Deterministic: events in, actions out. After it is finished it
+/// says nothing any more, whatever it hears.
 pub trait Operator: Debug + Send {
-    /// The span.
+    /// The dispatcher that it occupies: no other operator may touch it meanwhile.
     fn span(&self) -> DispatcherId;
 
     /// What kind it is.
-    fn kind(&self) -> OperatorType;
+    fn kind(&self) -> Kind;
 
-    /// Begins. Called once, before anything else.
+    /// Nodes whose death matters; looked at once, after the start.
+    fn affected_nodes(&self) -> Vec<NodeId>;
+
+    /// Whether the changefeed's checkpoint must not pass the span's while the operator runs.
+    fn holds_checkpoint(&self) -> bool;
+
+    /// The node that a span is moving away from.
+    fn moves_away_from(&self) -> Option<&NodeId> {
+        None
+    }
+
+    /// Begins, with the first request if there is one. Called exactly once, before anything else.
     fn start(&mut self, out: &mut Vec<Action>);
+
+    /// Says again what has not been answered.
+    fn resend(&self, out: &mut Vec<Action>);
 
     /// A node reported the span.
     fn on_status(&mut self, from: &NodeId, status: &TableSpanStatus, out: &mut Vec<Action>);
@@ -61,12 +142,10 @@ pub trait Operator: Debug + Send {
     /// A node is gone.
     fn on_node_removed(&mut self, node: &NodeId, out: &mut Vec<Action>);
 
-    /// Says again what has not been answered.
-    fn resend(&self, out: &mut Vec<Action>);
+    /// The span is being deleted, or another operator takes this one's place. Finishes at once, and leaves the
+    /// span's node alone: whoever takes over needs it.
+    fn on_cancelled(&mut self, out: &mut Vec<Action>);
 
     /// Whether nothing is left to do.
     fn is_finished(&self) -> bool;
-
-    /// Whether the changefeed's checkpoint must not pass the span's while the operator runs.
-    fn holds_checkpoint(&self) -> bool;
 }

@@ -4,4 +4,4 @@ mod add;
 mod remove;
 
 pub use add::AddSpan;
-pub use remove::RemoveSpan;
+pub use remove::{Afterwards, RemoveSpan};

@@ -1,21 +1,28 @@
 //! Who runs what, where: the spans of a changefeed in one indexed, checked structure.
 //!
 //! A [`SpanSet`] is what a maintainer *wants*; what nodes report is folded into it status by status. It is plain
-//! data without clock or I/O, owned by one task. Operators and schedulers read it; only its owner changes it.
-//! Start reading at `set.rs`.
+//! data without clock, randomness or I/O, owned by one task. Operators change it through their controller,
+//! schedulers only read it. Beside it: [`Bootstrapper`], the round of questions with which an owner learns what
+//! its nodes run, and the arithmetic of key ranges. Uses `heartbeatpb` alone. Start reading at `set.rs`.
 //!
-//! - **RP-1** Every span is in exactly one group: absent, scheduling or replicating; only an absent span has no node.
-//! - **RP-2** The table trigger's span is in no group and counts on no node; it belongs to its maintainer.
+//! - **RP-1** Every span is in exactly one standing: absent, scheduling or replicating; exactly the absent ones
+//!   have no node.
+//! - **RP-2** The table trigger's span has no standing and counts on no node; it belongs to its maintainer and
+//!   can never be placed.
 //! - **RP-3** A span's checkpoint never goes back, and no create request starts below the committed checkpoint.
+//! - **RP-4** The floor is the minimum over exactly the spans that no node replicates or that an operator holds;
+//!   no path changes a checkpoint without it.
 
 mod bootstrapper;
 mod coverage;
+mod index;
 mod multiset;
 mod set;
 mod span;
 
 pub use bootstrapper::{Bootstrapper, Heard, NodeChange, RESEND};
-pub use coverage::{Coverage, check_coverage};
+pub use coverage::{RangeCover, contains, holes, overlap};
+pub use index::{GroupIndex, NodeCounts};
 pub use multiset::MinSet;
-pub use set::{Group, SpanSet};
-pub use span::SpanReplica;
+pub use set::{SpanSet, Standing};
+pub use span::{GroupId, SpanReplica, is_terminal};

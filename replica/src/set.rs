@@ -2,314 +2,361 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use heartbeatpb::{BlockState, DispatcherId, NodeId, SchemaId, TableId, TableSpanStatus, Ts};
+use heartbeatpb::{BlockState, DispatcherId, NodeId, SchemaId, TableId, TableSpan, TableSpanStatus, Ts};
 
-use crate::{MinSet, SpanReplica};
+use crate::index::{GroupIndex, Index};
+use crate::{GroupId, SpanReplica};
 
 /// Where a span stands.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Group {
+pub enum Standing {
     /// No node runs it.
     Absent,
-    /// A node is about to run it.
+    /// A node is about to run it, or to let it go.
     Scheduling,
     /// A node runs it.
     Replicating,
 }
 
-/// All spans of a changefeed, its table trigger apart (spec/scheduling.md §3).
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) standing: Standing,
+    /// Whether an operator holds the checkpoint at this span.
+    held: bool,
+    pub(crate) span: SpanReplica,
+}
+
+impl Entry {
+    /// Whether the changefeed's checkpoint must not pass this span's.
+    pub(crate) fn holds(&self) -> bool {
+        self.held || self.standing != Standing::Replicating
+    }
+}
+
+/// All spans of a changefeed (spec/scheduling.md §3). Every transition goes through a method here, so that the
+/// indexes and the minimum cannot miss one. Methods that are given an unknown id, or the table trigger's,
+/// change nothing and say `false`.
+#[derive(Clone, Debug)]
 pub struct SpanSet {
-    spans: BTreeMap<DispatcherId, (Group, SpanReplica)>,
-    absent: BTreeSet<DispatcherId>,
+    trigger: Option<SpanReplica>,
+    spans: BTreeMap<DispatcherId, Entry>,
     by_table: BTreeMap<TableId, BTreeSet<DispatcherId>>,
     by_schema: BTreeMap<SchemaId, BTreeSet<DispatcherId>>,
-    by_node: BTreeMap<NodeId, BTreeSet<DispatcherId>>,
-    /// Checkpoints of absent and scheduling spans.
-    waiting: MinSet<Ts>,
-    scheduling: usize,
+    index: Index,
+    committed: Ts,
 }
 
 impl SpanSet {
-    /// A set without spans.
+    /// A set that has only the table trigger, whose checkpoint is the committed one.
     #[must_use]
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(trigger: SpanReplica) -> Self {
+        let mut index = Index::default();
+        index.groups.insert(GroupId::Default, GroupIndex::default());
+        Self {
+            committed: trigger.checkpoint,
+            trigger: Some(trigger),
+            spans: BTreeMap::new(),
+            by_table: BTreeMap::new(),
+            by_schema: BTreeMap::new(),
+            index,
+        }
     }
 
-    /// Number of spans.
+    /// The table trigger, until it was removed.
+    #[must_use]
+    pub fn trigger(&self) -> Option<&SpanReplica> {
+        self.trigger.as_ref()
+    }
+
+    /// Whether this is the table trigger's id.
+    #[must_use]
+    pub fn is_trigger(&self, id: DispatcherId) -> bool {
+        self.trigger.as_ref().is_some_and(|trigger| trigger.id == id)
+    }
+
+    /// Number of spans, the table trigger apart.
     #[must_use]
     pub fn len(&self) -> usize {
         self.spans.len()
     }
 
-    /// Whether there is no span.
+    /// Whether there is no span beside the table trigger.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.spans.is_empty()
     }
 
-    /// Number of spans in a group.
+    /// Number of spans and the table trigger.
     #[must_use]
-    pub fn count(&self, group: Group) -> usize {
-        match group {
-            Group::Absent => self.absent.len(),
-            Group::Scheduling => self.scheduling,
-            Group::Replicating => self.spans.len() - self.absent.len() - self.scheduling,
+    pub fn task_size(&self) -> usize {
+        self.spans.len() + usize::from(self.trigger.is_some())
+    }
+
+    /// Number of spans in a standing.
+    #[must_use]
+    pub fn count(&self, standing: Standing) -> usize {
+        self.index.counts[standing as usize]
+    }
+
+    /// Number of tables: whole ones, and those that are in parts.
+    #[must_use]
+    pub fn table_count(&self) -> usize {
+        let whole = self.index.groups.get(&GroupId::Default).map_or(0, GroupIndex::len);
+        whole + self.index.groups.len() - usize::from(self.index.groups.contains_key(&GroupId::Default))
+    }
+
+    /// Number of spans bound to a node, the table trigger apart; no span is visited.
+    #[must_use]
+    pub fn size_by_node(&self, node: &NodeId) -> usize {
+        self.index.nodes.get(node).map_or(0, BTreeSet::len)
+    }
+
+    /// A span, or the table trigger.
+    #[must_use]
+    pub fn get(&self, id: DispatcherId) -> Option<&SpanReplica> {
+        match self.spans.get(&id) {
+            Some(entry) => Some(&entry.span),
+            None => self.trigger.as_ref().filter(|trigger| trigger.id == id),
         }
     }
 
-    /// Number of spans bound to a node. O(log n).
+    /// Where a span stands.
     #[must_use]
-    pub fn size_by_node(&self, node: &NodeId) -> usize {
-        self.by_node.get(node).map_or(0, BTreeSet::len)
+    pub fn standing(&self, id: DispatcherId) -> Option<Standing> {
+        self.spans.get(&id).map(|entry| entry.standing)
     }
 
-    /// A span.
+    /// Whether a node runs the span.
     #[must_use]
-    pub fn get(&self, id: DispatcherId) -> Option<&SpanReplica> {
-        self.spans.get(&id).map(|(_, span)| span)
+    pub fn is_replicating(&self, id: DispatcherId) -> bool {
+        self.standing(id) == Some(Standing::Replicating)
     }
 
-    /// The group of a span.
-    #[must_use]
-    pub fn group(&self, id: DispatcherId) -> Option<Group> {
-        self.spans.get(&id).map(|(group, _)| *group)
+    /// All spans in the order of their ids, the table trigger apart.
+    pub fn iter(&self) -> impl Iterator<Item = (Standing, &SpanReplica)> {
+        self.spans.values().map(|entry| (entry.standing, &entry.span))
     }
 
-    /// All spans in the order of their ids.
-    pub fn iter(&self) -> impl Iterator<Item = (Group, &SpanReplica)> {
-        self.spans.values().map(|(group, span)| (*group, span))
+    /// All spans and the table trigger.
+    pub fn all(&self) -> impl Iterator<Item = &SpanReplica> {
+        self.trigger.iter().chain(self.spans.values().map(|entry| &entry.span))
     }
 
-    /// Ids of absent spans, in order.
-    pub fn absent(&self) -> impl Iterator<Item = DispatcherId> {
-        self.absent.iter().copied()
+    /// The groups that have spans, and the default one.
+    pub fn groups(&self) -> impl Iterator<Item = (GroupId, &GroupIndex)> {
+        self.index.groups.iter().map(|(id, group)| (*id, group))
     }
 
-    /// Spans of a table.
+    /// Spans of a table; of table zero the table trigger.
     pub fn by_table(&self, table: TableId) -> impl Iterator<Item = &SpanReplica> {
-        self.by_table.get(&table).into_iter().flatten().filter_map(|id| self.get(*id))
+        let trigger = self.trigger.iter().filter(move |_| table == TableId::DDL);
+        trigger.chain(self.of(self.by_table.get(&table)))
     }
 
-    /// Spans of a schema.
+    /// Spans of a schema; of schema zero the table trigger.
     pub fn by_schema(&self, schema: SchemaId) -> impl Iterator<Item = &SpanReplica> {
-        self.by_schema.get(&schema).into_iter().flatten().filter_map(|id| self.get(*id))
+        let trigger = self.trigger.iter().filter(move |_| schema == SchemaId::DDL);
+        trigger.chain(self.of(self.by_schema.get(&schema)))
     }
 
-    /// Ids of the spans bound to a node.
+    fn of<'a>(&'a self, ids: Option<&'a BTreeSet<DispatcherId>>) -> impl Iterator<Item = &'a SpanReplica> {
+        ids.into_iter().flatten().filter_map(|id| self.spans.get(id)).map(|entry| &entry.span)
+    }
+
+    /// Whether a table has a span.
     #[must_use]
-    pub fn ids_by_node(&self, node: &NodeId) -> Vec<DispatcherId> {
-        self.by_node.get(node).map_or_else(Vec::new, |ids| ids.iter().copied().collect())
+    pub fn has_table(&self, table: TableId) -> bool {
+        self.by_table.contains_key(&table)
     }
 
-    /// Tables that have a span.
-    pub fn tables(&self) -> impl Iterator<Item = TableId> {
-        self.by_table.keys().copied()
+    /// Ids of the spans bound to a node, in order.
+    pub fn ids_by_node(&self, node: &NodeId) -> impl Iterator<Item = DispatcherId> {
+        self.index.nodes.get(node).into_iter().flatten().copied()
     }
 
-    /// Smallest checkpoint of spans that no node replicates; O(1).
+    /// Nodes that have spans.
+    pub fn nodes(&self) -> impl Iterator<Item = &NodeId> {
+        self.index.nodes.keys()
+    }
+
+    /// Nodes that got their first span or lost their last one since the last call.
+    pub fn take_crossings(&mut self) -> BTreeSet<NodeId> {
+        std::mem::take(&mut self.index.crossings)
+    }
+
+    /// Smallest checkpoint of the spans that hold the changefeed's: those that no node replicates, and those
+    /// that an operator holds.
     #[must_use]
-    pub fn min_waiting(&self) -> Option<Ts> {
-        self.waiting.min()
+    pub fn floor(&self) -> Option<Ts> {
+        self.index.floor.min()
     }
 
-    /// Adds an absent span. A known id is left as it is.
-    pub fn add_absent(&mut self, span: SpanReplica) {
-        self.add(Group::Absent, SpanReplica { node: None, ..span });
+    /// What the changefeed has committed: no dispatcher is created below it.
+    #[must_use]
+    pub fn committed(&self) -> Ts {
+        self.committed
     }
 
-    /// Adds a span that `node` replicates already. A known id is left as it is.
-    pub fn add_replicating(&mut self, span: SpanReplica, node: NodeId) {
-        self.add(Group::Replicating, SpanReplica { node: Some(node), ..span });
+    /// The changefeed committed `ts`; a smaller one changes nothing.
+    pub fn advance_committed(&mut self, ts: Ts) {
+        if ts != Ts::MAX {
+            self.committed = self.committed.max(ts);
+        }
     }
 
-    fn add(&mut self, group: Group, span: SpanReplica) {
+    /// Adds a span that nobody runs.
+    pub fn add_absent(&mut self, span: SpanReplica) -> bool {
+        self.add(Standing::Absent, SpanReplica { node: None, ..span })
+    }
+
+    /// Adds a span that `node` is about to run.
+    pub fn add_scheduling(&mut self, span: SpanReplica, node: NodeId) -> bool {
+        self.add(Standing::Scheduling, SpanReplica { node: Some(node), ..span })
+    }
+
+    /// Adds a span that `node` runs already.
+    pub fn add_replicating(&mut self, span: SpanReplica, node: NodeId) -> bool {
+        self.add(Standing::Replicating, SpanReplica { node: Some(node), ..span })
+    }
+
+    /// Adds the only span of a table. A table that has spans is left as it is.
+    pub fn add_table(
+        &mut self,
+        id: DispatcherId,
+        schema: SchemaId,
+        table: TableId,
+        splittable: bool,
+        start_ts: Ts,
+    ) -> bool {
+        if start_ts == Ts::ZERO || self.has_table(table) {
+            return false;
+        }
+        let mut span = SpanReplica::absent(id, schema, TableSpan::whole(table), start_ts);
+        span.splittable = splittable;
+        self.add_absent(span)
+    }
+
+    fn add(&mut self, standing: Standing, span: SpanReplica) -> bool {
         let id = span.id;
-        if self.spans.contains_key(&id) {
-            return;
+        let refused = id.is_zero()
+            || span.span.table == TableId::DDL
+            || self.spans.contains_key(&id)
+            || self.is_trigger(id);
+        if refused {
+            return false;
         }
         self.by_table.entry(span.span.table).or_default().insert(id);
         self.by_schema.entry(span.schema).or_default().insert(id);
-        self.enter(group, &span);
-        self.spans.insert(id, (group, span));
+        let entry = Entry { standing, held: false, span };
+        self.index.enter(&entry);
+        self.spans.insert(id, entry);
+        true
     }
 
-    /// Counts a span in its group and node.
-    fn enter(&mut self, group: Group, span: &SpanReplica) {
-        match group {
-            Group::Absent => {
-                self.absent.insert(span.id);
-                self.waiting.insert(span.checkpoint);
-            }
-            Group::Scheduling => {
-                self.scheduling += 1;
-                self.waiting.insert(span.checkpoint);
-            }
-            Group::Replicating => {}
-        }
-        if let Some(node) = &span.node {
-            self.by_node.entry(node.clone()).or_default().insert(span.id);
-        }
-    }
-
-    /// Undoes [`Self::enter`].
-    fn leave(&mut self, group: Group, span: &SpanReplica) {
-        match group {
-            Group::Absent => {
-                self.absent.remove(&span.id);
-                self.waiting.remove(span.checkpoint);
-            }
-            Group::Scheduling => {
-                self.scheduling -= 1;
-                self.waiting.remove(span.checkpoint);
-            }
-            Group::Replicating => {}
-        }
-        if let Some(node) = &span.node
-            && let Some(ids) = self.by_node.get_mut(node)
-        {
-            ids.remove(&span.id);
-            if ids.is_empty() {
-                self.by_node.remove(node);
-            }
-        }
-    }
-
-    fn change(&mut self, id: DispatcherId, group: Group, edit: impl FnOnce(&mut SpanReplica)) {
-        let Some((old_group, mut span)) = self.spans.remove(&id) else { return };
-        self.leave(old_group, &span);
-        edit(&mut span);
-        self.enter(group, &span);
-        self.spans.insert(id, (group, span));
+    fn change(&mut self, id: DispatcherId, edit: impl FnOnce(&mut Entry)) -> bool {
+        let Some(entry) = self.spans.get_mut(&id) else { return false };
+        self.index.leave(entry);
+        edit(entry);
+        self.index.enter(entry);
+        true
     }
 
     /// Nobody runs the span any more. Idempotent.
-    pub fn mark_absent(&mut self, id: DispatcherId) {
-        self.change(id, Group::Absent, |span| span.node = None);
+    pub fn mark_absent(&mut self, id: DispatcherId) -> bool {
+        self.change(id, |entry| {
+            entry.standing = Standing::Absent;
+            entry.span.node = None;
+        })
+    }
+
+    /// The span is on its way; its node stays. Refused for a span without a node. Idempotent.
+    pub fn mark_scheduling(&mut self, id: DispatcherId) -> bool {
+        self.is_bound(id) && self.change(id, |entry| entry.standing = Standing::Scheduling)
+    }
+
+    /// The bound node runs the span. Refused for a span without a node. Idempotent.
+    pub fn mark_replicating(&mut self, id: DispatcherId) -> bool {
+        self.is_bound(id) && self.change(id, |entry| entry.standing = Standing::Replicating)
     }
 
     /// `node` is about to run the span. Idempotent.
-    pub fn bind(&mut self, id: DispatcherId, node: NodeId) {
-        self.change(id, Group::Scheduling, |span| span.node = Some(node));
+    pub fn bind(&mut self, id: DispatcherId, node: NodeId) -> bool {
+        self.change(id, |entry| {
+            entry.standing = Standing::Scheduling;
+            entry.span.node = Some(node);
+        })
     }
 
-    /// The bound node runs the span. Does nothing for a span without a node. Idempotent.
-    pub fn mark_replicating(&mut self, id: DispatcherId) {
-        if self.get(id).is_some_and(|span| span.node.is_some()) {
-            self.change(id, Group::Replicating, |_| {});
-        }
+    fn is_bound(&self, id: DispatcherId) -> bool {
+        self.spans.get(&id).is_some_and(|entry| entry.span.node.is_some())
     }
 
-    /// Folds a report in. A replicating span costs a map look-up.
-    pub fn observe(&mut self, status: &TableSpanStatus) {
-        let Some((group, span)) = self.spans.get_mut(&status.id) else { return };
-        let before = span.checkpoint;
-        span.observe(status);
-        if *group != Group::Replicating && span.checkpoint != before {
-            self.waiting.remove(before);
-            self.waiting.insert(span.checkpoint);
-        }
+    /// An operator holds the checkpoint at the span, or no longer does.
+    pub fn hold(&mut self, id: DispatcherId, held: bool) -> bool {
+        self.change(id, |entry| entry.held = held)
+    }
+
+    /// Folds a report of the span's node in. A replicating span costs a look-up.
+    pub fn observe(&mut self, status: &TableSpanStatus) -> bool {
+        self.touch(status.id, |span| span.observe(status))
+    }
+
+    /// The span has flushed everything up to `ts`.
+    pub fn raise(&mut self, id: DispatcherId, ts: Ts) -> bool {
+        self.touch(id, |span| span.raise(ts))
     }
 
     /// Remembers the blocking event of a span.
-    pub fn set_block(&mut self, id: DispatcherId, block: Option<BlockState>) {
-        if let Some((_, span)) = self.spans.get_mut(&id) {
-            span.block = block;
+    pub fn set_block(&mut self, id: DispatcherId, block: Option<BlockState>) -> bool {
+        self.touch(id, |span| span.block = block)
+    }
+
+    /// Changes what a node reports of a span, the table trigger included.
+    fn touch(&mut self, id: DispatcherId, edit: impl FnOnce(&mut SpanReplica)) -> bool {
+        let Some(entry) = self.spans.get_mut(&id) else {
+            let trigger = self.trigger.as_mut().filter(|trigger| trigger.id == id);
+            return trigger.map(edit).is_some();
+        };
+        let before = entry.span.checkpoint;
+        edit(&mut entry.span);
+        if entry.holds() && entry.span.checkpoint != before {
+            self.index.floor.remove(before);
+            self.index.floor.insert(entry.span.checkpoint);
         }
+        true
     }
 
     /// Moves all spans of a table to another schema.
     pub fn change_schema(&mut self, table: TableId, schema: SchemaId) {
-        let ids: Vec<DispatcherId> = self.by_table.get(&table).into_iter().flatten().copied().collect();
-        for id in ids {
-            if let Some((_, span)) = self.spans.get_mut(&id) {
-                let old = std::mem::replace(&mut span.schema, schema);
-                if let Some(ids) = self.by_schema.get_mut(&old) {
-                    ids.remove(&id);
-                }
-                self.by_schema.entry(schema).or_default().insert(id);
-            }
+        for id in self.by_table.get(&table).into_iter().flatten() {
+            let Some(entry) = self.spans.get_mut(id) else { continue };
+            let old = std::mem::replace(&mut entry.span.schema, schema);
+            remove_from(&mut self.by_schema, &old, *id);
+            self.by_schema.entry(schema).or_default().insert(*id);
         }
     }
 
-    /// Forgets a span. Idempotent.
+    /// Forgets a span, or the table trigger. Idempotent.
     pub fn remove(&mut self, id: DispatcherId) -> Option<SpanReplica> {
-        let (group, span) = self.spans.remove(&id)?;
-        self.leave(group, &span);
-        for ids in [self.by_table.get_mut(&span.span.table), self.by_schema.get_mut(&span.schema)]
-            .into_iter()
-            .flatten()
-        {
-            ids.remove(&id);
+        if self.is_trigger(id) {
+            return self.trigger.take();
         }
-        if self.by_table.get(&span.span.table).is_some_and(BTreeSet::is_empty) {
-            self.by_table.remove(&span.span.table);
+        let entry = self.spans.remove(&id)?;
+        self.index.leave(&entry);
+        remove_from(&mut self.by_table, &entry.span.span.table, id);
+        remove_from(&mut self.by_schema, &entry.span.schema, id);
+        Some(entry.span)
+    }
+}
+
+fn remove_from<K: Ord>(sets: &mut BTreeMap<K, BTreeSet<DispatcherId>>, key: &K, id: DispatcherId) {
+    if let Some(ids) = sets.get_mut(key) {
+        ids.remove(&id);
+        if ids.is_empty() {
+            sets.remove(key);
         }
-        if self.by_schema.get(&span.schema).is_some_and(BTreeSet::is_empty) {
-            self.by_schema.remove(&span.schema);
-        }
-        Some(span)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use heartbeatpb::{ComponentState, Mode, TableSpan};
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn id(n: u64) -> DispatcherId {
-        DispatcherId::new(1, n + 1)
-    }
-
-    fn span(n: u64) -> SpanReplica {
-        SpanReplica::absent(id(n), SchemaId(1), TableSpan::whole(TableId(n.cast_signed())), Ts(n * 10))
-    }
-
-    /// What the set must say, computed the slow way.
-    fn check(set: &SpanSet) {
-        let waiting =
-            set.iter().filter(|(group, _)| *group != Group::Replicating).map(|(_, s)| s.checkpoint).min();
-        assert_eq!(set.min_waiting(), waiting);
-        for group in [Group::Absent, Group::Scheduling, Group::Replicating] {
-            assert_eq!(set.count(group), set.iter().filter(|(g, _)| *g == group).count());
-        }
-        for (group, span) in set.iter() {
-            assert_eq!(span.node.is_none(), group == Group::Absent, "RP-1");
-            assert!(set.by_table(span.span.table).any(|s| s.id == span.id));
-        }
-        for node in ["a", "b"].map(NodeId::from) {
-            let slow = set.iter().filter(|(_, s)| s.node.as_ref() == Some(&node)).count();
-            assert_eq!(set.size_by_node(&node), slow);
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn the_indexes_agree_with_the_spans_after_any_changes(
-            steps in prop::collection::vec((0u8..7, 0u64..8, 0u64..200), 0..200)
-        ) {
-            let mut set = SpanSet::new();
-            for (what, n, ts) in steps {
-                match what {
-                    0 => set.add_absent(span(n)),
-                    1 => set.bind(id(n), if ts % 2 == 0 { "a" } else { "b" }.into()),
-                    2 => set.mark_replicating(id(n)),
-                    3 => set.mark_absent(id(n)),
-                    4 => { set.remove(id(n)); }
-                    5 => set.observe(&TableSpanStatus {
-                        id: id(n),
-                        state: ComponentState::Working,
-                        checkpoint: Ts(ts),
-                        event_size_per_second: 0.0,
-                        mode: Mode::Default,
-                    }),
-                    _ => set.add_replicating(span(n), "a".into()),
-                }
-                check(&set);
-            }
-        }
-    }
-}
+mod tests;

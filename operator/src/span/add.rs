@@ -2,18 +2,20 @@
 
 use heartbeatpb::{ComponentState, DispatcherId, NodeId, OperatorType, TableSpanStatus};
 
-use crate::{Action, Operator};
+use crate::operator::{Action, Kind, Operator};
 
-/// Creates a span's dispatcher on `dest` (spec/scheduling.md §5, add).
+/// Creates a span's dispatcher on `dest` (spec/scheduling.md §5.3).
 ///
 /// ```text
-/// Creating --Working from dest--> Done (replicating)
-/// Creating --Stopped/Removed from dest, or dest gone--> Done (released)
+/// Creating --Working from dest------------------> Done (replicating)
+/// Creating --Removed from dest, or dest gone----> Done (released)
+/// Creating --Stopped from dest------------------> Creating: may be the last word of an earlier dispatcher
 /// ```
 #[derive(Debug)]
 pub struct AddSpan {
     span: DispatcherId,
     dest: NodeId,
+    intent: OperatorType,
     phase: Phase,
 }
 
@@ -24,14 +26,10 @@ enum Phase {
 }
 
 impl AddSpan {
-    /// Places `span` on `dest`.
+    /// Places `span` on `dest`. `intent` tells the node what it is part of; it changes nothing there.
     #[must_use]
-    pub fn new(span: DispatcherId, dest: NodeId) -> Self {
-        Self { span, dest, phase: Phase::Creating }
-    }
-
-    fn create(&self) -> Action {
-        Action::Create { span: self.span, on: self.dest.clone(), operator: OperatorType::Add }
+    pub fn new(span: DispatcherId, dest: NodeId, intent: OperatorType) -> Self {
+        Self { span, dest, intent, phase: Phase::Creating }
     }
 }
 
@@ -40,13 +38,29 @@ impl Operator for AddSpan {
         self.span
     }
 
-    fn kind(&self) -> OperatorType {
-        OperatorType::Add
+    fn kind(&self) -> Kind {
+        Kind::Add
+    }
+
+    fn affected_nodes(&self) -> Vec<NodeId> {
+        vec![self.dest.clone()]
+    }
+
+    fn holds_checkpoint(&self) -> bool {
+        true
     }
 
     fn start(&mut self, out: &mut Vec<Action>) {
-        out.push(Action::Bind { span: self.span, to: self.dest.clone() });
-        out.push(self.create());
+        if self.phase == Phase::Creating {
+            out.push(Action::Bind { span: self.span, to: self.dest.clone() });
+            self.resend(out);
+        }
+    }
+
+    fn resend(&self, out: &mut Vec<Action>) {
+        if self.phase == Phase::Creating {
+            out.push(Action::Create { span: self.span, on: self.dest.clone(), operator: self.intent });
+        }
     }
 
     fn on_status(&mut self, from: &NodeId, status: &TableSpanStatus, out: &mut Vec<Action>) {
@@ -58,11 +72,12 @@ impl Operator for AddSpan {
                 self.phase = Phase::Done;
                 out.push(Action::Replicating { span: self.span });
             }
-            ComponentState::Stopped | ComponentState::Removed => {
+            ComponentState::Removed => {
                 self.phase = Phase::Done;
                 out.push(Action::Release { span: self.span });
             }
-            ComponentState::Initializing
+            ComponentState::Stopped
+            | ComponentState::Initializing
             | ComponentState::Preparing
             | ComponentState::MergeReady
             | ComponentState::WaitingMerge => {}
@@ -76,17 +91,11 @@ impl Operator for AddSpan {
         }
     }
 
-    fn resend(&self, out: &mut Vec<Action>) {
-        if self.phase == Phase::Creating {
-            out.push(self.create());
-        }
+    fn on_cancelled(&mut self, _out: &mut Vec<Action>) {
+        self.phase = Phase::Done;
     }
 
     fn is_finished(&self) -> bool {
         self.phase == Phase::Done
-    }
-
-    fn holds_checkpoint(&self) -> bool {
-        true
     }
 }

@@ -1,23 +1,52 @@
-//! Takes a span away from the node that runs it, for good.
+//! Takes a dispatcher away from the node that runs it.
 
-use heartbeatpb::{ComponentState, DispatcherId, NodeId, OperatorType, TableSpanStatus};
+use heartbeatpb::{DispatcherId, NodeId, OperatorType, TableSpan, TableSpanStatus};
+use replica::{SpanReplica, is_terminal};
 
-use crate::{Action, Operator};
+use crate::operator::{Action, Kind, Operator};
 
-/// Removes a span's dispatcher from `origin`. The span has left the desired state already, so its end needs no
-/// further action (spec/scheduling.md §5, remove).
+/// What follows once the dispatcher is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Afterwards {
+    /// Nothing: the span has left the desired state already.
+    Nothing,
+    /// The span was temporary: it leaves, and what only it covered is placed anew.
+    Forget,
+    /// The span is still wanted: it is placed anew.
+    Release,
+}
+
+/// Removes a dispatcher from the node that it was on when the operator was built, whatever becomes of the span
+/// meanwhile (spec/scheduling.md §5.4).
+///
+/// ```text
+/// Removing --Stopped or Removed from its node, or node gone--> Done (afterwards)
+/// Removing --cancelled--> Done (nothing)
+/// ```
 #[derive(Debug)]
 pub struct RemoveSpan {
     span: DispatcherId,
-    origin: NodeId,
+    range: TableSpan,
+    node: NodeId,
+    intent: OperatorType,
+    afterwards: Afterwards,
     done: bool,
 }
 
 impl RemoveSpan {
-    /// Removes `span` from `origin`.
+    /// Removes the dispatcher of `span` from `node`.
     #[must_use]
-    pub fn new(span: DispatcherId, origin: NodeId) -> Self {
-        Self { span, origin, done: false }
+    pub fn new(span: &SpanReplica, node: NodeId, intent: OperatorType, afterwards: Afterwards) -> Self {
+        Self { span: span.id, range: span.span.clone(), node, intent, afterwards, done: false }
+    }
+
+    fn finish(&mut self, out: &mut Vec<Action>) {
+        self.done = true;
+        match self.afterwards {
+            Afterwards::Nothing => {}
+            Afterwards::Forget => out.push(Action::Forget { span: self.span }),
+            Afterwards::Release => out.push(Action::Release { span: self.span }),
+        }
     }
 }
 
@@ -26,38 +55,51 @@ impl Operator for RemoveSpan {
         self.span
     }
 
-    fn kind(&self) -> OperatorType {
-        OperatorType::Remove
+    fn kind(&self) -> Kind {
+        Kind::Remove
+    }
+
+    fn affected_nodes(&self) -> Vec<NodeId> {
+        vec![self.node.clone()]
+    }
+
+    fn holds_checkpoint(&self) -> bool {
+        false
     }
 
     fn start(&mut self, out: &mut Vec<Action>) {
         self.resend(out);
     }
 
-    fn on_status(&mut self, from: &NodeId, status: &TableSpanStatus, _out: &mut Vec<Action>) {
-        let ended = matches!(status.state, ComponentState::Stopped | ComponentState::Removed);
-        self.done |= *from == self.origin && ended;
-    }
-
-    fn on_node_removed(&mut self, node: &NodeId, _out: &mut Vec<Action>) {
-        self.done |= *node == self.origin;
-    }
-
     fn resend(&self, out: &mut Vec<Action>) {
         if !self.done {
             out.push(Action::Remove {
                 span: self.span,
-                on: self.origin.clone(),
-                operator: OperatorType::Remove,
+                range: self.range.clone(),
+                on: self.node.clone(),
+                operator: self.intent,
             });
         }
     }
 
-    fn is_finished(&self) -> bool {
-        self.done
+    fn on_status(&mut self, from: &NodeId, status: &TableSpanStatus, out: &mut Vec<Action>) {
+        if !self.done && *from == self.node && is_terminal(status.state) {
+            out.push(Action::Observe(status.clone()));
+            self.finish(out);
+        }
     }
 
-    fn holds_checkpoint(&self) -> bool {
-        false
+    fn on_node_removed(&mut self, node: &NodeId, out: &mut Vec<Action>) {
+        if !self.done && *node == self.node {
+            self.finish(out);
+        }
+    }
+
+    fn on_cancelled(&mut self, _out: &mut Vec<Action>) {
+        self.done = true;
+    }
+
+    fn is_finished(&self) -> bool {
+        self.done
     }
 }

@@ -1,0 +1,93 @@
+//! Whether every table that takes part in a barrier has been heard of, completely.
+
+use std::collections::BTreeMap;
+
+use heartbeatpb::{TableId, TableSpan};
+use replica::RangeCover;
+
+/// The tables that are required, each with what was reported of it. Reports of other tables do not count.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Coverage {
+    /// `None`: the whole table was heard of.
+    tables: BTreeMap<TableId, Option<RangeCover>>,
+    open: usize,
+}
+
+impl Coverage {
+    /// Requires `tables`; duplicates count once.
+    pub(crate) fn of(tables: impl IntoIterator<Item = TableId>) -> Self {
+        let tables: BTreeMap<_, _> =
+            tables.into_iter().map(|table| (table, Some(RangeCover::default()))).collect();
+        Self { open: tables.len(), tables }
+    }
+
+    /// A span was heard of.
+    pub(crate) fn add(&mut self, span: &TableSpan) {
+        let Some(slot) = self.tables.get_mut(&span.table) else { return };
+        let Some(cover) = slot else { return };
+        if !span.is_whole() {
+            cover.add(&span.start, &span.end);
+            if !cover.is_full() {
+                return;
+            }
+        }
+        *slot = None;
+        self.open -= 1;
+    }
+
+    /// Nothing more is to be heard of a table.
+    pub(crate) fn close(&mut self, table: TableId) {
+        if let Some(slot) = self.tables.get_mut(&table)
+            && slot.take().is_some()
+        {
+            self.open -= 1;
+        }
+    }
+
+    /// Whether every table was heard of completely.
+    pub(crate) fn is_full(&self) -> bool {
+        self.open == 0
+    }
+
+    /// Tables that are not complete yet.
+    pub(crate) fn open(&self) -> impl Iterator<Item = TableId> {
+        self.tables.iter().filter(|(_, cover)| cover.is_some()).map(|(table, _)| *table)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn part(table: i64, start: &[u8], end: &[u8]) -> TableSpan {
+        TableSpan { keyspace_id: 0, table: TableId(table), start: start.to_vec(), end: end.to_vec() }
+    }
+
+    // behaviour: scheduling-126, scheduling-127
+    #[test]
+    fn only_required_tables_count_and_each_once() {
+        let mut coverage = Coverage::of([TableId(1), TableId(2), TableId(2)]);
+        coverage.add(&TableSpan::whole(TableId(3)));
+        coverage.add(&TableSpan::whole(TableId(1)));
+        coverage.add(&TableSpan::whole(TableId(1)));
+        assert!(!coverage.is_full());
+        for piece in [part(2, b"b", b"c"), part(2, b"", b"b"), part(9, b"c", b"")] {
+            coverage.add(&piece);
+            assert_eq!(coverage.open().collect::<Vec<_>>(), [TableId(2)]);
+        }
+        coverage.add(&part(2, b"c", b""));
+        assert!(coverage.is_full());
+        coverage.close(TableId(2));
+        assert!(coverage.is_full());
+        assert!(Coverage::of([]).is_full());
+    }
+
+    #[test]
+    fn a_table_that_is_gone_needs_no_report() {
+        let mut coverage = Coverage::of([TableId(1)]);
+        coverage.close(TableId(5));
+        assert!(!coverage.is_full());
+        coverage.close(TableId(1));
+        assert!(coverage.is_full());
+    }
+}

@@ -1,0 +1,116 @@
+//! The desired state of a changefeed with the operators that bring it about, as core and barrier use it.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use heartbeatpb::{
+    AddedTable, ChangefeedId, DispatcherId, InfluencedTables, MaintainerEpoch, Mode, SchemaChange, TableId,
+    Ts,
+};
+use operator::{Context, Controller, Effect};
+use replica::{SpanReplica, SpanSet, holes};
+
+/// Where ids of new dispatchers come from: randomness is not the core's.
+pub(crate) type IdSource = Box<dyn FnMut() -> DispatcherId + Send>;
+
+/// Spans and operators of one mode. They only change together.
+pub(crate) struct Placement {
+    pub(crate) spans: SpanSet,
+    pub(crate) operators: Controller,
+    /// Nodes that live.
+    pub(crate) alive: BTreeSet<heartbeatpb::NodeId>,
+    pub(crate) ids: IdSource,
+    /// Where spans start that are created because nobody covers their keys.
+    start: Ts,
+    out: Vec<Effect>,
+}
+
+impl Placement {
+    /// Nothing but the table trigger.
+    pub(crate) fn new(
+        changefeed: ChangefeedId,
+        epoch: Option<MaintainerEpoch>,
+        trigger: SpanReplica,
+        ids: IdSource,
+    ) -> Self {
+        Self {
+            start: trigger.checkpoint,
+            spans: SpanSet::new(trigger),
+            operators: Controller::new(changefeed, Mode::Default, epoch),
+            alive: BTreeSet::new(),
+            ids,
+            out: Vec::new(),
+        }
+    }
+
+    /// Lets the operators do something, and repairs what they uncover.
+    pub(crate) fn drive<R>(
+        &mut self,
+        now: Instant,
+        f: impl FnOnce(&mut Controller, &mut Context<'_>) -> R,
+    ) -> R {
+        let before = self.out.len();
+        let mut cx = Context { spans: &mut self.spans, alive: &self.alive, now, out: &mut self.out };
+        let result = f(&mut self.operators, &mut cx);
+        let uncovered: Vec<SpanReplica> = self.out[before..]
+            .iter()
+            .filter_map(|effect| match effect {
+                Effect::Uncovered(span) => Some(span.clone()),
+                Effect::Send(..) | Effect::Started(_) | Effect::Finished(..) => None,
+            })
+            .collect();
+        for span in uncovered {
+            self.cover(&span);
+        }
+        result
+    }
+
+    /// What the operators want done since the last call.
+    pub(crate) fn take_effects(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.out)
+    }
+
+    /// Adds spans for the keys of a table that nobody covers.
+    fn cover(&mut self, like: &SpanReplica) {
+        let table = like.span.table;
+        let missing = holes(table, self.spans.by_table(table).map(|span| &span.span));
+        for range in missing {
+            let id = (self.ids)();
+            let mut span = SpanReplica::absent(id, like.schema, range, self.start);
+            span.splittable = like.splittable;
+            self.spans.add_absent(span);
+        }
+    }
+
+    /// Carries out what a DDL means for the tables: removals, then additions, then moves to other schemas.
+    pub(crate) fn apply(
+        &mut self,
+        dropped: Option<&InfluencedTables>,
+        added: &[AddedTable],
+        moved: &[SchemaChange],
+        commit_ts: Ts,
+        now: Instant,
+    ) {
+        match dropped {
+            // Dropping everything is refused when the event is admitted.
+            None | Some(InfluencedTables::All) => {}
+            Some(InfluencedTables::Schema(schema)) => {
+                self.drive(now, |operators, cx| operators.remove_schema(*schema, cx));
+            }
+            Some(InfluencedTables::Normal(tables)) => {
+                let tables: Vec<TableId> =
+                    tables.iter().copied().filter(|table| *table != TableId::DDL).collect();
+                self.drive(now, |operators, cx| operators.remove_tables(&tables, cx));
+            }
+        }
+        for table in added {
+            if !self.spans.has_table(table.table) {
+                let id = (self.ids)();
+                self.spans.add_table(id, table.schema, table.table, table.splittable, commit_ts);
+            }
+        }
+        for change in moved {
+            self.spans.change_schema(change.table, change.new);
+        }
+    }
+}
