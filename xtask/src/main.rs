@@ -90,9 +90,12 @@ fn main() -> ExitCode {
     }
 }
 
+/// The checkout in which cargo runs this program: two checkouts may share one target folder, so what was compiled in
+/// may name the other one.
 fn root() -> PathBuf {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.parent().unwrap_or(here).to_owned()
+    let here = std::env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    here.parent().map_or_else(|| here.clone(), Path::to_owned)
 }
 
 /// Runs a program in the project's root, showing its output.
