@@ -175,7 +175,7 @@ impl ManagerHandle {
         let core = Core::new(id.clone(), owner, request.start_ts, options);
         let (sender, commands) = mpsc::channel(COMMANDS);
         let (closed_sender, closed) = watch::channel(false);
-        let deliveries = context.source.open(&id, quota(&config));
+        let deliveries = context.source.open(&id, window(&config));
         context.routes.register(&id, sender.clone());
         let task = Task::new(
             context.clone(),
@@ -255,13 +255,20 @@ impl ManagerHandle {
     }
 }
 
-/// Bytes of events that the manager may hold.
-fn quota(config: &DispatcherManagerConfig) -> usize {
-    let bytes = match config.config.memory_quota {
+/// Of the memory quota, the part that rows on their way to the sink may take: `1 / WINDOW_SHARE`. A sink holds a row
+/// several times over (as received, as text of a statement, as what waits for an answer), and a window of a
+/// sixteenth of the default quota, 64 MiB, is already many batches deep.
+const WINDOW_SHARE: u64 = 16;
+/// A smaller window would not hold one batch of wide rows.
+const MIN_WINDOW: u64 = 1 << 20;
+
+/// Bytes of events that may be delivered and not yet flushed.
+fn window(config: &DispatcherManagerConfig) -> usize {
+    let quota = match config.config.memory_quota {
         0 => heartbeatpb::config::ReplicaConfig::DEFAULT_MEMORY_QUOTA,
         bytes => bytes,
     };
-    usize::try_from(bytes).unwrap_or(usize::MAX)
+    usize::try_from((quota / WINDOW_SHARE).max(MIN_WINDOW)).unwrap_or(usize::MAX)
 }
 
 /// The answer to a bootstrap that failed.

@@ -1,59 +1,9 @@
 //! A whole node between two real PostgreSQL servers: copy, stream, pause, kill of its connections, removal.
 
-#![expect(clippy::unwrap_used, reason = "a test fails where it cannot go on")]
-
-use std::time::{Duration, Instant};
-
-use node::Node;
-use node::cli::Client;
-use node::config::ServerConfig;
-use serde_json::{Value, json};
+use serde_json::json;
 use testkit::PgServer;
 
-/// How long a state may take to come: the machines that run this are busy.
-const PATIENCE: Duration = Duration::from_secs(90);
-
-/// Database of the target. The servers are copies of one template, so that only the name tells them apart.
-const TARGET: &str = "target";
-
-async fn eventually(what: &str, mut probe: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !probe().await {
-        assert!(Instant::now() < deadline, "never came true: {what}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
-
-async fn start(dir: &std::path::Path) -> (Node, Client) {
-    let config =
-        ServerConfig { addr: "127.0.0.1:0".to_owned(), data_dir: dir.to_owned(), ..ServerConfig::default() };
-    let node = Node::start(config).await.unwrap();
-    let client = Client::new(&format!("http://{}", node.address())).unwrap();
-    eventually("the node is ready", async || client.get("/api/v2/health").await.is_ok()).await;
-    (node, client)
-}
-
-/// Number and content of a table's rows.
-async fn content(server: &PgServer, database: &str, table: &str) -> Option<String> {
-    let client = server.client(database).await.unwrap();
-    let query = format!(
-        "SELECT count(*) || ' ' || coalesce(md5(string_agg(t::text, '|' ORDER BY t::text)), '') FROM {table} t"
-    );
-    client.query_one(&query, &[]).await.ok().map(|row| row.get(0))
-}
-
-async fn same(source: &PgServer, target: &PgServer, table: &str) {
-    eventually(table, async || {
-        let want = content(source, "postgres", table).await;
-        want.is_some() && content(target, TARGET, table).await == want
-    })
-    .await;
-}
-
-async fn state(client: &Client) -> String {
-    let feed = client.get("/api/v2/changefeeds/f").await.unwrap_or(Value::Null);
-    feed["state"].as_str().unwrap_or_default().to_owned()
-}
+use crate::common::{TARGET, eventually, same, start, state};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_is_copied_followed_paused_resumed_restarted_and_let_go() {

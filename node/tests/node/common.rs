@@ -1,0 +1,58 @@
+//! What the tests of a whole node share.
+
+use std::time::{Duration, Instant};
+
+use node::Node;
+use node::cli::Client;
+use node::config::ServerConfig;
+use serde_json::Value;
+use testkit::PgServer;
+
+/// How long a state may take to come: the machines that run this are busy.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Database of the target. The servers are copies of one template, so that only the name tells them apart.
+pub(crate) const TARGET: &str = "target";
+
+/// Waits for a state; fails with its name.
+pub(crate) async fn eventually(what: &str, mut probe: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !probe().await {
+        assert!(Instant::now() < deadline, "never came true: {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// A node on a free port with its data in `dir`, ready, and a client of its API.
+pub(crate) async fn start(dir: &std::path::Path) -> (Node, Client) {
+    let config =
+        ServerConfig { addr: "127.0.0.1:0".to_owned(), data_dir: dir.to_owned(), ..ServerConfig::default() };
+    let node = Node::start(config).await.unwrap();
+    let client = Client::new(&format!("http://{}", node.address())).unwrap();
+    eventually("the node is ready", async || client.get("/api/v2/health").await.is_ok()).await;
+    (node, client)
+}
+
+/// Number and content of a table's rows.
+pub(crate) async fn content(server: &PgServer, database: &str, table: &str) -> Option<String> {
+    let client = server.client(database).await.unwrap();
+    let query = format!(
+        "SELECT count(*) || ' ' || coalesce(md5(string_agg(t::text, '|' ORDER BY t::text)), '') FROM {table} t"
+    );
+    client.query_one(&query, &[]).await.ok().map(|row| row.get(0))
+}
+
+/// Waits until a table of the source's database `postgres` is the same in the target's [`TARGET`].
+pub(crate) async fn same(source: &PgServer, target: &PgServer, table: &str) {
+    eventually(table, async || {
+        let want = content(source, "postgres", table).await;
+        want.is_some() && content(target, TARGET, table).await == want
+    })
+    .await;
+}
+
+/// State of the changefeed `f`, empty where there is none.
+pub(crate) async fn state(client: &Client) -> String {
+    let feed = client.get("/api/v2/changefeeds/f").await.unwrap_or(Value::Null);
+    feed["state"].as_str().unwrap_or_default().to_owned()
+}

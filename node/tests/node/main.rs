@@ -1,0 +1,6 @@
+//! A whole node against real servers: what it promises to people, and what they may do wrong.
+
+#![expect(clippy::unwrap_used, reason = "a test fails where it cannot go on")]
+
+mod common;
+mod life;
