@@ -40,7 +40,7 @@ mod tests {
         DrainTarget { node: (!node.is_empty()).then(|| node.into()), epoch }
     }
 
-    // behaviour: maintainer-4, maintainer-5, scheduling-113
+    // behaviour: maintainer-4, maintainer-5, scheduling-113, coordinator-ND-3
     #[test]
     fn a_higher_epoch_wins_and_a_target_is_cleared_once() {
         let mut cell = Publisher::new(DrainTarget::default());

@@ -38,6 +38,7 @@ impl LivenessCell {
 mod tests {
     use super::*;
 
+    // behaviour: maintainer-3, coordinator-ND-2
     #[test]
     fn liveness_moves_one_step_forward_at_a_time() {
         let cell = LivenessCell::default();

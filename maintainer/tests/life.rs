@@ -49,7 +49,7 @@ async fn ten_thousand_tables_are_placed_followed_and_let_go() {
     world.stop().await;
 }
 
-// behaviour: maintainer-14, maintainer-20, maintainer-21a, maintainer-22
+// behaviour: maintainer-14, maintainer-21a, coordinator-ND-7
 #[tokio::test]
 async fn a_maintainer_moves_away_and_only_a_newer_one_comes_back() {
     let world = World::with_coordinator(2).await;
@@ -83,7 +83,7 @@ async fn a_maintainer_moves_away_and_only_a_newer_one_comes_back() {
     world.stop().await;
 }
 
-// behaviour: maintainer-9, maintainer-11, maintainer-12, maintainer-20
+// behaviour: maintainer-11, maintainer-12, maintainer-20, coordinator-ND-5
 #[tokio::test]
 async fn what_cannot_be_used_starts_nothing() {
     let world = World::with_coordinator(1).await;
@@ -100,7 +100,7 @@ async fn what_cannot_be_used_starts_nothing() {
     world.stop().await;
 }
 
-// behaviour: maintainer-10
+// behaviour: maintainer-9, maintainer-10
 #[tokio::test]
 async fn nobody_but_the_newest_coordinator_commands() {
     let world = World::new(1);
@@ -117,7 +117,7 @@ async fn nobody_but_the_newest_coordinator_commands() {
     world.stop().await;
 }
 
-// behaviour: maintainer-1, maintainer-2, maintainer-3
+// behaviour: maintainer-1, maintainer-2, maintainer-3, coordinator-ND-1, coordinator-ND-2
 #[tokio::test]
 async fn the_liveness_follows_requests_for_this_process_step_by_step() {
     let world = World::with_coordinator(1).await;
@@ -156,7 +156,7 @@ async fn a_draining_node_takes_maintainers_and_a_stopping_one_does_not() {
     world.stop().await;
 }
 
-// behaviour: maintainer-6, maintainer-7, maintainer-8
+// behaviour: maintainer-6, maintainer-7, maintainer-8, coordinator-ND-3, coordinator-ND-4
 #[tokio::test]
 async fn drain_targets_are_always_acknowledged_and_reach_every_maintainer() {
     let world = World::with_coordinator(2).await;
@@ -195,7 +195,7 @@ async fn drain_targets_are_always_acknowledged_and_reach_every_maintainer() {
     world.stop().await;
 }
 
-// behaviour: maintainer-18, maintainer-19
+// behaviour: maintainer-18, maintainer-19, coordinator-ND-9
 #[tokio::test]
 async fn a_changefeed_that_is_not_here_is_stopped_or_closed_everywhere() {
     let world = World::with_coordinator(1).await;

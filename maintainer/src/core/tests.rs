@@ -119,6 +119,7 @@ fn an_upstream_that_cannot_be_read_is_an_error_and_is_tried_again() {
     rig.says(&expect!["initialized, post n1: "]);
 }
 
+// behaviour: maintainer-52
 #[test]
 fn without_a_table_trigger_nothing_is_taken_over() {
     let mut rig = Rig::new();

@@ -201,6 +201,7 @@ mod tests {
     use super::*;
 
     // behaviour: maintainer-13, maintainer-14, maintainer-15, maintainer-16, maintainer-17, maintainer-21a
+    // behaviour: coordinator-ND-6, coordinator-ND-7, coordinator-ND-8
     #[test]
     fn who_may_take_a_place() {
         use Admission::{Accepted, Occupied, Repeated, Stopped};

@@ -5,6 +5,7 @@ use heartbeatpb::ComponentState::{Stopped, Working};
 
 use super::rig::{Rig, status};
 
+// behaviour: maintainer-25
 #[test]
 fn a_move_removes_the_trigger_and_leaves_the_tables_to_the_successor() {
     let mut rig = Rig::working(2);
@@ -50,9 +51,12 @@ fn after_the_trigger_was_asked_to_leave_its_last_position_holds_the_checkpoint()
 #[test]
 fn the_status_says_the_committed_checkpoint_and_the_epoch() {
     let mut rig = Rig::working(1);
+    rig.report("n1", &[], 120, 3);
+    rig.add_tables(125, &[9]);
     rig.report("n1", &[], 130, 3);
     let status = rig.core.status();
-    assert_eq!((status.checkpoint.0, status.epoch.map(|epoch| epoch.get())), (130, Some(5)));
+    let epoch = status.epoch.map(|epoch| epoch.get());
+    assert_eq!((status.checkpoint.0, epoch), (125, Some(5)), "a table without a home holds it");
 }
 
 // behaviour: maintainer-27
@@ -76,6 +80,7 @@ fn a_close_answer_that_nobody_asked_for_is_nothing() {
     rig.says(&expect!["close n1"]);
 }
 
+// behaviour: maintainer-31
 #[test]
 fn a_pause_closes_every_node_and_asks_again_those_that_have_not_said_so() {
     let mut rig = Rig::working(1);
@@ -144,7 +149,7 @@ fn before_it_is_initialised_a_maintainer_ignores_a_move_and_obeys_a_cascade() {
     rig.says(&expect!["-"]);
 }
 
-// behaviour: maintainer-31, scheduling-131
+// behaviour: maintainer-30, maintainer-31, scheduling-131, coordinator-ND-10
 #[test]
 fn while_it_leaves_nothing_is_created_healed_or_answered() {
     let mut rig = Rig::working(2);
@@ -159,7 +164,7 @@ fn while_it_leaves_nothing_is_created_healed_or_answered() {
     assert_eq!((span.state, span.node.is_some()), (Stopped, true), "recorded, and still bound");
 }
 
-// behaviour: scheduling-132
+// behaviour: scheduling-132, maintainer-33
 #[test]
 fn a_creation_in_flight_holds_the_checkpoint_while_leaving() {
     let mut rig = Rig::working(1);
