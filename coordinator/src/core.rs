@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 use heartbeatpb::config::ChangefeedInfo;
 use heartbeatpb::{ChangefeedId, CoordinatorBootstrapResponse, MaintainerEpoch, NodeId, NodeLiveness, Ts};
 use messaging::{ToCoordinator, ToMaintainerManager};
+use replica::Bootstrapper;
 
-use crate::bootstrapper::Bootstrapper;
 use crate::changefeed::Changefeed;
 use crate::changefeed::operator::{NodeLoss, Operator, Slot};
 use crate::config::CoordinatorConfig;
@@ -115,8 +115,6 @@ pub struct Core {
     members: BTreeSet<NodeId>,
     nodes: BTreeMap<NodeId, NodeRecord>,
     bootstrapper: Bootstrapper<CoordinatorBootstrapResponse>,
-    /// Answers of every node, until the changefeeds are loaded too.
-    answers: Option<BTreeMap<NodeId, CoordinatorBootstrapResponse>>,
     /// Loaded changefeeds, until every node has answered too.
     loaded: Option<Vec<Stored>>,
     initialized: bool,
@@ -150,7 +148,6 @@ impl Core {
             members: BTreeSet::new(),
             nodes: BTreeMap::new(),
             bootstrapper: Bootstrapper::default(),
-            answers: None,
             loaded: None,
             initialized: false,
             feeds: BTreeMap::new(),
@@ -198,8 +195,7 @@ impl Core {
             self.nodes.remove(gone);
             self.on_node_removed(gone, now);
         }
-        if let Some(answers) = change.complete {
-            self.answers = Some(answers);
+        if change.completed {
             self.try_finish_bootstrap(now);
         }
         self.schedule(now);

@@ -16,7 +16,6 @@
 //! - **CO-7** Nothing stored or received makes the coordinator panic.
 
 pub mod backend;
-pub mod bootstrapper;
 pub mod changefeed;
 mod config;
 mod coordinator;

@@ -653,6 +653,26 @@ fn a_late_node_with_a_stale_maintainer_is_told_to_stop_it_while_it_reports() {
 }
 
 #[test]
+fn the_newest_answers_count_and_a_node_that_joins_while_changefeeds_are_read_is_waited_for() {
+    let mut w = World::new(vec![doc("a", NORMAL, 5, Progress::None)]);
+    w.nodes(&["n1"]);
+    w.hear("n1", answer(vec![working("a", 5, 100)]));
+    w.hear("n1", answer(Vec::new()));
+    w.nodes(&["n1", "n2"]);
+    w.log.clear();
+    let loaded = w.disk.clone();
+    let actions = w.core.on_loaded(loaded, w.now);
+    w.perform(actions);
+    w.expect(&expect![""]);
+    assert!(!w.core.is_initialized(), "what runs on n2 is not known");
+    w.hear("n2", answer(vec![working("a", 5, 110)]));
+    assert_eq!(w.table(), "a normal Replicating n2 saved=100");
+    w.hear("n3", answer(vec![working("a", 5, 120)]));
+    w.beat("n1", working("a", 5, 130));
+    assert_eq!(w.table(), "a normal Replicating n2 saved=100", "n3 is nobody's node, n1 not its node");
+}
+
+#[test]
 fn a_stopped_changefeed_found_running_is_stopped() {
     let disk = vec![doc("a", ChangefeedState::Stopped, 2, Progress::None)];
     let mut w = World::started(disk, &[("n1", vec![working("a", 2, 120)])]);

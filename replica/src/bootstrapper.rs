@@ -1,8 +1,8 @@
 //! Asks every node of a set once, again until it answers, and says when all have.
 //!
-//! Used by maintainers for dispatcher managers; the answer is any type, so a coordinator can ask its nodes the
-//! same way. Answers are kept until the owner says that its own bootstrap succeeded: an attempt that failed can
-//! be repeated with the old answers and those of nodes that joined.
+//! Maintainers ask dispatcher managers this way, the coordinator asks its nodes. Answers are kept until the owner says
+//! that its own bootstrap succeeded: an attempt that failed can be repeated with the old answers and those of nodes
+//! that joined.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -160,7 +160,7 @@ mod tests {
         round.answers().map(|(node, answer)| (node.as_str(), *answer)).collect()
     }
 
-    // behaviour: maintainer-46
+    // behaviour: maintainer-46, coordinator-ST-13
     #[test]
     fn a_round_is_complete_when_every_node_has_answered() {
         let start = Instant::now();
@@ -173,10 +173,11 @@ mod tests {
         assert_eq!(round.on_answer(&"a".into(), 1), Heard::Noted);
         assert_eq!(round.on_answer(&"a".into(), 2), Heard::Noted, "a later answer replaces the first");
         assert_eq!(round.on_answer(&"b".into(), 3), Heard::Completed);
+        assert_eq!(round.on_answer(&"b".into(), 3), Heard::Noted, "completion is said once");
         assert_eq!(kept(&round), [("a", 2), ("b", 3)]);
     }
 
-    // behaviour: maintainer-47
+    // behaviour: maintainer-47, coordinator-ST-13
     #[test]
     fn a_node_that_joins_later_must_answer_and_one_that_leaves_need_not() {
         let start = Instant::now();
@@ -216,7 +217,7 @@ mod tests {
         assert_eq!(kept(&round), [("a", 1), ("b", 2), ("c", 3)]);
     }
 
-    // behaviour: maintainer-49
+    // behaviour: maintainer-49, coordinator-ST-13
     #[test]
     fn silent_nodes_are_asked_again_each_at_its_own_time() {
         let start = Instant::now();

@@ -6,9 +6,9 @@ use std::time::Instant;
 use heartbeatpb::{
     ChangefeedId, ComponentState, CoordinatorBootstrapResponse, MaintainerEpoch, MaintainerStatus, NodeId,
 };
+use replica::Heard;
 
 use super::{Core, Write};
-use crate::bootstrapper::Heard;
 use crate::changefeed::Changefeed;
 use crate::changefeed::operator::Operator;
 use crate::meta::Stored;
@@ -30,48 +30,40 @@ impl Core {
     pub(super) fn on_bootstrap_response(
         &mut self,
         from: &NodeId,
-        answer: CoordinatorBootstrapResponse,
+        mut answer: CoordinatorBootstrapResponse,
         now: Instant,
     ) {
+        if !self.initialized {
+            match self.bootstrapper.on_answer(from, answer) {
+                Heard::Completed => self.try_finish_bootstrap(now),
+                // Between the last answer and the end of loading: the newer answer counts.
+                Heard::Unknown | Heard::Noted => {}
+            }
+            return;
+        }
+        let statuses = std::mem::take(&mut answer.statuses);
         match self.bootstrapper.on_answer(from, answer) {
-            Heard::Unknown | Heard::Waiting => {}
-            Heard::Complete(answers) => {
-                self.answers = Some(answers);
-                self.try_finish_bootstrap(now);
-            }
-            Heard::Late(answer) if self.initialized => {
-                for status in &answer.statuses {
-                    self.on_status(from, status, now);
-                }
-            }
-            // Between the last answer and the end of loading: the newer answer counts.
-            Heard::Late(answer) => {
-                if let Some(answers) = &mut self.answers {
-                    answers.insert(from.clone(), answer);
-                }
-            }
+            Heard::Unknown => return,
+            Heard::Noted | Heard::Completed => self.bootstrapper.clear_answers(),
+        }
+        for status in &statuses {
+            self.on_status(from, status, now);
         }
     }
 
     /// Fills the table once everybody has answered and everything is loaded.
     pub(super) fn try_finish_bootstrap(&mut self, now: Instant) {
-        if self.initialized {
+        if self.initialized || !self.bootstrapper.is_ready() {
             return;
         }
-        if self.answers.is_none() || self.loaded.is_none() {
-            return;
-        }
-        let (answers, loaded) =
-            (self.answers.take().unwrap_or_default(), self.loaded.take().unwrap_or_default());
+        let Some(loaded) = self.loaded.take() else { return };
         let mut running: BTreeMap<ChangefeedId, Found> = BTreeMap::new();
-        for (node, answer) in answers {
-            if !self.members.contains(&node) {
-                continue;
-            }
-            for status in answer.statuses {
-                running.entry(status.changefeed.clone()).or_default().push((node.clone(), status));
+        for (node, answer) in self.bootstrapper.answers() {
+            for status in &answer.statuses {
+                running.entry(status.changefeed.clone()).or_default().push((node.clone(), status.clone()));
             }
         }
+        self.bootstrapper.clear_answers();
         self.initialized = true;
         for stored in loaded {
             let found = running.remove(&stored.info.id).unwrap_or_default();
