@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use node::Node;
-use node::cli::Client;
+use node::cli::{ApiError, Client};
 use node::config::ServerConfig;
-use serde_json::Value;
+use serde_json::{Value, json};
 use testkit::PgServer;
 
 /// How long a state may take to come: the machines that run this are busy.
@@ -49,6 +49,46 @@ pub(crate) async fn same(source: &PgServer, target: &PgServer, table: &str) {
         want.is_some() && content(target, TARGET, table).await == want
     })
     .await;
+}
+
+/// A source and a target, whose database [`TARGET`] is empty.
+pub(crate) async fn servers() -> (PgServer, PgServer) {
+    let (source, target) = tokio::try_join!(PgServer::start(), PgServer::start()).unwrap();
+    target.sql("postgres", &format!("CREATE DATABASE {TARGET}")).await.unwrap();
+    (source, target)
+}
+
+/// Creates the changefeed `f` from the source's database `postgres`.
+pub(crate) async fn create(
+    client: &Client,
+    source: &PgServer,
+    sink_uri: &str,
+    config: Value,
+) -> Result<Value, ApiError> {
+    let upstream = json!({ "uri": source.uri("postgres") });
+    let body =
+        json!({ "changefeed_id": "f", "sink_uri": sink_uri, "upstream": upstream, "replica_config": config });
+    client.post("/api/v2/changefeeds", &body).await
+}
+
+/// End of the source's log: every transaction that was committed before the call is at or before it.
+pub(crate) async fn position(source: &tokio_postgres::Client) -> u64 {
+    let row = source.query_one("SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint", &[]).await.unwrap();
+    u64::try_from(row.get::<_, i64>(0)).unwrap()
+}
+
+/// Checkpoint of the changefeed `f`, which must not have failed.
+pub(crate) async fn checkpoint(client: &Client) -> u64 {
+    let feed = client.get("/api/v2/changefeeds/f").await.unwrap();
+    assert_ne!(feed["state"], "failed", "{}", feed["error"]);
+    feed["checkpoint_ts"].as_u64().unwrap()
+}
+
+/// Waits until everything that the source has committed by now is at the target.
+pub(crate) async fn caught_up(client: &Client, source: &PgServer) {
+    let end = position(&source.client("postgres").await.unwrap()).await;
+    eventually("the checkpoint reaches the source's position", async || checkpoint(client).await >= end)
+        .await;
 }
 
 /// State of the changefeed `f`, empty where there is none.
