@@ -9,6 +9,7 @@
 //! - **HB-3** A configuration is never shown by `Debug`.
 
 mod block;
+pub mod codes;
 pub mod config;
 mod convert;
 mod epoch;

@@ -14,7 +14,7 @@ use heartbeatpb::config::{ChangefeedInfo, DispatcherManagerConfig, PerformanceMo
 use heartbeatpb::{
     BlockStatusRequest, ChangefeedId, ComponentState, ConfigBytes, DispatcherId, DrainProgress,
     MaintainerBootstrapResponse, MaintainerEpoch, MaintainerStatus, NodeId, RunningError, SchemaId,
-    TableSpan, Ts,
+    TableSpan, Ts, codes,
 };
 use messaging::{ToHeartbeatCollector, ToOrchestrator};
 use operator::span::AddSpan;
@@ -300,7 +300,7 @@ impl Core {
         for key in outcome.unusable {
             let message =
                 format!("the schema change at {} names no tables that it could be done for", key.commit_ts);
-            self.own_error("CDC:ErrUnsupportedSchemaChange", message);
+            self.own_error(codes::SCHEMA_CHANGE_UNSUPPORTED, message);
         }
         self.after_change(now, out);
     }

@@ -238,7 +238,7 @@ async fn an_error_reaches_the_coordinator_once_and_a_stopped_process_stops_its_r
     *world.upstream.fails.lock() = Some(RunningError {
         time: "t".to_owned(),
         node: "n1".to_owned(),
-        code: "CDC:ErrUpstream".to_owned(),
+        code: "CDC:ErrX".to_owned(),
         message: "no".to_owned(),
     });
     world.add(&id, 1);

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use heartbeatpb::config::{ChangefeedInfo, ChangefeedState};
-use heartbeatpb::{RunningError, Ts};
+use heartbeatpb::{RunningError, Ts, codes};
 
 /// Wait before the first restart.
 const FIRST: Duration = Duration::from_secs(10);
@@ -12,58 +12,10 @@ const LONGEST: Duration = Duration::from_secs(600);
 /// A wait differs from its plan by at most this many per mille, so that many changefeeds do not return at once.
 const JITTER_PER_MILLE: u64 = 100;
 
-/// Codes after which a restart cannot help.
-const FAST_FAIL: [&str; 43] = [
-    "CDC:ErrGCTTLExceeded",
-    "CDC:ErrSnapshotLostByGC",
-    "CDC:ErrStartTsBeforeGC",
-    "CDC:ErrExpressionColumnNotFound",
-    "CDC:ErrInvalidFilterExpression",
-    "CDC:ErrSchemaSnapshotNotFound",
-    "CDC:ErrSyncRenameTableFailed",
-    "CDC:ErrChangefeedUnretryable",
-    "CDC:ErrCorruptedDataMutation",
-    "CDC:ErrDispatcherFailed",
-    "CDC:ErrColumnSelectorFailed",
-    "CDC:ErrSinkURIInvalid",
-    "CDC:ErrKafkaInvalidConfig",
-    "CDC:ErrMySQLInvalidConfig",
-    "CDC:ErrStorageSinkInvalidConfig",
-    "CDC:ErrInvalidTableRoutingRule",
-    "CDC:ErrTableRoutingFailed",
-    "CDC:ErrTableRouteConflict",
-    "CDC:ErrTableAfterNotSplitable",
-    // Ours: what only a person can put right.
-    "CDC:ErrUpstreamURIInvalid",
-    "CDC:ErrFilterRuleInvalid",
-    "CDC:ErrUpstreamAuthFailed",
-    "CDC:ErrUpstreamDatabaseNotExists",
-    "CDC:ErrUpstreamTLSFailed",
-    "CDC:ErrUpstreamPrivilege",
-    "CDC:ErrUpstreamPrerequisite",
-    "CDC:ErrUpstreamSlotConflict",
-    "CDC:ErrTableIneligible",
-    "CDC:ErrSchemaChangeUnsupported",
-    "CDC:ErrEventMalformed",
-    "CDC:ErrDDLBarrierUnsupported",
-    "CDC:ErrTargetNotEmpty",
-    "CDC:ErrTargetRowMissing",
-    "CDC:ErrTargetKeyMissing",
-    "CDC:ErrTargetColumnMissing",
-    "CDC:ErrTargetColumnExtra",
-    "CDC:ErrTargetColumnGenerated",
-    "CDC:ErrTargetTableMissing",
-    "CDC:ErrTargetNotTable",
-    "CDC:ErrSinkPermission",
-    "CDC:ErrSinkAuth",
-    "CDC:ErrSinkData",
-    "CDC:ErrSinkConflict",
-];
-
 /// Whether a restart cannot help against this error.
 #[must_use]
 pub fn is_fast_fail(error: &RunningError) -> bool {
-    FAST_FAIL.contains(&error.code.as_str())
+    codes::needs_person(&error.code)
 }
 
 /// What a report means.
@@ -279,9 +231,9 @@ mod tests {
     // behaviour: coordinator-BO-9
     fn a_fatal_error_sticks_until_a_person_resumes() {
         let (mut b, t) = backoff(ChangefeedState::Normal, 1);
-        let verdict = b.check(Ts(2), &[error("CDC:ErrX"), error("CDC:ErrSnapshotLostByGC")], t);
+        let verdict = b.check(Ts(2), &[error("CDC:ErrX"), error(codes::SNAPSHOT_LOST_BY_GC)], t);
         assert_eq!(said(&verdict), "changed failed");
-        assert_eq!(verdict.error.unwrap().code, "CDC:ErrSnapshotLostByGC");
+        assert_eq!(verdict.error.unwrap().code, codes::SNAPSHOT_LOST_BY_GC);
         assert!(!b.is_retrying());
         assert_eq!(b.baseline, Ts(2));
         assert_eq!(said(&b.check(Ts(3), &[], t)), "same failed");
@@ -347,11 +299,13 @@ mod tests {
     #[test]
     // behaviour: coordinator-BO-8
     fn every_code_against_which_a_restart_cannot_help_fails_at_once() {
-        for code in FAST_FAIL {
+        for code in codes::NEEDS_PERSON {
             let (mut b, t) = backoff(ChangefeedState::Normal, 1);
             assert_eq!(said(&b.check(Ts(1), &[error(code)], t)), "changed failed", "{code}");
         }
-        assert!(!is_fast_fail(&error("CDC:ErrSinkURIInvalid2")), "a code is not a prefix");
+        let (mut b, t) = backoff(ChangefeedState::Normal, 1);
+        let verdict = b.check(Ts(1), &[error(codes::SINK_UNAVAILABLE)], t);
+        assert_eq!(said(&verdict), "changed warning restart", "what mends itself is tried again");
     }
 
     #[test]

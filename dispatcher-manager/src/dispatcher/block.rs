@@ -1,7 +1,7 @@
 //! Block events of one dispatcher: alone, or behind a barrier that the owner directs (spec/dispatcher.md §15).
 
 use event::{BlockEvent, DdlEvent, TableInfo};
-use heartbeatpb::{BarrierKey, BlockStage, BlockState, InfluencedTables};
+use heartbeatpb::{BarrierKey, BlockStage, BlockState, InfluencedTables, codes};
 
 use super::{Dispatcher, Effect, Phase, Report};
 use crate::Fault;
@@ -108,7 +108,7 @@ impl Dispatcher {
     fn check_ddl(&self, ddl: &DdlEvent) -> Result<(), Fault> {
         if let Some(error) = &ddl.error {
             return Err(Fault {
-                code: "CDC:ErrSchemaChangeUnsupported".into(),
+                code: codes::SCHEMA_CHANGE_UNSUPPORTED.into(),
                 message: error.clone(),
                 retryable: false,
             });
@@ -116,7 +116,7 @@ impl Dispatcher {
         let splittable = ddl.table_info.as_deref().is_none_or(is_splittable);
         if self.check_splittable && !self.span.is_whole() && !splittable {
             return Err(Fault {
-                code: "CDC:ErrTableAfterDDLNotSplitable".into(),
+                code: codes::TABLE_AFTER_NOT_SPLITABLE.into(),
                 message: format!(
                     "table {}.{} is divided into key ranges, but cannot be after the DDL at {}: it needs a primary \
                      key and no other unique key; pause the changefeed, set scheduler.enable-table-across-nodes \

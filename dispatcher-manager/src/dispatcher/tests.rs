@@ -446,7 +446,7 @@ fn a_table_in_several_spans_must_stay_divisible() {
     });
     let change = DdlEvent { table_info: Some(Arc::new(info)), ..ddl(100) };
     let mut d = Bench::of(&part, true);
-    assert_eq!(d.arrive(block(change.clone())), "working; fail CDC:ErrTableAfterDDLNotSplitable");
+    assert_eq!(d.arrive(block(change.clone())), "working; fail CDC:ErrTableAfterNotSplitable");
     let mut d = Bench::of(&part, false);
     assert_eq!(d.arrive(block(change.clone())), "working; flush");
     let mut d = Bench::of(&config(1, 1, 50), true);

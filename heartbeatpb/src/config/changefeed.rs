@@ -6,7 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, ReplicaConfig, mask_uri};
-use crate::{ChangefeedId, ConfigBytes, Gid, MaintainerEpoch, RunningError, Ts};
+use crate::{ChangefeedId, ConfigBytes, Gid, MaintainerEpoch, RunningError, Ts, codes};
 
 /// State of a changefeed (spec/coordinator.md §11.1).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
@@ -125,7 +125,7 @@ impl fmt::Display for ChangefeedState {
 
 /// Whether a code says that the upstream no longer has the log: holding more of it cannot help.
 fn is_retention_loss(code: &str) -> bool {
-    matches!(code, "CDC:ErrGCTTLExceeded" | "CDC:ErrSnapshotLostByGC" | "CDC:ErrStartTsBeforeGC")
+    matches!(code, codes::GC_TTL_EXCEEDED | codes::SNAPSHOT_LOST_BY_GC | codes::START_TS_BEFORE_GC)
 }
 
 /// How to reach an upstream.

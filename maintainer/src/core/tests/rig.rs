@@ -120,7 +120,7 @@ impl Rig {
     }
 
     pub(super) fn load_fails(&mut self) {
-        let result = Err(error("CDC:ErrUpstream"));
+        let result = Err(error("CDC:ErrX"));
         self.core.on_loaded(result, self.now, &mut self.out);
     }
 
