@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
 use crate::common::{
-    TARGET, caught_up, checkpoint, content, create, eventually, position, same, servers, start,
+    TARGET, assert_same, caught_up, checkpoint, create, eventually, position, same, servers, start,
 };
 
 /// Accounts per table: few, so that transactions meet.
@@ -258,12 +258,7 @@ async fn every_published_checkpoint_holds_all_transactions_up_to_it_in_every_tab
         caught_up(&client, &source).await;
         assert_eq!(Books::read(&target, TARGET).await.sum(), total);
         for table in TABLES {
-            let want = content(&source, "postgres", table).await;
-            assert_eq!(
-                content(&target, TARGET, table).await,
-                want,
-                "{table} at a checkpoint of a quiet source"
-            );
+            assert_same(&source, &target, table, "at a checkpoint of a quiet source").await;
         }
         tellers = Tellers::start(&source, &numbers, &noted).await;
     }

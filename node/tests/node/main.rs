@@ -4,4 +4,6 @@
 
 mod bank;
 mod common;
+mod large;
 mod life;
+mod types;

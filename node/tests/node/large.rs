@@ -1,0 +1,115 @@
+//! One transaction that is larger than what the node may hold in memory, with small ones around it.
+//!
+//! The node runs as a process of its own, so that the memory that is measured is its own.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use testkit::{Api, Millrace, PgServer, compare};
+
+use crate::common::{TARGET, eventually, position, servers};
+
+/// Most memory that the process may have held at once: its bounded stores and buffers, and room for the rest.
+const MOST_MEMORY: u64 = 300 << 20;
+/// Between two small transactions.
+const PAUSE: Duration = Duration::from_millis(5);
+
+const SCHEMA: &str = "CREATE TABLE big (id int PRIMARY KEY, v int); \
+                      CREATE TABLE small (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, v text)";
+
+/// A running process with the changefeed `f`, which began with empty tables.
+struct Process {
+    server: Millrace,
+    api: Api,
+    _dir: tempfile::TempDir,
+}
+
+impl Process {
+    async fn start(source: &PgServer, sink_uri: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut server = Millrace::new(Path::new(env!("CARGO_BIN_EXE_millrace")), dir.path()).unwrap();
+        server.start().await.unwrap();
+        let api = server.api();
+        let config = json!({ "initial_copy": { "enabled": false } });
+        api.create("f", &source.uri("postgres"), sink_uri, &config).await.unwrap();
+        Self { server, api, _dir: dir }
+    }
+
+    /// Waits until the checkpoint has reached the source's end. Answers the number of rows that were written.
+    async fn caught_up(&self, source: &PgServer) -> u64 {
+        let end = position(&source.client("postgres").await.unwrap()).await;
+        eventually("the checkpoint reaches the source's position", async || {
+            let progress = self.api.progress("f").await.unwrap();
+            assert_ne!(progress.state, "failed", "{}", self.server.log_tail(20));
+            progress.checkpoint >= end
+        })
+        .await;
+        self.api.progress("f").await.unwrap().rows_written
+    }
+}
+
+/// Inserts `rows` rows in one transaction while small transactions come and go. Answers how many came.
+async fn load(source: &PgServer, rows: u64) -> u64 {
+    let stop = Arc::new(AtomicBool::new(false));
+    let around = {
+        let (client, stop) = (source.client("postgres").await.unwrap(), Arc::clone(&stop));
+        tokio::spawn(async move {
+            let mut count = 0;
+            while !stop.load(Ordering::Relaxed) {
+                client.execute("INSERT INTO small (v) VALUES ('around')", &[]).await.unwrap();
+                count += 1;
+                tokio::time::sleep(PAUSE).await;
+            }
+            count
+        })
+    };
+    source
+        .sql("postgres", &format!("INSERT INTO big SELECT i, -i FROM generate_series(1, {rows}) i"))
+        .await
+        .unwrap();
+    stop.store(true, Ordering::Relaxed);
+    around.await.unwrap()
+}
+
+/// Replicates one large transaction. Says how long the parts took and how much memory the process had.
+async fn replicate(source: &PgServer, sink_uri: &str, rows: u64) -> Process {
+    source.sql("postgres", SCHEMA).await.unwrap();
+    let mut process = Process::start(source, sink_uri).await;
+    let begun = Instant::now();
+    let small = load(source, rows).await;
+    let loaded = begun.elapsed();
+    let written = process.caught_up(source).await;
+    let peak = process.server.peak_bytes();
+    println!(
+        "{rows} rows in one transaction, {small} small ones: loaded in {:.1} s, replicated after {:.1} s, \
+         {} MiB at most, {} s of processor time",
+        loaded.as_secs_f64(),
+        begun.elapsed().as_secs_f64(),
+        peak >> 20,
+        process.server.usage().unwrap().cpu_seconds,
+    );
+    assert_eq!(written, rows + small, "every row once");
+    assert!(peak < MOST_MEMORY, "{} MiB at most", peak >> 20);
+    process.server.still_running().unwrap();
+    process
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_of_five_million_rows_passes_through_little_memory() {
+    let source = PgServer::start().await.unwrap();
+    let mut process = replicate(&source, "blackhole://", 5_000_000).await;
+    process.server.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_transaction_is_written_to_a_database_exactly_once() {
+    let (source, target) = servers().await;
+    let mut process = replicate(&source, &target.uri(TARGET), 300_000).await;
+    let (from, to) = (source.client("postgres").await.unwrap(), target.client(TARGET).await.unwrap());
+    let comparison = compare(&from, &to, &["big", "small"]).await.unwrap();
+    assert!(comparison.equal(), "{comparison}");
+    process.server.stop().await.unwrap();
+}
