@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::{behaviours, codegen, servers, tidy};
+use crate::{behaviours, codegen, examples, servers, tidy};
 
 /// Runs one step and says how long it took.
 pub(crate) fn run_step(name: &str, step: impl FnOnce() -> Result<()>) -> Result<()> {
@@ -29,7 +29,8 @@ pub(crate) fn run(root: &Path) -> Result<()> {
         crate::run(root, "cargo", &arguments, &[("RUSTDOCFLAGS", "-D warnings")])
     })?;
     run_step("behaviours", || behaviours::run(root, false))?;
-    run_step("tests", || test(root, &[]))
+    run_step("tests", || test(root, &[]))?;
+    run_step("examples", || examples::run(root, None))
 }
 
 /// The tests alone.

@@ -3,7 +3,11 @@
 mod behaviours;
 mod ci;
 mod codegen;
+mod errors;
+mod examples;
+mod licenses;
 mod metrics;
+mod openapi;
 mod programs;
 mod servers;
 mod tidy;
@@ -13,6 +17,7 @@ use std::process::{Command as Process, ExitCode};
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
+use serde_json::Value;
 
 /// Chores of the project.
 #[derive(Parser, Debug)]
@@ -32,8 +37,13 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
     },
-    /// Crate layers, file headers, inherited lints, documented metrics.
+    /// Crate layers, file headers, inherited lints, licences, documented metrics, error codes and routes.
     Tidy,
+    /// Build and run the example programs of every crate, or of one.
+    Examples {
+        /// The crate.
+        package: Option<String>,
+    },
     /// Generate protobuf code.
     Codegen {
         /// Only say whether it is up to date.
@@ -42,11 +52,19 @@ enum Command {
     },
     /// Write docs/metrics.md from the metrics' constants.
     Metrics,
+    /// Write docs/errors.md from the list of error codes.
+    Errors,
     /// Behaviours of the catalogue and the tests that show them.
     Behaviours {
         /// Fail when a behaviour is shown by no test, or a test names one that is not listed.
         #[arg(long)]
         strict: bool,
+    },
+    /// Two databases and a node to play with, until Ctrl-C; see docs/testing.md.
+    Dev {
+        /// Arguments of the program, such as `--rate 100`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
     },
     /// Kill a release build again and again under load, and compare both ends; see docs/testing.md.
     Crash {
@@ -76,8 +94,13 @@ fn main() -> ExitCode {
         Command::Test { rest } => servers::ensure().and_then(|()| ci::test(&root, &rest)),
         Command::Tidy => tidy::run(&root),
         Command::Codegen { check } => codegen::run(&root, check),
+        Command::Examples { package } => {
+            servers::ensure().and_then(|()| examples::run(&root, package.as_deref()))
+        }
         Command::Metrics => metrics::run(&root),
+        Command::Errors => errors::run(&root),
         Command::Behaviours { strict } => behaviours::run(&root, strict),
+        Command::Dev { rest } => programs::run(&root, "dev", &rest),
         Command::Crash { rest } => programs::run(&root, "crash", &rest),
         Command::Bench(Bench::Drain { rest }) => programs::run(&root, "drain", &rest),
     };
@@ -113,8 +136,31 @@ fn run(root: &Path, program: &str, arguments: &[&str], variables: &[(&str, &str)
     Ok(())
 }
 
+/// What cargo knows about the workspace.
+fn metadata(root: &Path, arguments: &[&str]) -> Result<Value> {
+    let output = Process::new("cargo")
+        .args(["metadata", "--format-version", "1", "--locked"])
+        .args(arguments)
+        .current_dir(root)
+        .output()
+        .context("cannot run cargo metadata")?;
+    if !output.status.success() {
+        bail!("cargo metadata failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    serde_json::from_slice(&output.stdout).context("cargo metadata gave no JSON")
+}
+
 /// Every Rust source file of the project that a person wrote.
 fn sources(root: &Path) -> Result<Vec<PathBuf>> {
+    files(root, ".rs")
+}
+
+/// Every page of documentation.
+fn pages(root: &Path) -> Result<Vec<PathBuf>> {
+    files(root, ".md")
+}
+
+fn files(root: &Path, ending: &str) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     let mut folders = vec![root.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -125,7 +171,7 @@ fn sources(root: &Path) -> Result<Vec<PathBuf>> {
                 if !name.starts_with('.') && name != "target" && name != "generated" {
                     folders.push(path);
                 }
-            } else if name.ends_with(".rs") {
+            } else if name.ends_with(ending) {
                 files.push(path);
             }
         }

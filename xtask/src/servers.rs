@@ -16,11 +16,11 @@ fn postgres_programs() -> Option<PathBuf> {
 
 /// Makes sure that PostgreSQL's server programs are there, installing Debian's package as root.
 pub(crate) fn ensure() -> Result<()> {
-    if postgres_programs().is_some() || std::env::var_os("MILLRACE_PG_BIN").is_some() {
+    if postgres_programs().is_some() || std::env::var_os("MILLRACE_TEST_PG_BIN").is_some() {
         return Ok(());
     }
     let advice = "install PostgreSQL's server programs (Debian, Ubuntu: apt-get install postgresql), \
-                  or set MILLRACE_PG_BIN to the folder that holds initdb";
+                  or set MILLRACE_TEST_PG_BIN to the folder that holds initdb";
     if !is_root() {
         bail!("PostgreSQL's server programs are missing and only root can install them; {advice}");
     }

@@ -2,12 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use serde_json::Value;
 
-use crate::metrics;
+use crate::{errors, licenses, metrics, openapi};
 
 /// Which crate may use which other crates of ours. A new edge is a visible decision.
 const LAYERS: [(&str, &[&str]); 16] = [
@@ -31,10 +30,13 @@ const LAYERS: [(&str, &[&str]); 16] = [
 
 /// Checks every rule and lists every violation.
 pub(crate) fn run(root: &Path) -> Result<()> {
-    let mut found = layers(root)?;
+    let mut found = layers(&crate::metadata(root, &["--no-deps"])?);
     found.extend(headers(root)?);
     found.extend(lints(root)?);
+    found.extend(licenses::violations(root, &crate::metadata(root, &[])?)?);
     found.extend(documented_metrics(root)?);
+    found.extend(errors::violations(root)?);
+    found.extend(openapi::violations(root)?);
     if found.is_empty() {
         return Ok(());
     }
@@ -44,13 +46,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     bail!("{} violations", found.len())
 }
 
-fn layers(root: &Path) -> Result<Vec<String>> {
-    let output = Command::new("cargo")
-        .args(["metadata", "--format-version", "1", "--no-deps"])
-        .current_dir(root)
-        .output()
-        .context("cannot run cargo metadata")?;
-    let metadata: Value = serde_json::from_slice(&output.stdout).context("cargo metadata gave no JSON")?;
+fn layers(metadata: &Value) -> Vec<String> {
     let names: BTreeSet<&str> = LAYERS.iter().map(|(name, _)| *name).collect();
     let mut found = Vec::new();
     for package in metadata["packages"].as_array().into_iter().flatten() {
@@ -71,7 +67,7 @@ fn layers(root: &Path) -> Result<Vec<String>> {
             }
         }
     }
-    Ok(found)
+    found
 }
 
 fn headers(root: &Path) -> Result<Vec<String>> {
