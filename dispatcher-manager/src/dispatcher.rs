@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use event::{BlockEvent, RowBatch, TableInfo};
+use event::{BlockEvent, RowBatch, RowOp, TableInfo};
 use heartbeatpb::{
     BarrierKey, BlockStage, BlockState, ComponentState, DispatcherConfig, DispatcherId, Mode, SchemaId,
     TableId, TableSpan, Ts, WallTime,
@@ -91,6 +91,15 @@ struct Report {
     counted: bool,
 }
 
+/// An initial copy that was seen to begin.
+#[derive(Clone, Copy, Debug)]
+struct InitialCopy {
+    /// Commit ts of all of its rows.
+    at: Ts,
+    /// The checkpoint that it began at.
+    floor: Ts,
+}
+
 /// One dispatcher.
 #[derive(Debug)]
 pub(crate) struct Dispatcher {
@@ -114,6 +123,7 @@ pub(crate) struct Dispatcher {
     inbox: VecDeque<Arrival>,
     opened: Option<Arc<TableInfo>>,
     progress: TableProgress,
+    copy: Option<InitialCopy>,
     resolved: Ts,
     last_synced: Ts,
     flushed_bytes: u64,
@@ -145,6 +155,7 @@ impl Dispatcher {
             inbox: VecDeque::new(),
             opened: None,
             progress: TableProgress::default(),
+            copy: None,
             resolved: config.start_ts,
             last_synced: Ts::ZERO,
             flushed_bytes: 0,
@@ -167,6 +178,11 @@ impl Dispatcher {
             None => self.resolved,
             Some(table) if self.progress.is_empty() => table.max(self.resolved),
             Some(table) => table,
+        };
+        // A copied row holds what was committed before the snapshot: until all are durable, nothing is.
+        let base = match self.copy {
+            Some(copy) if base < copy.at => copy.floor,
+            Some(_) | None => base,
         };
         match self.blockers.first() {
             Some(blocker) => base.min(blocker.before()),
@@ -357,6 +373,9 @@ impl Dispatcher {
             return;
         }
         self.begin_work(out);
+        if wanted.iter().next().is_some_and(|row| row.op == RowOp::CopyStart) {
+            self.copy = Some(InitialCopy { at: first, floor: self.checkpoint() });
+        }
         let end = RowEnd { commit_ts: last.commit_ts, rows: last.first_row + u64::from(last.rows) };
         let ticket = self.progress.add(first, end, wanted.bytes());
         out.push(Effect::Write(wanted, ticket, credit));

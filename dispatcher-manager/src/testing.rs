@@ -435,3 +435,21 @@ pub fn batch(commits: &[u64]) -> RowBatch {
     }
     RowBatch::new(table(1, 1), txns, rows.freeze()).expect("well formed")
 }
+
+/// The beginning of an initial copy of table 1, before any row.
+///
+/// # Panics
+/// Never: the batch is well formed.
+#[must_use]
+pub fn copy_start(commit: u64) -> RowBatch {
+    let mut rows = BytesMut::new();
+    put_row(&mut rows, RowOp::CopyStart, None, None);
+    let txn = TxnMark {
+        commit_ts: Ts(commit),
+        start_ts: Ts(commit - 1),
+        commit_time: WallTime(0),
+        rows: 1,
+        first_row: 0,
+    };
+    RowBatch::new(table(1, 1), vec![txn], rows.freeze()).expect("well formed")
+}

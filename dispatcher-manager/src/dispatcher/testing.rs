@@ -14,7 +14,7 @@ use super::{Dispatcher, Effect};
 use crate::Fault;
 use crate::arrival::{Arrival, Credit};
 use crate::progress::Ticket;
-pub(crate) use crate::testing::{batch, table};
+pub(crate) use crate::testing::{batch, copy_start, table};
 
 /// Id of a dispatcher in tests.
 pub(crate) fn id(n: u64) -> DispatcherId {

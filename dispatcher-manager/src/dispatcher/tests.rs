@@ -143,6 +143,40 @@ fn the_durable_part_of_a_large_transaction_is_known() {
 }
 
 #[test]
+fn the_checkpoint_stands_still_until_the_whole_copy_is_durable() {
+    let mut d = Bench::table(50);
+    assert_eq!(d.arrive(Arrival::Rows(copy_start(100), Credit::default())), "working; write 100");
+    assert_eq!(d.checkpoint(), 50, "rows that were committed at 60 may be among those to come");
+    d.flushed(0);
+    assert_eq!(d.checkpoint(), 50);
+    d.arrive(rows(&[100]));
+    d.arrive(rows(&[100]));
+    d.arrive(resolved(100));
+    d.arrive(rows(&[110]));
+    d.flushed(1);
+    assert_eq!(d.checkpoint(), 50, "the copy has arrived and is not durable");
+    d.flushed(2);
+    assert_eq!(d.checkpoint(), 109);
+    d.arrive(resolved(120));
+    d.flushed(3);
+    assert_eq!(d.checkpoint(), 120);
+}
+
+#[test]
+fn a_copy_that_begins_again_holds_the_checkpoint_where_the_first_began() {
+    let mut d = Bench::table(50);
+    d.arrive(Arrival::Rows(copy_start(100), Credit::default()));
+    d.flushed(0);
+    d.arrive(Arrival::Rows(copy_start(130), Credit::default()));
+    assert_eq!(d.checkpoint(), 50);
+    d.flushed(1);
+    d.arrive(resolved(129));
+    assert_eq!(d.checkpoint(), 50);
+    d.arrive(resolved(130));
+    assert_eq!(d.checkpoint(), 130);
+}
+
+#[test]
 fn a_failed_dispatcher_keeps_its_checkpoint() {
     let mut d = Bench::table(50);
     d.arrive(rows(&[60]));
