@@ -11,7 +11,7 @@ use node::quickstart::QuickstartArgs;
 
 /// Change data capture that scales out.
 #[derive(Parser, Debug)]
-#[command(name = "millrace", version, about, propagate_version = true)]
+#[command(name = "millrace", version, propagate_version = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,

@@ -40,6 +40,12 @@ impl Api {
         Self { port }
     }
 
+    /// Where it is, for other programs.
+    #[must_use]
+    pub fn base(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
     /// `GET`.
     ///
     /// # Errors

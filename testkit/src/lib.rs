@@ -3,7 +3,7 @@
 //! [`PgServer`] starts a private PostgreSQL in a temporary directory and removes it when it is dropped.
 //! [`Millrace`] runs the real program as a process that can be killed, [`Api`] talks to it, [`Load`] changes
 //! tables in every way that is known to be hard, and [`compare()`] says what differs at the end. The programs
-//! in `src/bin` put these together: `crash` kills, `drain` measures.
+//! in `src/bin` put these together: `crash` kills, `drain` measures, `dev` is for a person to play with.
 
 pub mod api;
 pub mod compare;

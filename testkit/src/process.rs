@@ -1,6 +1,7 @@
 //! The real program as a process: started, killed, started again, measured.
 
 use std::fs::{self, File, OpenOptions};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -61,6 +62,7 @@ pub struct Millrace {
     port: u16,
     child: Option<Child>,
     peak_bytes: u64,
+    apart: bool,
 }
 
 impl Millrace {
@@ -73,7 +75,27 @@ impl Millrace {
             bail!("{} does not exist; build it with `cargo build --release -p node`", program.display());
         }
         let port = crate::postgres::free_port()?;
-        Ok(Self { program: program.to_owned(), dir: dir.to_owned(), port, child: None, peak_bytes: 0 })
+        Ok(Self {
+            program: program.to_owned(),
+            dir: dir.to_owned(),
+            port,
+            child: None,
+            peak_bytes: 0,
+            apart: false,
+        })
+    }
+
+    /// A Ctrl-C in the terminal does not reach the process: whoever started it stops it.
+    #[must_use]
+    pub fn apart_from_terminal(mut self) -> Self {
+        self.apart = true;
+        self
+    }
+
+    /// Whether the process was started and not stopped or killed since.
+    #[must_use]
+    pub fn is_started(&self) -> bool {
+        self.child.is_some()
     }
 
     /// Where the program is looked for when nobody names it: beside the running one.
@@ -124,7 +146,11 @@ impl Millrace {
     /// When it cannot be started.
     pub fn spawn(&mut self) -> Result<()> {
         let log: File = OpenOptions::new().create(true).append(true).open(self.log_path())?;
-        let child = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        if self.apart {
+            command.process_group(0);
+        }
+        let child = command
             .args(["server", "--addr", &format!("127.0.0.1:{}", self.port), "--data-dir"])
             .arg(self.dir.join("data"))
             .stdin(Stdio::null())

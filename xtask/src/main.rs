@@ -100,7 +100,7 @@ fn main() -> ExitCode {
         Command::Metrics => metrics::run(&root),
         Command::Errors => errors::run(&root),
         Command::Behaviours { strict } => behaviours::run(&root, strict),
-        Command::Dev { rest } => programs::run(&root, "dev", &rest),
+        Command::Dev { rest } => programs::become_dev(&root, &rest),
         Command::Crash { rest } => programs::run(&root, "crash", &rest),
         Command::Bench(Bench::Drain { rest }) => programs::run(&root, "drain", &rest),
     };
