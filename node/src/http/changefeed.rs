@@ -329,6 +329,13 @@ pub(super) async fn create(State(state): State<Shared>, body: Bytes) -> Answer {
     let upstream_id = check_ends(&state, &*upstream, &id, &body.sink_uri, &request.config).await?;
     let at = (body.start_ts.0 != Ts::ZERO).then_some(body.start_ts.0);
     check_target(&body, at)?;
+    if at.is_some() && request.config.initial_copy.enabled {
+        // The copy holds the rows of another moment: what was committed between the two would be missing.
+        return Err(ApiFailure::invalid(
+            "start_ts is where changes begin, and the initial copy brings rows as of now; set \
+             initial_copy.enabled to false (--no-initial-copy), or leave start_ts out",
+        ));
+    }
     let point = upstream.create_retention(&spec, at).await?;
     let mut info = request.info(id.clone());
     info.sink_uri.clone_from(&body.sink_uri);

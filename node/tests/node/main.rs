@@ -4,6 +4,7 @@
 
 mod bank;
 mod common;
+mod copy;
 mod large;
 mod life;
 mod types;
