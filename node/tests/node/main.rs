@@ -5,6 +5,7 @@
 mod bank;
 mod common;
 mod copy;
+mod filters;
 mod large;
 mod life;
 mod types;
