@@ -62,16 +62,26 @@ pub enum CliError {
     /// The person said no.
     #[error("aborted")]
     Aborted,
+    /// Standard output takes nothing more.
+    #[error("cannot write to standard output")]
+    Output(#[from] std::io::Error),
 }
 
 impl CliError {
-    /// Exit code of the process: 2 when a person aborted, otherwise 1.
+    /// Exit code of the process: 2 when a person aborted, 141 when whoever read the output went away, otherwise 1.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
             CliError::Aborted => 2,
-            CliError::Api(_) | CliError::Usage(_) => 1,
+            CliError::Output(_) if self.is_unheard() => 141,
+            CliError::Api(_) | CliError::Usage(_) | CliError::Output(_) => 1,
         }
+    }
+
+    /// Whether whoever read the output went away, as `head` does: nobody is to be told.
+    #[must_use]
+    pub fn is_unheard(&self) -> bool {
+        matches!(self, CliError::Output(error) if error.kind() == std::io::ErrorKind::BrokenPipe)
     }
 }
 
@@ -93,19 +103,14 @@ pub async fn run(args: CliArgs) -> Result<(), CliError> {
                     })
                 })
                 .collect();
-            print_json(&Value::Array(rows));
-            Ok(())
+            print_json(&Value::Array(rows))
         }
         CliCommand::Tso(TsoCommand::Query { upstream_uri }) => {
             let body = serde_json::json!({ "upstream": { "uri": upstream_uri } });
             let answer = client.post("/api/v2/tso", &body).await?;
-            println!("{}", answer["position"]);
-            Ok(())
+            say(&answer["position"])
         }
-        CliCommand::Status => {
-            print_json(&client.get("/api/v2/status").await?);
-            Ok(())
-        }
+        CliCommand::Status => print_json(&client.get("/api/v2/status").await?),
     }
 }
 
@@ -114,6 +119,15 @@ fn items(list: &Value) -> impl Iterator<Item = &Value> {
     list["items"].as_array().into_iter().flatten()
 }
 
-fn print_json(value: &Value) {
-    println!("{value:#}");
+fn print_json(value: &Value) -> Result<(), CliError> {
+    say(&format_args!("{value:#}"))
+}
+
+/// Prints one line to standard output.
+///
+/// # Errors
+/// When it is closed, or cannot be written.
+pub fn say(line: &dyn std::fmt::Display) -> Result<(), CliError> {
+    use std::io::Write as _;
+    Ok(writeln!(std::io::stdout(), "{line}")?)
 }

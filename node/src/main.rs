@@ -101,8 +101,11 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
-            error.downcast_ref::<CliError>().map_or(ExitCode::FAILURE, |e| ExitCode::from(e.exit_code()))
+            let told = error.downcast_ref::<CliError>();
+            if !told.is_some_and(CliError::is_unheard) {
+                eprintln!("error: {error:#}");
+            }
+            told.map_or(ExitCode::FAILURE, |e| ExitCode::from(e.exit_code()))
         }
     }
 }
@@ -125,9 +128,6 @@ async fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Cli(args) => Ok(node::cli::run(args).await?),
         Command::Quickstart(args) => node::quickstart::run(*args).await,
-        Command::Version => {
-            println!("millrace {}", env!("CARGO_PKG_VERSION"));
-            Ok(())
-        }
+        Command::Version => Ok(node::cli::say(&format_args!("millrace {}", env!("CARGO_PKG_VERSION")))?),
     }
 }

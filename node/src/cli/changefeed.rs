@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
-use super::{ApiError, CliError, Client, items, print_json};
+use super::{ApiError, CliError, Client, items, print_json, say};
 
 #[derive(Subcommand, Debug)]
 pub(super) enum ChangefeedCommand {
@@ -84,15 +84,13 @@ pub(super) async fn run(client: &Client, command: ChangefeedCommand) -> Result<(
         ChangefeedCommand::Query { id, simple } => query(client, &id.changefeed_id, simple).await,
         ChangefeedCommand::Pause(id) => {
             client.post(&path(&id.changefeed_id, "/pause"), &json!({})).await?;
-            println!("Pause changefeed successfully!\nID: {}", id.changefeed_id);
-            Ok(())
+            say(&format_args!("Pause changefeed successfully!\nID: {}", id.changefeed_id))
         }
         ChangefeedCommand::Resume { id, overwrite_checkpoint_ts } => {
             let body = overwrite_checkpoint_ts
                 .map_or_else(|| json!({}), |ts| json!({ "overwrite_checkpoint_ts": ts }));
             client.post(&path(&id.changefeed_id, "/resume"), &body).await?;
-            println!("Resume changefeed successfully!\nID: {}", id.changefeed_id);
-            Ok(())
+            say(&format_args!("Resume changefeed successfully!\nID: {}", id.changefeed_id))
         }
         ChangefeedCommand::Remove(id) => remove(client, &id.changefeed_id).await,
     }
@@ -131,19 +129,19 @@ async fn create(client: &Client, args: CreateArgs) -> Result<(), CliError> {
         body["replica_config"]["ignore_ineligible_table"] = json!(true);
     }
     let info = client.post("/api/v2/changefeeds", &body).await?;
-    println!(
+    say(&format_args!(
         "Create changefeed successfully!\nID: {}\nInfo: {info}",
         info["id"].as_str().unwrap_or_default()
-    );
+    ))?;
     for (label, key) in [
         ("IneligibleTablesCount", "ineligible_tables"),
         ("EligibleTablesCount", "eligible_tables"),
         ("AllTablesCount", "all_tables"),
     ] {
-        println!("{label}: {}", count(key));
+        say(&format_args!("{label}: {}", count(key)))?;
         if args.verbose {
             let names: Vec<String> = tables[key].as_array().into_iter().flatten().map(name_of).collect();
-            println!("  [{}]", names.join(", "));
+            say(&format_args!("  [{}]", names.join(", ")))?;
         }
     }
     for warning in info["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
@@ -198,33 +196,29 @@ async fn list(client: &Client, all: bool) -> Result<(), CliError> {
             })
         })
         .collect();
-    print_json(&Value::Array(rows));
-    Ok(())
+    print_json(&Value::Array(rows))
 }
 
 async fn query(client: &Client, id: &str, simple: bool) -> Result<(), CliError> {
     if simple {
-        print_json(&client.get(&path(id, "/status")).await?);
+        print_json(&client.get(&path(id, "/status")).await?)
     } else {
-        print_json(&client.get(&path(id, "")).await?);
+        print_json(&client.get(&path(id, "")).await?)
     }
-    Ok(())
 }
 
 async fn remove(client: &Client, id: &str) -> Result<(), CliError> {
     let info = match client.get(&path(id, "")).await {
         Ok(info) => info,
         Err(ApiError::Refused { code, .. }) if code == "CDC:ErrChangeFeedNotExists" => {
-            println!("Changefeed not found.");
-            return Ok(());
+            return say(&"Changefeed not found.");
         }
         Err(e) => return Err(e.into()),
     };
     client.delete(&path(id, "")).await?;
-    println!(
+    say(&format_args!(
         "Changefeed remove successfully.\nID: {id}\nCheckpointTs: {}\nSinkURI: {}",
         info["checkpoint_ts"],
         info["sink_uri"].as_str().unwrap_or_default()
-    );
-    Ok(())
+    ))
 }
