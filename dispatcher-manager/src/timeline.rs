@@ -17,8 +17,11 @@ pub(crate) struct Timeline {
 }
 
 impl Timeline {
-    /// Everything up to `ts` had happened at `time`.
+    /// Everything up to `ts` had happened at `time`. A reader that has just started knows no time and says zero.
     pub(crate) fn note(&mut self, ts: Ts, time: WallTime) {
+        if time == WallTime::default() {
+            return;
+        }
         if let Some(&(last_ts, last_time)) = self.entries.back()
             && (ts <= last_ts || time.0 < last_time.0.saturating_add(SPACING_MICROS))
         {
@@ -49,6 +52,8 @@ mod tests {
     fn the_newest_known_position_gives_the_time() {
         let mut times = Timeline::default();
         assert_eq!(times.time_of(Ts(5)), None);
+        times.note(Ts(5), WallTime(0));
+        assert_eq!(times.time_of(Ts(5)), None, "a lag of half a century helps nobody");
         times.note(Ts(10), WallTime(1_000_000));
         times.note(Ts(11), WallTime(1_000_001));
         times.note(Ts(20), WallTime(2_000_000));
