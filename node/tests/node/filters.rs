@@ -86,7 +86,8 @@ async fn only_tables_that_the_rules_want_reach_the_target() {
         caught_up(&client, &source).await;
         let mut expected: Vec<&str> = wanted.to_vec();
         let mut have = tables(&target, TARGET).await;
-        (expected.sort_unstable(), have.sort_unstable());
+        expected.sort_unstable();
+        have.sort_unstable();
         assert_eq!(have, expected, "{rules}, case {case_sensitive}");
         for table in wanted {
             assert_same(&source, &target, table, &rules.to_string()).await;
