@@ -161,6 +161,12 @@ fn values_outside_their_range_are_named() {
         ("enable-sync-point = true", pg, "enable-sync-point"),
         ("[consistent]\nlevel = \"eventual\"", pg, "consistent.level"),
         ("[filter]\nrules = []", pg, "filter.rules"),
+        (
+            "[[filter.event-filters]]\nmatcher = [\"a.b\"]\nignore-event = [\"delete\"]",
+            pg,
+            "filter.event-filters",
+        ),
+        ("[filter]\nignore-txn-start-ts = [7]", pg, "filter.ignore-txn-start-ts"),
         ("[mounter]\nworker-num = 0", pg, "mounter.worker-num"),
         ("[scheduler]\nwrite-key-threshold = -1", pg, "fine"),
         (

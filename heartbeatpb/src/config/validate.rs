@@ -70,16 +70,11 @@ impl ReplicaConfig {
         if !self.sink.column_selectors.is_empty() {
             return absent("sink.column-selectors", "column selectors are");
         }
-        for filter in &self.filter.event_filters {
-            let conditions = [
-                &filter.ignore_insert_value_expr,
-                &filter.ignore_update_new_value_expr,
-                &filter.ignore_update_old_value_expr,
-                &filter.ignore_delete_value_expr,
-            ];
-            if conditions.iter().any(|text| !text.is_empty()) {
-                return absent("filter.event-filters", "conditions on values are");
-            }
+        if !self.filter.event_filters.is_empty() {
+            return absent("filter.event-filters", "event filters are");
+        }
+        if !self.filter.ignore_txn_start_ts.is_empty() {
+            return absent("filter.ignore-txn-start-ts", "leaving out single transactions is");
         }
         Ok(())
     }
