@@ -20,27 +20,30 @@ const PAUSE: Duration = Duration::from_millis(5);
 const SCHEMA: &str = "CREATE TABLE big (id int PRIMARY KEY, v int); \
                       CREATE TABLE small (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, v text)";
 
-/// A running process with the changefeed `f`, which began with empty tables.
+/// A running process with the changefeed `f`.
 struct Process {
     server: Millrace,
     api: Api,
+    /// Where the checkpoint stands while the initial copy runs.
+    begin: u64,
     _dir: tempfile::TempDir,
 }
 
 impl Process {
-    async fn start(source: &PgServer, sink_uri: &str) -> Self {
+    async fn start(source: &PgServer, sink_uri: &str, copy: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut server = Millrace::new(Path::new(env!("CARGO_BIN_EXE_millrace")), dir.path()).unwrap();
         server.start().await.unwrap();
         let api = server.api();
-        let config = json!({ "initial_copy": { "enabled": false } });
-        api.create("f", &source.uri("postgres"), sink_uri, &config).await.unwrap();
-        Self { server, api, _dir: dir }
+        let config = json!({ "initial_copy": { "enabled": copy } });
+        let feed = api.create("f", &source.uri("postgres"), sink_uri, &config).await.unwrap();
+        let begin = if copy { feed["start_ts"].as_u64().unwrap() } else { 0 };
+        Self { server, api, begin, _dir: dir }
     }
 
     /// Waits until the checkpoint has reached the source's end. Answers the number of rows that were written.
     async fn caught_up(&self, source: &PgServer) -> u64 {
-        let end = position(&source.client("postgres").await.unwrap()).await;
+        let end = position(&source.client("postgres").await.unwrap()).await.max(self.begin + 1);
         eventually("the checkpoint reaches the source's position", async || {
             let progress = self.api.progress("f").await.unwrap();
             assert_ne!(progress.state, "failed", "{}", self.server.log_tail(20));
@@ -77,7 +80,7 @@ async fn load(source: &PgServer, rows: u64) -> u64 {
 /// Replicates one large transaction. Says how long the parts took and how much memory the process had.
 async fn replicate(source: &PgServer, sink_uri: &str, rows: u64) -> Process {
     source.sql("postgres", SCHEMA).await.unwrap();
-    let mut process = Process::start(source, sink_uri).await;
+    let mut process = Process::start(source, sink_uri, false).await;
     let begun = Instant::now();
     let small = load(source, rows).await;
     let loaded = begun.elapsed();
@@ -111,5 +114,21 @@ async fn a_large_transaction_is_written_to_a_database_exactly_once() {
     let (from, to) = (source.client("postgres").await.unwrap(), target.client(TARGET).await.unwrap());
     let comparison = compare(&from, &to, &["big", "small"]).await.unwrap();
     assert!(comparison.equal(), "{comparison}");
+    process.server.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn existing_rows_are_copied_through_little_memory() {
+    let source = PgServer::start().await.unwrap();
+    let rows = 2_000_000;
+    source.sql("postgres", SCHEMA).await.unwrap();
+    let fill = format!("INSERT INTO big SELECT i, -i FROM generate_series(1, {rows}) i");
+    source.sql("postgres", &fill).await.unwrap();
+    let mut process = Process::start(&source, "blackhole://", true).await;
+    process.caught_up(&source).await;
+    let (copied, peak) = (process.api.progress("f").await.unwrap().copy_rows, process.server.peak_bytes());
+    println!("{rows} rows copied, {} MiB at most", peak >> 20);
+    assert_eq!(copied, rows);
+    assert!(peak < MOST_MEMORY, "{} MiB at most", peak >> 20);
     process.server.stop().await.unwrap();
 }
