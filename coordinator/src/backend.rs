@@ -1,4 +1,4 @@
-//! What the control plane needs from a metadata store (spec/coordinator.md §2), and its embedded binding.
+//! What the control plane needs from a metadata store (coordinator §2), and its embedded binding.
 //!
 //! Keys are text in a total order; a transaction applies all of its operations at one revision or none.
 //! Nothing above this file knows which database is below it.

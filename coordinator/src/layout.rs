@@ -1,4 +1,4 @@
-//! Where things are kept in the metadata store (spec/coordinator.md §3).
+//! Where things are kept in the metadata store (coordinator §3).
 
 use heartbeatpb::NodeId;
 

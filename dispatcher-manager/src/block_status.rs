@@ -1,4 +1,4 @@
-//! Block statuses on their way to the owner: batched, and without duplicates (spec/dispatcher.md §13).
+//! Block statuses on their way to the owner: batched, and without duplicates (dispatcher §13).
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};

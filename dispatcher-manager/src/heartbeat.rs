@@ -1,4 +1,4 @@
-//! Changed states on their way to the owner, and the watermark that travels with them (spec/dispatcher.md §12.3).
+//! Changed states on their way to the owner, and the watermark that travels with them (dispatcher §12.3).
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! Schedule requests between their acceptance and their completion (spec/dispatcher.md §9.4).
+//! Schedule requests between their acceptance and their completion (dispatcher §9.4).
 //!
 //! J1 at most one entry per dispatcher · J2 an entry lives from acceptance to completion · J3 an entry of a
 //! superseded owner blocks nobody · J4 a Remove entry has a dispatcher · J5 every entry can go.

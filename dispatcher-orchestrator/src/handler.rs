@@ -1,4 +1,4 @@
-//! What a shard's worker does with a request: bootstrap, post-bootstrap, close (spec/dispatcher.md §3–§5).
+//! What a shard's worker does with a request: bootstrap, post-bootstrap, close (dispatcher §3–§5).
 
 use std::time::Instant;
 

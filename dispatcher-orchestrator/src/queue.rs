@@ -1,4 +1,4 @@
-//! Requests that wait in a shard: at most one per changefeed and kind, the newest owner's (spec/dispatcher.md §1).
+//! Requests that wait in a shard: at most one per changefeed and kind, the newest owner's (dispatcher §1).
 
 use std::collections::{BTreeMap, VecDeque};
 

@@ -3,7 +3,7 @@
 //! Towards the wire every value has a form (`From`). From the wire a message may be unusable (`TryFrom`):
 //! a field is missing, an id is zero, or an enum has a number that we do not know. Guessing there could open
 //! two writers or lose rows, so it is refused; only an unknown liveness has a safe reading, alive
-//! (spec/maintainer.md §5.3). In a list of reports the unusable entries are left out and the others count.
+//! (maintainer §5.3). In a list of reports the unusable entries are left out and the others count.
 
 mod block;
 mod manager;

@@ -34,7 +34,7 @@ impl MaintainerEpoch {
         epoch.map_or(0, Self::get)
     }
 
-    /// The epoch that follows `current`: `max(candidate, current + 1)` (spec/messaging.md §12).
+    /// The epoch that follows `current`: `max(candidate, current + 1)` (messaging §12).
     /// `None` when the numbers are used up; an epoch never wraps.
     #[must_use]
     pub fn next(current: Option<Self>, candidate: u64) -> Option<Self> {
@@ -57,7 +57,7 @@ impl fmt::Debug for MaintainerEpoch {
 
 /// The owner of a dispatcher manager as it knows it: a maintainer's node and epoch.
 ///
-/// The two truth tables of spec/dispatcher.md §2; both read one snapshot of the pair.
+/// The two truth tables of dispatcher §2; both read one snapshot of the pair.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Owner {
     /// Node of the maintainer; empty when unknown.

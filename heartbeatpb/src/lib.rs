@@ -4,7 +4,7 @@
 //! `convert`, the one file that sees both. Nobody above this crate meets an unknown enum value,
 //! a missing sub-message or a zero epoch. Start reading at `ids.rs`.
 //!
-//! - **HB-1** Names and numbers on the wire are those of spec/messaging.md §15; append only.
+//! - **HB-1** Names and numbers on the wire are those of messaging §15; append only.
 //! - **HB-2** Decoding never panics: malformed input is a [`DecodeError`].
 //! - **HB-3** A configuration is never shown by `Debug`.
 

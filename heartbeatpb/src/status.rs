@@ -14,7 +14,7 @@ pub enum Mode {
     Redo,
 }
 
-/// Life-cycle state of a dispatcher or a maintainer (wire numbers in spec/messaging.md §9.1).
+/// Life-cycle state of a dispatcher or a maintainer (wire numbers in messaging §9.1).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum ComponentState {
     /// Running.

@@ -1,4 +1,4 @@
-//! The collector: the receiving end of event streams (spec/dispatcher.md §19).
+//! The collector: the receiving end of event streams (dispatcher §19).
 //!
 //! One task per node checks every event against the epoch and the sequence of its stream and hands it on.
 //! A violation is repaired by a reset at the dispatcher's checkpoint. Room is a credit per changefeed: bytes

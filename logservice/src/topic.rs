@@ -1,4 +1,4 @@
-//! Topics of the data plane: registration and progress one way, events the other (spec/dataplane.md §3.1).
+//! Topics of the data plane: registration and progress one way, events the other (dataplane §3.1).
 //!
 //! The messages are Millrace's own (type numbers from 1000): rows travel in our own form. On one node they
 //! pass by reference; between nodes they are encoded by `wire.rs`.

@@ -1,5 +1,5 @@
 //! The barrier: schema changes and sync points happen once, after everybody has arrived and before anybody
-//! goes on (spec/maintainer.md §16).
+//! goes on (maintainer §16).
 //!
 //! ```text
 //! Waiting --all arrived--> Selected --writer done, tables changed--> Advanced --all passed--> gone

@@ -39,7 +39,7 @@ impl Node {
     }
 }
 
-/// Watermarks of nodes, and what follows from them (spec/maintainer.md §11). One task changes all inputs, so every
+/// Watermarks of nodes, and what follows from them (maintainer §11). One task changes all inputs, so every
 /// fold is one consistent snapshot; a fold costs the same for one span and for a million.
 #[derive(Clone, Debug)]
 pub struct CheckpointFold {

@@ -4,7 +4,7 @@ use heartbeatpb::NodeId;
 use snapshot::Versioned;
 
 /// `(target, epoch)`: one value, replaced as one. Which of two values is newer is the whole update rule
-/// (spec/maintainer.md §5.4): a larger epoch wins; within an epoch a target can only be cleared, once, and never
+/// (maintainer §5.4): a larger epoch wins; within an epoch a target can only be cleared, once, and never
 /// activated again; epoch 0 activates nothing.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct DrainTarget {

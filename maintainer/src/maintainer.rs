@@ -25,7 +25,7 @@ use crate::mailbox::{Batch, Mailbox, keys};
 use crate::metrics::{MaintainerMetrics, Population};
 use crate::upstream::{SourceTable, Upstream};
 
-/// How often time passes for a core (spec/maintainer.md §4).
+/// How often time passes for a core (maintainer §4).
 const TICK: Duration = Duration::from_millis(100);
 /// How often gauges are set.
 const METRICS_INTERVAL: Duration = Duration::from_secs(1);

@@ -29,7 +29,7 @@ use crate::upstream::Upstream;
 
 /// Messages that wait for the manager. Its handlers only sort and enqueue, so a full inbox empties by itself.
 const INBOX: usize = 16_384;
-/// Status heartbeats and clean-up (spec/maintainer.md §4).
+/// Status heartbeats and clean-up (maintainer §4).
 const TICK: Duration = Duration::from_millis(200);
 /// A node heartbeat that nobody asked for.
 const NODE_HEARTBEAT: Duration = Duration::from_secs(5);

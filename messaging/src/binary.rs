@@ -1,4 +1,4 @@
-//! The binary form of event-service messages that steer the flow and carry no rows (spec/messaging.md §11).
+//! The binary form of event-service messages that steer the flow and carry no rows (messaging §11).
 //!
 //! Big-endian, except that a 128-bit id is its low half and then its high half, both little-endian. Every
 //! length and count is compared with the bytes that are there before anything is allocated for it.

@@ -1,4 +1,4 @@
-//! Type numbers and the envelope (spec/messaging.md §1, §3).
+//! Type numbers and the envelope (messaging §1, §3).
 
 pub mod io_type;
 

@@ -1,4 +1,4 @@
-//! Why a message could not be sent (spec/messaging.md §5.1).
+//! Why a message could not be sent (messaging §5.1).
 
 use std::fmt;
 

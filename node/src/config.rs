@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// Port that a server listens on when nothing else is said.
 pub const DEFAULT_ADDR: &str = "127.0.0.1:8300";
 
-/// Configuration of one server process (spec/api-cli-config.md §10, the part that applies to one node).
+/// Configuration of one server process (api-cli-config §10, the part that applies to one node).
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ServerConfig {

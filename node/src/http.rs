@@ -1,4 +1,4 @@
-//! The HTTP API: routes and the state behind them (spec/api-cli-config.md §1–8, the part that one node serves).
+//! The HTTP API: routes and the state behind them (api-cli-config §1–8, the part that one node serves).
 
 mod changefeed;
 mod error;

@@ -68,7 +68,7 @@ struct Running {
     pause: Duration,
 }
 
-/// Owns operators and drives them (spec/scheduling.md §6). Every entry point is one indivisible step: a refused
+/// Owns operators and drives them (scheduling §6). Every entry point is one indivisible step: a refused
 /// operator had no effect of any kind, and one that finishes is gone when the call returns.
 #[derive(Debug)]
 pub struct Controller {

@@ -110,7 +110,7 @@ impl Kind {
     }
 }
 
-/// A change of placement (spec/scheduling.md §5). Deterministic: events in, actions out. After it is finished it
+/// A change of placement (scheduling §5). Deterministic: events in, actions out. After it is finished it
 /// says nothing any more, whatever it hears.
 pub trait Operator: Debug + Send {
     /// The dispatcher that it occupies: no other operator may touch it meanwhile.

@@ -33,7 +33,7 @@ impl Entry {
     }
 }
 
-/// All spans of a changefeed (spec/scheduling.md §3). Every transition goes through a method here, so that the
+/// All spans of a changefeed (scheduling §3). Every transition goes through a method here, so that the
 /// indexes and the minimum cannot miss one. Methods that are given an unknown id, or the table trigger's,
 /// change nothing and say `false`.
 #[derive(Clone, Debug)]

@@ -37,7 +37,7 @@ pub const fn is_terminal(state: ComponentState) -> bool {
     matches!(state, ComponentState::Stopped | ComponentState::Removed)
 }
 
-/// The replication record of one span (spec/scheduling.md §4). Only its [`crate::SpanSet`] changes it.
+/// The replication record of one span (scheduling §4). Only its [`crate::SpanSet`] changes it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SpanReplica {
     /// Id; survives moves.
@@ -100,7 +100,7 @@ impl SpanReplica {
         }
     }
 
-    /// How a dispatcher for this span is to be created now (spec/scheduling.md §4.5): after its checkpoint, or
+    /// How a dispatcher for this span is to be created now (scheduling §4.5): after its checkpoint, or
     /// at its blocking event, and never below the committed checkpoint of the changefeed.
     #[must_use]
     pub fn create_config(&self, committed: Ts, mode: Mode) -> DispatcherConfig {

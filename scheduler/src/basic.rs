@@ -13,7 +13,7 @@ pub const INTERVAL: Duration = Duration::from_millis(500);
 /// Time to the next look when operators use up most of the budget.
 pub const SHORT_OF_BUDGET: Duration = Duration::from_millis(100);
 
-/// Places absent spans (spec/scheduling.md §7.2): parts of divided tables first, each table spread over the
+/// Places absent spans (scheduling §7.2): parts of divided tables first, each table spread over the
 /// nodes with a ceiling per node, then whole tables with what is left of the budget.
 #[derive(Clone, Debug)]
 pub struct Basic {

@@ -1,4 +1,4 @@
-//! Encodings of row changes as text: canal-json, debezium JSON and CSV (spec/dataplane.md §7).
+//! Encodings of row changes as text: canal-json, debezium JSON and CSV (dataplane §7).
 //!
 //! Shared rules:
 //!

@@ -1,4 +1,4 @@
-//! The file sink: canal-json, debezium or CSV files in a directory (spec/dataplane.md §8).
+//! The file sink: canal-json, debezium or CSV files in a directory (dataplane §8).
 //!
 //! Rows go to one of a few writing threads by table; a [`writer::TableWriter`] turns them into text and the
 //! text into files. `file/layout.rs` has the paths, `file/schema.rs` says which version directory rows belong

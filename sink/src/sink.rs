@@ -40,7 +40,7 @@ pub struct TableStart {
     pub skip_dml_at_start: bool,
 }
 
-/// A downstream (spec/dataplane.md §4, spec/dispatcher.md §22).
+/// A downstream (dataplane §4, dispatcher §22).
 ///
 /// - Every accepted batch is flushed at most once, in the order of its dispatcher wherever rows conflict.
 /// - Memory is bounded by the caller: it holds a credit for each batch that it returns on flush, so

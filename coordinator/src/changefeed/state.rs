@@ -1,4 +1,4 @@
-//! From a maintainer's report to the state of its changefeed (spec/coordinator.md §12.1).
+//! From a maintainer's report to the state of its changefeed (coordinator §12.1).
 
 use std::time::Instant;
 

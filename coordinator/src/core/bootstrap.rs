@@ -1,4 +1,4 @@
-//! From what is stored and what the nodes report to a table (spec/coordinator.md §10).
+//! From what is stored and what the nodes report to a table (coordinator §10).
 
 use std::collections::BTreeMap;
 use std::time::Instant;

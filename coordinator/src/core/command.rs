@@ -1,4 +1,4 @@
-//! What people ask for (spec/coordinator.md §19).
+//! What people ask for (coordinator §19).
 
 use std::time::Instant;
 

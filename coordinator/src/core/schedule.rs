@@ -1,4 +1,4 @@
-//! Which changefeed goes to which node: the least loaded one that takes work (spec/coordinator.md §15).
+//! Which changefeed goes to which node: the least loaded one that takes work (coordinator §15).
 
 use std::collections::BTreeMap;
 use std::time::Instant;

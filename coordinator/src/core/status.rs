@@ -1,4 +1,4 @@
-//! Reports of maintainers: who may report what, and what follows (spec/coordinator.md §7.1, §12.3).
+//! Reports of maintainers: who may report what, and what follows (coordinator §7.1, §12.3).
 
 use std::time::Instant;
 

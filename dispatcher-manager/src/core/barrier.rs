@@ -1,4 +1,4 @@
-//! Barrier replies to dispatchers, and persisted checkpoints to the sink (spec/dispatcher.md §11, §17.5).
+//! Barrier replies to dispatchers, and persisted checkpoints to the sink (dispatcher §11, §17.5).
 
 use std::time::Instant;
 

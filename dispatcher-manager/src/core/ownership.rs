@@ -1,4 +1,4 @@
-//! Who commands the manager: bootstrap, post-bootstrap, close (spec/dispatcher.md §2–§5, §7.2).
+//! Who commands the manager: bootstrap, post-bootstrap, close (dispatcher §2–§5, §7.2).
 
 use std::collections::BTreeMap;
 use std::time::Instant;

@@ -1,4 +1,4 @@
-//! What the owner hears: aggregated heartbeats, changed states, errors (spec/dispatcher.md §7.3, §12).
+//! What the owner hears: aggregated heartbeats, changed states, errors (dispatcher §7.3, §12).
 
 use std::time::Instant;
 

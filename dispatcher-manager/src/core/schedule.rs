@@ -1,4 +1,4 @@
-//! Creating and removing dispatchers at the owner's request (spec/dispatcher.md §8, §9).
+//! Creating and removing dispatchers at the owner's request (dispatcher §8, §9).
 
 use std::time::Instant;
 

@@ -1,4 +1,4 @@
-//! Block events of one dispatcher: alone, or behind a barrier that the owner directs (spec/dispatcher.md §15).
+//! Block events of one dispatcher: alone, or behind a barrier that the owner directs (dispatcher §15).
 
 use event::{BlockEvent, DdlEvent, TableInfo};
 use heartbeatpb::{BarrierKey, BlockStage, BlockState, InfluencedTables, codes};

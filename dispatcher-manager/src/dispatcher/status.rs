@@ -1,4 +1,4 @@
-//! What the owner says about a barrier: acknowledged, not usable yet, write or pass (spec/dispatcher.md §16).
+//! What the owner says about a barrier: acknowledged, not usable yet, write or pass (dispatcher §16).
 
 use heartbeatpb::{BarrierKey, BlockAction, DispatcherStatus};
 

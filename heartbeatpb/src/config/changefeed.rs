@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{ConfigError, ReplicaConfig, mask_uri};
 use crate::{ChangefeedId, ConfigBytes, Gid, MaintainerEpoch, RunningError, Ts, codes};
 
-/// State of a changefeed (spec/coordinator.md §11.1).
+/// State of a changefeed (coordinator §11.1).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ChangefeedState {
@@ -149,7 +149,7 @@ impl fmt::Debug for UpstreamInfo {
     }
 }
 
-/// The stored description of a changefeed (spec/coordinator.md §3.2).
+/// The stored description of a changefeed (coordinator §3.2).
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct ChangefeedInfo {
@@ -318,7 +318,7 @@ impl<'de> Deserialize<'de> for Progress {
     }
 }
 
-/// The stored progress of a changefeed (spec/coordinator.md §3.3).
+/// The stored progress of a changefeed (coordinator §3.3).
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct ChangefeedStatusDoc {

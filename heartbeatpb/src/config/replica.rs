@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, HumanDuration, SinkConfig, api};
 
-/// How a changefeed replicates (spec/api-cli-config.md §11). Missing keys take their defaults.
+/// How a changefeed replicates (api-cli-config §11). Missing keys take their defaults.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 #[expect(clippy::struct_excessive_bools, reason = "each is one key of the file")]

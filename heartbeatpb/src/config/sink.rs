@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, HumanDuration};
 
-/// `[sink]` (spec/api-cli-config.md §11.3).
+/// `[sink]` (api-cli-config §11.3).
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 #[expect(clippy::struct_excessive_bools, reason = "each is one key of the file")]

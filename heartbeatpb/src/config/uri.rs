@@ -220,7 +220,7 @@ pub(super) fn is_secret_name(name: &str) -> bool {
     SECRET_WORDS.iter().any(|word| name.contains(word))
 }
 
-/// A URI as it may be shown: without password and secret parameters (spec/api-cli-config.md §7.7).
+/// A URI as it may be shown: without password and secret parameters (api-cli-config §7.7).
 #[must_use]
 pub fn mask_uri(uri: &str) -> String {
     match Uri::parse(uri) {

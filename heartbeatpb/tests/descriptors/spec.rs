@@ -1,4 +1,4 @@
-//! Field tables of spec/messaging.md §1.1, §9.1, §10.1 and §15, in its order.
+//! Field tables of messaging §1.1, §9.1, §10.1 and §15, in its order.
 
 /// Package, message, number, field, type.
 #[rustfmt::skip]

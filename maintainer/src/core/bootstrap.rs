@@ -1,4 +1,4 @@
-//! Learning what nodes run, and starting the table trigger (spec/maintainer.md §7).
+//! Learning what nodes run, and starting the table trigger (maintainer §7).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! What nodes report of their dispatchers, and what is done about differences (spec/maintainer.md §10).
+//! What nodes report of their dispatchers, and what is done about differences (maintainer §10).
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};

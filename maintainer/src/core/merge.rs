@@ -1,4 +1,4 @@
-//! The bootstrap merge: what nodes run and what the upstream has become one desired state (spec/maintainer.md §8).
+//! The bootstrap merge: what nodes run and what the upstream has become one desired state (maintainer §8).
 //!
 //! Planning reads and decides; carrying out cannot fail. So nothing is ever half taken over.
 

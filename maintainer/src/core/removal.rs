@@ -1,4 +1,4 @@
-//! Leaving: with the dispatcher managers closed, or left to the successor (spec/maintainer.md §15).
+//! Leaving: with the dispatcher managers closed, or left to the successor (maintainer §15).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};

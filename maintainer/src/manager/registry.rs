@@ -16,7 +16,7 @@ pub(crate) const STOPPED_PATIENCE: Duration = Duration::from_secs(10);
 /// Changefeeds whose last stopped epoch is remembered.
 const REMEMBERED: usize = 10_000;
 
-/// What becomes of a request for a place (spec/maintainer.md §5.5).
+/// What becomes of a request for a place (maintainer §5.5).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Admission {
     /// The place is free, or its holder has fully stopped and the request is newer.

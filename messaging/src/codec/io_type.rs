@@ -1,6 +1,6 @@
 //! Numbers that say how a payload is encoded.
 //!
-//! Wire facts shared with peers that are not ours (spec/messaging.md §3): append only. Our own start at
+//! Wire facts shared with peers that are not ours (messaging §3): append only. Our own start at
 //! [`FIRST_OWN`].
 
 macro_rules! numbers {

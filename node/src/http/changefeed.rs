@@ -30,7 +30,7 @@ fn leader(state: &ApiState) -> Result<CoordinatorHandle, ApiFailure> {
     })
 }
 
-/// Body of create, update and verify (spec/api-cli-config.md §7.2). Unknown fields are ignored.
+/// Body of create, update and verify (api-cli-config §7.2). Unknown fields are ignored.
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct FeedBody {
@@ -307,7 +307,7 @@ fn tables_value(report: &CheckReport) -> Value {
     value
 }
 
-/// Creates a changefeed, in the order of spec/api-cli-config.md §8.1.
+/// Creates a changefeed, in the order of api-cli-config §8.1.
 pub(super) async fn create(State(state): State<Shared>, body: Bytes) -> Answer {
     let body: FeedBody = parse_body(&body)?;
     let name = body.changefeed_id.clone().unwrap_or_else(|| uuid::Uuid::new_v4().to_string());

@@ -1,4 +1,4 @@
-//! Errors of the HTTP API: one body, one table from code to status (spec/api-cli-config.md §3).
+//! Errors of the HTTP API: one body, one table from code to status (api-cli-config §3).
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};

@@ -4,7 +4,7 @@ use heartbeatpb::{ComponentState, DispatcherId, NodeId, OperatorType, TableSpanS
 
 use crate::operator::{Action, Kind, Operator};
 
-/// Creates a span's dispatcher on `dest` (spec/scheduling.md §5.3).
+/// Creates a span's dispatcher on `dest` (scheduling §5.3).
 ///
 /// ```text
 /// Creating --Working from dest------------------> Done (replicating)

@@ -17,7 +17,7 @@ pub enum Afterwards {
 }
 
 /// Removes a dispatcher from the node that it was on when the operator was built, whatever becomes of the span
-/// meanwhile (spec/scheduling.md §5.4).
+/// meanwhile (scheduling §5.4).
 ///
 /// ```text
 /// Removing --Stopped or Removed from its node, or node gone--> Done (afterwards)
