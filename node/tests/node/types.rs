@@ -340,18 +340,45 @@ async fn run(source: &PgServer, statements: &str) {
     assert!(done.is_ok(), "{done:?}: {statements}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn values_of_every_type_arrive_exactly_by_the_copy_and_by_the_stream() {
+/// Settings of a database that change how values are written and read as text.
+const ODD_SETTINGS: [&str; 13] = [
+    "datestyle = 'German'",
+    "intervalstyle = 'sql_standard'",
+    "bytea_output = 'escape'",
+    "extra_float_digits = -15",
+    "timezone = 'Asia/Kathmandu'",
+    "xmloption = 'document'",
+    "array_nulls = off",
+    "standard_conforming_strings = off",
+    "quote_all_identifiers = on",
+    "search_path = 'app, ext'",
+    "default_transaction_read_only = on",
+    "default_transaction_isolation = 'serializable'",
+    "client_encoding = 'LATIN1'",
+];
+
+/// Replicates the matrix; the node's connections begin under these settings of both databases.
+async fn matrix(settings: &[&str]) {
     let (source, target) = servers().await;
     run(&source, &schema()).await;
     for table in TABLES {
         run(&source, &insert(table, 0)).await;
     }
     run(&source, &on_keys("INSERT INTO TABLE VALUES ($0, 1), ($1, 2);")).await;
+    let ends = [(&source, "postgres"), (&target, TARGET)];
+    // Statements about settings go through a database that does not have them.
+    for (server, database) in ends {
+        for setting in settings {
+            server.sql("template1", &format!("ALTER DATABASE {database} SET {setting}")).await.unwrap();
+        }
+    }
     let dir = tempfile::tempdir().unwrap();
     let (node, client) = start(dir.path()).await;
     create(&client, &source, &target.uri(TARGET), json!({ "force_replicate": true })).await.unwrap();
     caught_up(&client, &source).await;
+    for (server, database) in ends {
+        server.sql("template1", &format!("ALTER DATABASE {database} RESET ALL")).await.unwrap();
+    }
     equal(&source, &target, "copied").await;
     assert_eq!(shapes(&target, TARGET).await, shapes(&source, "postgres").await);
 
@@ -380,6 +407,16 @@ async fn values_of_every_type_arrive_exactly_by_the_copy_and_by_the_stream() {
     caught_up(&client, &source).await;
     equal(&source, &target, "deleted").await;
     node.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn values_of_every_type_arrive_exactly_by_the_copy_and_by_the_stream() {
+    matrix(&[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn settings_of_the_databases_do_not_change_values() {
+    matrix(&ODD_SETTINGS).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -126,7 +126,8 @@ impl Drop for Connection {
 /// little the target knows about itself. An empty search path: everything is written with its schema.
 const SESSION: &str = "SET search_path = ''; SET timezone = 'UTC'; SET datestyle = 'ISO, YMD'; \
     SET intervalstyle = 'postgres'; SET bytea_output = 'hex'; SET xmloption = 'content'; SET lc_monetary = 'C'; \
-    SET extra_float_digits = 1; SET standard_conforming_strings = on; SET client_min_messages = 'error'; \
+    SET extra_float_digits = 1; SET array_nulls = on; \
+    SET standard_conforming_strings = on; SET client_min_messages = 'error'; \
     SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0; \
     SET row_security = off; SET default_transaction_isolation = 'read committed'; \
     SET default_transaction_read_only = off; SET default_transaction_deferrable = off; SET jit = off; \

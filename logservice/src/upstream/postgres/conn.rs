@@ -149,13 +149,23 @@ impl Connection {
             ("xmlbinary", "base64"),
             ("lc_monetary", "C"),
             ("search_path", ""),
+            ("quote_all_identifiers", "off"),
             ("row_security", "off"),
+            ("default_transaction_read_only", "off"),
+            ("default_transaction_isolation", "read committed"),
             ("idle_in_transaction_session_timeout", "0"),
+            ("idle_session_timeout", "0"),
         ];
         match purpose {
             Purpose::Admin => parameters.extend([("statement_timeout", "60s"), ("lock_timeout", "15s")]),
             Purpose::Copy => parameters.extend([("statement_timeout", "0"), ("lock_timeout", "60s")]),
-            Purpose::Replication => parameters.push(("replication", "database")),
+            Purpose::Replication => {
+                parameters.extend([
+                    ("replication", "database"),
+                    ("statement_timeout", "0"),
+                    ("lock_timeout", "0"),
+                ]);
+            }
         }
         frontend::startup_message(parameters, &mut self.write).map_err(Error::protocol)?;
         self.flush().await?;
