@@ -144,7 +144,116 @@ fn label_text(error: &RunningError) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::Arc;
+
+    use heartbeatpb::config::{ChangefeedInfo, ReplicaConfig, UpstreamInfo};
+    use heartbeatpb::{ChangefeedId, Ts};
+    use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString};
+    use parking_lot::Mutex;
+
     use super::*;
+    use crate::changefeed::Group;
+
+    /// Keeps the series that were asked for: the name, and the labels' values.
+    #[derive(Default)]
+    struct Asked(Mutex<BTreeSet<String>>);
+
+    impl Asked {
+        fn note(&self, key: &Key) {
+            let labels: Vec<_> = key.labels().map(|label| label.value()).collect();
+            self.0.lock().insert(format!("{} {}", key.name(), labels.join("/")));
+        }
+
+        /// Series of one name since the last time.
+        fn take(&self, name: &str) -> Vec<String> {
+            let all = std::mem::take(&mut *self.0.lock());
+            all.iter()
+                .filter_map(|key| key.strip_prefix(name)?.strip_prefix(' '))
+                .map(str::to_owned)
+                .collect()
+        }
+    }
+
+    impl Recorder for Asked {
+        fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+        fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+            self.note(key);
+            Counter::noop()
+        }
+
+        fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+            self.note(key);
+            Gauge::noop()
+        }
+
+        fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> Histogram {
+            self.note(key);
+            Histogram::noop()
+        }
+    }
+
+    fn view(state: ChangefeedState, error_time: Option<&str>) -> ChangefeedView {
+        let (upstream, config) = (UpstreamInfo::default(), ReplicaConfig::default());
+        let mut info = ChangefeedInfo::new(ChangefeedId::fresh("a"), upstream, "blackhole://", config, Ts(1));
+        info.state = state;
+        info.error = error_time.map(|time| RunningError {
+            time: time.to_owned(),
+            node: "n1".to_owned(),
+            code: "CDC:ErrX".to_owned(),
+            message: "no".to_owned(),
+        });
+        ChangefeedView {
+            info: Arc::new(info),
+            checkpoint: Ts(5),
+            saved_checkpoint: Ts(5),
+            last_synced: Ts(5),
+            group: Group::Replicating,
+            node: None,
+            bootstrap_done: true,
+            errors: Vec::new(),
+            removing: false,
+            waiting_for: None,
+        }
+    }
+
+    // behaviour: coordinator-CO-25
+    #[test]
+    fn a_changefeed_that_ended_has_no_lag() {
+        let asked = Asked::default();
+        let lag_of = |state| {
+            metrics::with_local_recorder(&asked, || {
+                set_changefeed(&view(state, None), Some(WallTime(1_000_000)), WallTime(3_000_000));
+            });
+            asked.take(CHECKPOINT_LAG)
+        };
+        assert_eq!(lag_of(ChangefeedState::Normal), ["default/a/0"]);
+        for ended in [ChangefeedState::Stopped, ChangefeedState::Finished, ChangefeedState::Removed] {
+            assert!(lag_of(ended).is_empty(), "{ended}");
+        }
+        assert_eq!(lag_of(ChangefeedState::Failed), ["default/a/0"], "a failed one falls behind");
+    }
+
+    // behaviour: coordinator-CO-26
+    #[test]
+    fn each_time_of_an_error_is_a_series() {
+        let asked = Asked::default();
+        let errors_of = |state, time| {
+            metrics::with_local_recorder(&asked, || {
+                set_changefeed(&view(state, time), None, WallTime(3_000_000));
+            });
+            asked.take(ERROR_INFO)
+        };
+        let warning = ChangefeedState::Warning;
+        assert_eq!(errors_of(warning, Some("")), ["default/a/warning//CDC:ErrX/no"]);
+        assert_eq!(errors_of(warning, Some("t1")), ["default/a/warning/t1/CDC:ErrX/no"]);
+        assert_eq!(errors_of(ChangefeedState::Failed, Some("t2")), ["default/a/failed/t2/CDC:ErrX/no"]);
+        assert!(errors_of(warning, None).is_empty());
+        assert!(errors_of(ChangefeedState::Normal, Some("t1")).is_empty(), "it is over");
+    }
 
     #[test]
     fn a_message_becomes_one_bounded_line() {

@@ -638,7 +638,7 @@ fn one_current_maintainer_is_adopted_and_two_are_both_stopped() {
 }
 
 #[test]
-// behaviour: coordinator-CO-29
+// behaviour: coordinator-CO-29, coordinator-OP-2
 fn a_late_node_with_a_stale_maintainer_is_told_to_stop_it_while_it_reports() {
     let mut w = running();
     w.nodes(&["n1", "n2"]);
@@ -650,6 +650,7 @@ fn a_late_node_with_a_stale_maintainer_is_told_to_stop_it_while_it_reports() {
     w.tick(1000);
     w.beat("n2", working("a", 4, 90));
     w.expect(&expect!["n2: Remove a epoch 4 cascade"]);
+    assert_eq!(w.table(), "a normal Replicating n1 saved=100", "the current one is left alone");
 }
 
 #[test]
@@ -702,6 +703,34 @@ fn many_changefeeds_are_placed_within_the_budget_on_the_least_loaded_nodes() {
         w.core.views(None, w.now).iter().filter(|view| view.node == Some(NodeId::from(node))).count()
     };
     assert_eq!((on("n1"), on("n2")), (500, 500));
+}
+
+#[test]
+// behaviour: coordinator-SC-9, coordinator-DB-5
+fn changefeeds_that_wait_after_an_error_hold_up_no_others() {
+    let names: Vec<String> = (10..25).map(|n| format!("f{n}")).collect();
+    let disk = names.iter().map(|name| doc(name, NORMAL, 5, Progress::None)).collect();
+    let all = names.iter().map(|name| working(name, 5, 100)).collect();
+    let mut w = World::started(disk, &[("n1", all)]);
+    let (waiting, others) = names.split_at(10);
+    for name in waiting {
+        w.beat("n1", erring(name, 5, 100, "CDC:ErrX"));
+        w.beat("n1", stopped(name, 5));
+    }
+    let added = |w: &mut World| {
+        let adds = std::mem::take(&mut w.log).into_iter().filter(|line| line.contains(": Add ")).count();
+        (adds, w.core.counts().absent)
+    };
+    assert_eq!(added(&mut w), (0, 10), "a batch of changefeeds waits");
+    for name in others {
+        w.beat("n1", stopped(name, 5));
+    }
+    assert_eq!(added(&mut w), (5, 10), "the others have a new place at once");
+    for name in others {
+        w.beat("n1", working(name, 6, 100));
+    }
+    w.tick(12_000);
+    assert_eq!(added(&mut w), (10, 0));
 }
 
 #[test]
@@ -848,7 +877,7 @@ fn an_unusable_sink_uri_fails_the_changefeed_and_not_the_coordinator() {
 
 #[test]
 // behaviour: coordinator-CO-19
-// behaviour: coordinator-DB-6
+// behaviour: coordinator-DB-6, coordinator-CF-2
 fn what_people_get_is_a_copy_and_an_update_needs_a_stopped_changefeed() {
     let mut w = running();
     let mut view = w.core.views(None, w.now).remove(0);
@@ -860,11 +889,13 @@ fn what_people_get_is_a_copy_and_an_update_needs_a_stopped_changefeed() {
     w.pause("a");
     w.beat("n1", stopped("a", 5));
     w.log.clear();
+    let before = w.core.views(None, w.now).remove(0);
     w.ask(Command::Update { info });
     w.expect(&expect![[r#"
         wrote update
         reply 3: info a epoch 5"#]]);
     assert_eq!(w.core.views(None, w.now)[0].info.sink_uri, "file:///x");
+    assert_eq!(before.info.sink_uri, "blackhole://", "whoever looked before keeps the whole old one");
     assert_eq!(w.table(), "a stopped Stopped - saved=100");
 }
 
