@@ -1,5 +1,6 @@
 //! Every type through a whole node: copied and streamed, beside a key, as the key, and in a table without one.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use serde_json::json;
@@ -494,5 +495,31 @@ async fn a_type_that_cannot_be_created_fails_the_changefeed_with_its_name() {
     client.post("/api/v2/changefeeds/f/resume", &json!({})).await.unwrap();
     caught_up(&client, &source).await;
     assert_same(&source, &target, "uses", "mended").await;
+    node.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_in_another_encoding_arrives_in_the_targets() {
+    let (source, target) = servers().await;
+    run(&source, "CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0").await;
+    let table = "CREATE TABLE \"Größe\" (\"Ä\" text PRIMARY KEY, v char(3)); \
+                 INSERT INTO \"Größe\" VALUES ('copied é', 'ü'), (U&'\\00ff\\00a0', 'ÿ')";
+    source.sql("latin", table).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (node, client) = start(dir.path()).await;
+    let body = json!({
+        "changefeed_id": "f", "sink_uri": target.uri(TARGET), "upstream": { "uri": source.uri("latin") },
+    });
+    client.post("/api/v2/changefeeds", &body).await.unwrap();
+    let changes = "INSERT INTO \"Größe\" VALUES ('streamed ß', 'æ'); UPDATE \"Größe\" SET \"Ä\" = 'moved é' WHERE v = 'ü'";
+    source.sql("latin", changes).await.unwrap();
+    let rows = async |server: &PgServer, database: &str| {
+        let client = server.client(database).await.unwrap();
+        let rows = client.query("SELECT t::text FROM \"Größe\" t", &[]).await.unwrap_or_default();
+        rows.iter().map(|row| row.get(0)).collect::<BTreeSet<String>>()
+    };
+    let want = rows(&source, "latin").await;
+    assert_eq!(want.len(), 3);
+    eventually("the rows are equal", async || rows(&target, TARGET).await == want).await;
     node.stop().await.unwrap();
 }
