@@ -37,7 +37,7 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
     },
-    /// Crate layers, file headers, inherited lints, licences, documented metrics, error codes and routes.
+    /// Crate layers, file headers, inherited lints, licences, documented metrics, error codes and routes, links.
     Tidy,
     /// Build and run the example programs of every crate, or of one.
     Examples {

@@ -37,6 +37,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     found.extend(documented_metrics(root)?);
     found.extend(errors::violations(root)?);
     found.extend(openapi::violations(root)?);
+    found.extend(links(root)?);
     if found.is_empty() {
         return Ok(());
     }
@@ -86,6 +87,33 @@ fn lints(root: &Path) -> Result<Vec<String>> {
         let manifest = std::fs::read_to_string(root.join(name).join("Cargo.toml"))?;
         if !manifest.contains("[lints]\nworkspace = true") {
             found.push(format!("crate {name} does not inherit the workspace's lints"));
+        }
+    }
+    Ok(found)
+}
+
+/// Files that a page links to and that are not there, and pages that nothing links to.
+fn links(root: &Path) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    let mut linked = BTreeSet::from([root.join("README.md")]);
+    let pages = crate::pages(root)?;
+    for page in &pages {
+        let folder = page.parent().unwrap_or(root);
+        for piece in std::fs::read_to_string(page)?.split("](").skip(1) {
+            let target = piece.split([')', '#']).next().unwrap_or_default();
+            if target.is_empty() || target.contains("://") {
+                continue;
+            }
+            match folder.join(target).canonicalize() {
+                Ok(path) => drop(linked.insert(path)),
+                Err(_) => found.push(format!("{}: {target} does not exist", page.display())),
+            }
+        }
+    }
+    let catalogue = root.join("docs/behaviours");
+    for page in pages.iter().filter(|page| !page.starts_with(&catalogue)) {
+        if !linked.contains(&page.canonicalize()?) && page.parent() != Some(root) {
+            found.push(format!("{}: no page links to it", page.display()));
         }
     }
     Ok(found)
