@@ -682,7 +682,6 @@ fn a_stopped_changefeed_found_running_is_stopped() {
 
 #[test]
 // behaviour: coordinator-CO-1
-// behaviour: coordinator-SC-9
 fn many_changefeeds_are_placed_within_the_budget_on_the_least_loaded_nodes() {
     let disk: Vec<Stored> = (0..1000).map(|n| doc(&format!("f{n}"), NORMAL, 1, Progress::None)).collect();
     let mut w = World::started(disk, &[("n1", vec![]), ("n2", vec![])]);
