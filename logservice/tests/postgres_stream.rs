@@ -458,6 +458,41 @@ async fn only_what_is_persisted_is_confirmed() {
     running.stop().await;
 }
 
+// A checkpoint may be any number: the maintainer's is often one less than the end of the oldest transaction that is not
+// downstream. The server skips a transaction whose commit record begins before the position that it is asked for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_inside_a_commit_record_does_not_lose_its_transaction() {
+    let server = PgServer::start().await.expect("server");
+    server.sql("postgres", "CREATE TABLE t (id int PRIMARY KEY)").await.expect("table");
+    let running = Running::start(spec(&server.uri("postgres"), &["*.*"])).await;
+    for id in 0..20 {
+        server.sql("postgres", &format!("INSERT INTO t VALUES ({id})")).await.expect("insert");
+    }
+    running.catch_up().await;
+    let changes = running.changes("t");
+    let (spec, start) = (running.spec.clone(), running.start);
+    running.stop().await;
+    // One after the other, each in the log of the one before: also confirmed positions must leave it alone.
+    for (lost, back) in [(5, 1), (10, 8), (15, 1)] {
+        let checkpoint = Ts(changes[lost].commit_ts.0 - back);
+        let resumed = Running::resume(spec.clone(), start, checkpoint, 256 << 20).await;
+        resumed.catch_up().await;
+        assert_eq!(
+            resumed.changes("t"),
+            changes[lost..],
+            "from {checkpoint}, {back} before a transaction's end"
+        );
+        let last = changes[changes.len() - 1].commit_ts;
+        resumed.persisted.send_replace(if lost == 15 { last } else { checkpoint });
+        eventually("an end of a transaction is confirmed", async || {
+            let confirmed = resumed.progress.confirmed.load(Ordering::Relaxed);
+            (lost < 15 || confirmed == last.0).then_some(())
+        })
+        .await;
+        resumed.stop().await;
+    }
+}
+
 /// A reader with a small store, waiting for room in the middle of forty transactions of a thousand rows.
 async fn waiting_for_room(server: &PgServer) -> Running {
     server.sql("postgres", "CREATE TABLE t (id int PRIMARY KEY, v text)").await.expect("table");
@@ -593,6 +628,11 @@ async fn a_table_published_behind_our_back_is_an_error_once_it_has_rows() {
     server.sql("postgres", "CREATE TABLE t (id int PRIMARY KEY)").await.expect("table");
     let running = Running::start(spec(&server.uri("postgres"), &["public.*"])).await;
     running.catch_up().await;
+    // A reader that has not looked yet would know the table from the beginning.
+    eventually("the reader knows its tables", async || {
+        running.progress.connected.load(Ordering::Relaxed).then_some(())
+    })
+    .await;
     let publication = format!("millrace_test_{:08x}", running.spec.changefeed.gid.high >> 32);
     server
         .sql(

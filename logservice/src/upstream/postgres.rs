@@ -11,6 +11,7 @@
 
 mod admin;
 mod apply;
+mod bounds;
 mod catalog;
 mod conn;
 mod copy;

@@ -2,7 +2,7 @@
 //!
 //! - **RD-1** A transaction is written to the store once, complete, and in commit order: at a reconnect the open
 //!   one is forgotten, and what the server repeats is skipped.
-//! - **RD-2** Only the persisted checkpoint is confirmed to the server.
+//! - **RD-2** Only what the persisted checkpoint covers is confirmed to the server, and only ends of transactions.
 //! - **RD-3** While the store is full nothing is read, but the connection is kept alive.
 
 use std::pin::pin;
@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::admin;
 use super::apply::{Step, Tables};
+use super::bounds::Bounds;
 use super::catalog::CatalogTable;
 use super::conn::{Connection, Purpose};
 use super::copy::{self, CopyPlan};
@@ -88,6 +89,8 @@ impl Reader {
             spec: self.spec,
             resolved: self.start.checkpoint,
             resolved_time: WallTime::default(),
+            asked: None,
+            bounds: Arc::default(),
             complete: None,
             copied: !copies,
             tables: None,
@@ -156,6 +159,10 @@ struct Session {
     /// Everything at or before this has been published.
     resolved: Ts,
     resolved_time: WallTime,
+    /// Where the stream is asked to begin: the newest end of a transaction before which nothing is missing. Before one
+    /// is known, it begins where the slot does.
+    asked: Option<Ts>,
+    bounds: Arc<parking_lot::Mutex<Bounds>>,
     /// A newer position that is complete in the store but not published yet. Outlives the connection: what is in
     /// the store must not be asked for again.
     complete: Option<(Ts, WallTime)>,
@@ -193,6 +200,7 @@ impl Session {
             let copied = copy::run(&plan, &self.writer).await;
             let Some((position, time)) = copied? else { return Ok(Ended::Shutdown) };
             self.copied = true;
+            self.asked = Some(position);
             self.publish(position, time);
             tracing::info!(changefeed = %self.spec.changefeed, %position, "initial copy is complete");
         }
@@ -204,11 +212,14 @@ impl Session {
         self.progress.connected.store(true, Ordering::Relaxed);
         self.progress.set_phase(ReaderPhase::Streaming);
         self.progress.set_last_error(None);
-        let link = Link::new(conn, self.resolved.0, self.persisted.clone(), Arc::clone(&self.progress));
+        let link = Link::new(conn, self);
         Stream {
             link,
             tables,
             resume: self.resolved,
+            // What the server calls the position of a transaction at its beginning is where its commit record begins.
+            // Beside an end of a transaction that tells which are in the store; beside any other checkpoint it does not.
+            skip: self.asked.unwrap_or_default(),
             open: None,
             open_bytes: 0,
             last_publish: Instant::now(),
@@ -248,7 +259,7 @@ impl Session {
         let sql = format!(
             "START_REPLICATION SLOT {} LOGICAL {} (proto_version '1', publication_names '{}')",
             ident(&self.names.slot),
-            lsn(self.resolved.0),
+            lsn(self.asked.unwrap_or_default().0),
             ident(&self.names.slot).replace('\'', "''"),
         );
         conn.start_copy("start replication", &sql).await.map_err(|error| self.log_error(error))?;
@@ -313,28 +324,34 @@ struct Link {
     /// Newest position seen.
     received: u64,
     persisted: watch::Receiver<Ts>,
+    bounds: Arc<parking_lot::Mutex<Bounds>>,
     progress: Arc<ReaderProgress>,
     /// The connection broke while the store was waited for.
     broken: Option<Error>,
 }
 
 impl Link {
-    fn new(
-        conn: Connection,
-        received: u64,
-        persisted: watch::Receiver<Ts>,
-        progress: Arc<ReaderProgress>,
-    ) -> Self {
+    fn new(conn: Connection, session: &Session) -> Self {
         let mut ticker = tokio::time::interval(STATUS_EVERY);
         ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { conn, ticker, received, persisted, progress, broken: None }
+        Self {
+            conn,
+            ticker,
+            received: session.resolved.0,
+            persisted: session.persisted.clone(),
+            bounds: Arc::clone(&session.bounds),
+            progress: Arc::clone(&session.progress),
+            broken: None,
+        }
     }
 
     /// Tells the server what has been received, and what is persisted and need not be kept.
     async fn send_status(&mut self, ask: bool) -> Result<(), Error> {
         let persisted = self.persisted.borrow_and_update().0.min(self.received);
-        self.conn.send_status(self.received, persisted, ask).await?;
-        self.progress.confirmed.fetch_max(persisted, Ordering::Relaxed);
+        // Zero: nothing new is said about what need not be kept.
+        let confirmed = self.bounds.lock().confirm(persisted).unwrap_or_default();
+        self.conn.send_status(self.received, confirmed, ask).await?;
+        self.progress.confirmed.fetch_max(confirmed, Ordering::Relaxed);
         self.progress.received.store(self.received, Ordering::Relaxed);
         Ok(())
     }
@@ -382,6 +399,8 @@ struct Stream<'s> {
     tables: Tables,
     /// Transactions that end at or before this are in the store already.
     resume: Ts,
+    /// Transactions that began to commit before this are not even looked at.
+    skip: Ts,
     /// The open transaction; false when it is skipped.
     open: Option<bool>,
     open_bytes: usize,
@@ -438,7 +457,7 @@ impl Stream<'_> {
                 b'd' => {
                     let body = self.link.conn.body(total);
                     let writer = &mut self.session.writer;
-                    self.tables.handle(body, self.resume, self.open, writer)?
+                    self.tables.handle(body, self.skip, self.open, writer)?
                 }
                 b'E' => {
                     let error = super::server_error::ServerError::parse(self.link.conn.body(total));
@@ -491,6 +510,8 @@ impl Stream<'_> {
             Step::KeepAlive { end, clock, reply } => {
                 self.link.received = self.link.received.max(end);
                 if self.open.is_none() {
+                    self.link.bounds.lock().received(end);
+                    self.session.asked = self.session.asked.max(Some(Ts(end)));
                     // Every transaction that ends at or before this position has been sent.
                     let newest = self.session.complete.map_or(self.session.resolved, |(ts, _)| ts);
                     self.session.complete = Some((newest.max(Ts(end)), WallTime(clock)));
@@ -505,13 +526,19 @@ impl Stream<'_> {
 
     async fn commit(&mut self, end: Ts, time: WallTime) -> Result<Option<()>, Error> {
         self.link.received = self.link.received.max(end.0);
+        self.link.bounds.lock().received(end.0);
         if self.open.take() != Some(true) {
+            return Ok(Some(()));
+        }
+        if end <= self.resume {
+            self.session.writer.abort();
             return Ok(Some(()));
         }
         let commit = self.session.writer.commit(end, time);
         if self.link.hold(commit, &self.session.shutdown).await?.is_none() {
             return Ok(None);
         }
+        self.session.asked = Some(end);
         self.session.complete = Some((end, time));
         let due = self.session.writer.unpublished_bytes() >= PUBLISH_BYTES
             || self.last_publish.elapsed() >= PUBLISH_EVERY;
