@@ -150,6 +150,14 @@ fn metadata(root: &Path, arguments: &[&str]) -> Result<Value> {
     serde_json::from_slice(&output.stdout).context("cargo metadata gave no JSON")
 }
 
+/// The platform that the compiler builds for when nobody names another.
+fn host(root: &Path) -> Result<String> {
+    let output = Process::new("rustc").arg("-vV").current_dir(root).output().context("cannot run rustc")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host.context("rustc names no host")?.to_owned())
+}
+
 /// Every Rust source file of the project that a person wrote.
 fn sources(root: &Path) -> Result<Vec<PathBuf>> {
     files(root, ".rs")

@@ -33,7 +33,9 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     let mut found = layers(&crate::metadata(root, &["--no-deps"])?);
     found.extend(headers(root)?);
     found.extend(lints(root)?);
-    found.extend(licenses::violations(root, &crate::metadata(root, &[])?)?);
+    // Of what this machine builds: the rest may not have been downloaded.
+    let platform = crate::host(root)?;
+    found.extend(licenses::violations(root, &crate::metadata(root, &["--filter-platform", &platform])?)?);
     found.extend(documented_metrics(root)?);
     found.extend(errors::violations(root)?);
     found.extend(openapi::violations(root)?);
