@@ -110,6 +110,27 @@ pub fn contains(outer: &TableSpan, inner: &TableSpan) -> bool {
         && End::of(&inner.end) <= End::of(&outer.end)
 }
 
+/// Whether `parts` are, in order and without hole or overlap, exactly the keys of `whole`, and none is empty.
+#[must_use]
+pub fn divides<'a>(whole: &TableSpan, parts: impl IntoIterator<Item = &'a TableSpan>) -> bool {
+    let mut reached = Some(whole.start.as_slice());
+    for part in parts {
+        let next = part.table == whole.table
+            && part.keyspace_id == whole.keyspace_id
+            && reached == Some(part.start.as_slice())
+            && (part.end.is_empty() || part.start < part.end);
+        if !next {
+            return false;
+        }
+        // After the end of the table nothing follows.
+        reached = (!part.end.is_empty()).then_some(part.end.as_slice());
+    }
+    match reached {
+        None => whole.end.is_empty(),
+        Some(reached) => !whole.end.is_empty() && reached == whole.end.as_slice(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -138,6 +159,52 @@ mod tests {
         assert_eq!(check(&[span("", "b"), span("c", "d"), span("e", "")]), "b-c d-e");
         assert_eq!(check(&[span("", "n"), span("m", ""), span("", "")]), "", "overlaps");
         assert_eq!(check(&[span("b", "c"), span("b", "d")]), "-b d-", "one start, two ends");
+    }
+
+    // behaviour: scheduling-9, scheduling-10
+    #[test]
+    fn ranges_are_ordered_by_keyspace_table_start_and_end_and_touching_ones_share_nothing() {
+        let other = |keyspace_id, table| TableSpan { keyspace_id, table: TableId(table), ..span("a", "b") };
+        let ordered = [other(0, 1), other(0, 2), other(1, 1)];
+        assert!(ordered.is_sorted() && span("a", "b") < span("a", "c") && span("a", "c") < span("b", "a"));
+        assert_eq!(span("a", "b").cmp(&span("a", "b")), std::cmp::Ordering::Equal);
+        for (a, b, shared) in [
+            (span("a", "m"), span("m", "z"), false),
+            (span("", "b"), span("a", ""), true),
+            (span("", ""), span("x", "y"), true),
+            (span("", "a"), span("b", ""), false),
+        ] {
+            assert_eq!((overlap(&a, &b), overlap(&b, &a)), (shared, shared));
+        }
+        assert!(contains(&span("", ""), &span("a", "")) && !contains(&span("", "z"), &span("a", "")));
+    }
+
+    // behaviour: scheduling-74
+    #[test]
+    fn parts_divide_a_range_when_they_are_exactly_it_in_order() {
+        let whole = span("", "");
+        let check = |of: &TableSpan, parts: &[TableSpan]| divides(of, parts);
+        assert!(check(&whole, &[span("", "m"), span("m", "")]));
+        assert!(check(&span("a", "m"), &[span("a", "b"), span("b", "m")]));
+        assert!(!check(&whole, &[]), "nothing");
+        assert!(!check(&whole, &[span("m", ""), span("", "m")]), "order");
+        assert!(!check(&whole, &[span("", "m"), span("n", "")]), "hole");
+        assert!(!check(&whole, &[span("", "n"), span("m", "")]), "overlap");
+        assert!(!check(&whole, &[span("", "m")]), "tail");
+        assert!(!check(&whole, &[span("", "m"), span("m", "m"), span("m", "")]), "an empty part");
+        assert!(!check(&whole, &[span("", ""), span("", "")]), "twice");
+        assert!(!check(&span("a", "m"), &[span("a", "z")]), "too far");
+    }
+
+    // behaviour: scheduling-87
+    #[test]
+    fn ten_thousand_parts_follow_each_other_and_cover_their_table() {
+        let key = |n: u32| if n == 0 || n == 10_000 { vec![] } else { n.to_be_bytes().to_vec() };
+        let part = |n| TableSpan { start: key(n), end: key(n + 1), ..span("", "") };
+        let parts: Vec<TableSpan> = (0..10_000).map(part).collect();
+        assert!(divides(&span("", ""), &parts) && parts.is_sorted());
+        assert!(parts.windows(2).all(|pair| pair[0].is_followed_by(&pair[1])));
+        assert_eq!(holes(TableId(1), parts.iter().filter(|part| **part != parts[77])), [parts[77].clone()]);
     }
 
     // behaviour: scheduling-127, scheduling-128

@@ -48,6 +48,11 @@ impl GroupIndex {
         self.absent.iter().copied()
     }
 
+    /// Nodes that have spans of the group, with what they have.
+    pub fn nodes(&self) -> impl Iterator<Item = (&NodeId, NodeCounts)> {
+        self.nodes.iter().map(|(node, counts)| (node, *counts))
+    }
+
     /// What a node has of the group. O(log nodes).
     #[must_use]
     pub fn on_node(&self, node: &NodeId) -> NodeCounts {
@@ -59,7 +64,8 @@ impl GroupIndex {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Index {
     pub(crate) groups: BTreeMap<GroupId, GroupIndex>,
-    pub(crate) nodes: BTreeMap<NodeId, BTreeSet<DispatcherId>>,
+    /// Spans by node, those of one group side by side.
+    pub(crate) nodes: BTreeMap<NodeId, BTreeSet<(GroupId, DispatcherId)>>,
     pub(crate) counts: [usize; 3],
     /// Checkpoints of the spans that hold the changefeed's checkpoint.
     pub(crate) floor: MinSet<Ts>,
@@ -84,7 +90,7 @@ impl Index {
             if ids.is_empty() {
                 self.crossings.insert(node.clone());
             }
-            ids.insert(span.id);
+            ids.insert((span.group(), span.id));
         }
         if entry.holds() {
             self.floor.insert(span.checkpoint);
@@ -114,7 +120,7 @@ impl Index {
         if let Some(node) = &span.node
             && let Some(ids) = self.nodes.get_mut(node)
         {
-            ids.remove(&span.id);
+            ids.remove(&(span.group(), span.id));
             if ids.is_empty() {
                 self.nodes.remove(node);
                 self.crossings.insert(node.clone());

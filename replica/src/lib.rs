@@ -12,6 +12,7 @@
 //! - **RP-3** A span's checkpoint never goes back, and no create request starts below the committed checkpoint.
 //! - **RP-4** The floor is the minimum over exactly the spans that no node replicates or that an operator holds;
 //!   no path changes a checkpoint without it.
+//! - **RP-5** Spans of a table are divided in one step, and only into exactly themselves: no key is lost or doubled.
 
 mod bootstrapper;
 mod coverage;
@@ -21,7 +22,7 @@ mod set;
 mod span;
 
 pub use bootstrapper::{Bootstrapper, Heard, NodeChange, RESEND};
-pub use coverage::{RangeCover, contains, holes, overlap};
+pub use coverage::{RangeCover, contains, divides, holes, overlap};
 pub use index::{GroupIndex, NodeCounts};
 pub use multiset::MinSet;
 pub use set::{SpanSet, Standing};

@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use heartbeatpb::{BlockState, DispatcherId, NodeId, SchemaId, TableId, TableSpan, TableSpanStatus, Ts};
+use heartbeatpb::{
+    BlockState, ComponentState, DispatcherId, NodeId, SchemaId, TableId, TableSpan, TableSpanStatus, Ts,
+};
 
 use crate::index::{GroupIndex, Index};
-use crate::{GroupId, SpanReplica};
+use crate::{GroupId, SpanReplica, divides};
 
 /// Where a span stands.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -169,9 +171,22 @@ impl SpanSet {
         self.by_table.contains_key(&table)
     }
 
-    /// Ids of the spans bound to a node, in order.
+    /// Ids of the spans bound to a node, group by group, each group in order.
     pub fn ids_by_node(&self, node: &NodeId) -> impl Iterator<Item = DispatcherId> {
-        self.index.nodes.get(node).into_iter().flatten().copied()
+        self.index.nodes.get(node).into_iter().flatten().map(|(_, id)| *id)
+    }
+
+    /// Ids of the spans of one group bound to a node, in order; spans of other groups are not visited.
+    pub fn ids_on_node_in(&self, node: &NodeId, group: GroupId) -> impl Iterator<Item = DispatcherId> {
+        let first = (group, DispatcherId::new(0, 0));
+        let last = (group, DispatcherId::new(u64::MAX, u64::MAX));
+        self.index.nodes.get(node).into_iter().flat_map(move |ids| ids.range(first..=last)).map(|(_, id)| *id)
+    }
+
+    /// A group, if it has spans or is the default one.
+    #[must_use]
+    pub fn group(&self, group: GroupId) -> Option<&GroupIndex> {
+        self.index.groups.get(&group)
     }
 
     /// Nodes that have spans.
@@ -279,12 +294,51 @@ impl SpanSet {
         self.is_bound(id) && self.change(id, |entry| entry.standing = Standing::Replicating)
     }
 
-    /// `node` is about to run the span. Idempotent.
+    /// `node` is about to run the span. Idempotent. On another node its dispatcher begins anew: what was said of
+    /// the one before says nothing of it.
     pub fn bind(&mut self, id: DispatcherId, node: NodeId) -> bool {
         self.change(id, |entry| {
             entry.standing = Standing::Scheduling;
-            entry.span.node = Some(node);
+            if entry.span.node.as_ref() != Some(&node) {
+                entry.span.node = Some(node);
+                entry.span.state = ComponentState::Initializing;
+            }
         })
+    }
+
+    /// Puts parts in the place of a span, in one step: at `checkpoint`, or at the span's if that is smaller, with
+    /// its schema. With one node for each part they are on their way there; otherwise nobody runs them.
+    ///
+    /// `None`, and nothing has changed, when the span is unknown, an id is taken, or the parts are not in order,
+    /// do not follow each other, or are not exactly the span. `Some(true)` when the parts have nodes.
+    pub fn replace(
+        &mut self,
+        id: DispatcherId,
+        parts: &[(DispatcherId, TableSpan)],
+        checkpoint: Ts,
+        nodes: &[NodeId],
+    ) -> Option<bool> {
+        let old = self.spans.get(&id).map(|entry| &entry.span)?;
+        let fresh: BTreeSet<DispatcherId> = parts.iter().map(|(part, _)| *part).collect();
+        let taken = |part: &DispatcherId| part.is_zero() || self.get(*part).is_some();
+        let usable = fresh.len() == parts.len()
+            && !fresh.iter().any(taken)
+            && divides(&old.span, parts.iter().map(|(_, range)| range));
+        if !usable {
+            return None;
+        }
+        let old = self.remove(id)?;
+        let placed = nodes.len() == parts.len();
+        for (n, (part, range)) in parts.iter().enumerate() {
+            let start = checkpoint.min(old.checkpoint);
+            let mut span = SpanReplica::absent(*part, old.schema, range.clone(), start);
+            span.splittable = old.splittable;
+            match nodes.get(n).filter(|_| placed) {
+                Some(node) => self.add_scheduling(span, node.clone()),
+                None => self.add_absent(span),
+            };
+        }
+        Some(placed)
     }
 
     fn is_bound(&self, id: DispatcherId) -> bool {

@@ -4,6 +4,7 @@ use heartbeatpb::{ComponentState, Mode};
 use proptest::prelude::*;
 
 use super::*;
+use crate::holes;
 
 const TRIGGER: DispatcherId = DispatcherId::new(9, 9);
 
@@ -71,7 +72,7 @@ fn check(set: &SpanSet) {
 }
 
 proptest! {
-    // behaviour: scheduling-78, scheduling-79, scheduling-80
+    // behaviour: scheduling-3, scheduling-78, scheduling-79, scheduling-80
     #[test]
     fn the_indexes_agree_with_the_spans_after_any_changes(
         steps in prop::collection::vec((0u8..11, 0u64..9, 0u64..200), 0..200)
@@ -100,6 +101,41 @@ proptest! {
             prop_assert_eq!(known_nodes.iter().collect::<Vec<_>>(), set.nodes().collect::<Vec<_>>());
         }
     }
+}
+
+// behaviour: scheduling-74, scheduling-77
+#[test]
+fn a_span_is_replaced_by_its_parts_in_one_step_or_not_at_all() {
+    let mut set = empty();
+    set.add_table(id(0), SchemaId(3), TableId(5), true, Ts(50));
+    set.bind(id(0), "a".into());
+    set.mark_replicating(id(0));
+    let part = |n: u64, start: &[u8], end: &[u8]| {
+        (id(n), TableSpan { start: start.into(), end: end.into(), ..TableSpan::whole(TableId(5)) })
+    };
+    let halves = [part(1, b"", b"m"), part(2, b"m", b"")];
+    assert_eq!(set.replace(id(7), &halves, Ts(80), &[]), None, "an unknown span");
+    assert_eq!(set.replace(id(0), &[part(1, b"", b"m"), part(1, b"m", b"")], Ts(80), &[]), None, "one id");
+    assert_eq!(
+        set.replace(id(0), &[part(1, b"", b"m"), part(0, b"m", b"")], Ts(80), &[]),
+        None,
+        "its own id"
+    );
+    assert_eq!(set.replace(id(0), &[part(1, b"", b"m"), part(2, b"n", b"")], Ts(80), &[]), None, "a hole");
+    assert_eq!((set.len(), set.is_replicating(id(0)), set.floor()), (1, true, None), "nothing changed");
+
+    assert_eq!(set.replace(id(0), &halves, Ts(80), &["a".into()]), Some(false), "one node for two parts");
+    check(&set);
+    assert_eq!((set.count(Standing::Absent), set.floor()), (2, Some(Ts(50))), "the smaller checkpoint");
+    assert_eq!(set.by_schema(SchemaId(3)).filter(|span| span.splittable).count(), 2);
+    let quarters = [part(3, b"", b"c"), part(4, b"c", b"m")];
+    assert_eq!(set.replace(id(1), &quarters, Ts(40), &["a".into(), "b".into()]), Some(true));
+    check(&set);
+    assert_eq!((set.count(Standing::Scheduling), set.floor()), (2, Some(Ts(40))));
+    let group = GroupId::Table(TableId(5));
+    assert_eq!(set.ids_on_node_in(&"b".into(), group).collect::<Vec<_>>(), [id(4)]);
+    assert_eq!(set.ids_on_node_in(&"b".into(), GroupId::Default).count(), 0);
+    assert!(holes(TableId(5), set.by_table(TableId(5)).map(|span| &span.span)).is_empty());
 }
 
 // behaviour: scheduling-67, scheduling-68, scheduling-70
