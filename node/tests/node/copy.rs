@@ -7,7 +7,9 @@ use node::cli::Client;
 use serde_json::{Value, json};
 use testkit::{Load, PgServer, compare, load};
 
-use crate::common::{TARGET, caught_up, checkpoint, create, eventually, position, servers, start};
+use crate::common::{
+    TARGET, assert_same, caught_up, checkpoint, create, eventually, position, servers, start, state,
+};
 
 /// Often enough to see a copy grow.
 const LOOK: Duration = Duration::from_millis(5);
@@ -119,6 +121,67 @@ async fn a_copy_that_is_cut_off_begins_again_and_leaves_no_row_twice() {
     caught_up(&client, &source).await;
     assert_equal(&source, &target).await;
     assert!(quiet_writes(&target).await > QUIET, "what was cut off had begun to write");
+    node.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_that_the_target_has_already_are_kept_unless_told_otherwise() {
+    let (source, target) = servers().await;
+    source
+        .sql(
+            "postgres",
+            "CREATE TABLE a (id int PRIMARY KEY, v text); INSERT INTO a SELECT i, 'source' FROM generate_series(1, 3000) i; \
+             CREATE TABLE b (v text); ALTER TABLE b REPLICA IDENTITY FULL; INSERT INTO b VALUES ('source'), ('source')",
+        )
+        .await
+        .unwrap();
+    let occupy = "CREATE TABLE a (id int PRIMARY KEY, v text); INSERT INTO a VALUES (2, 'target'), (-2, 'target'); \
+                  CREATE TABLE b (v text); INSERT INTO b VALUES ('target')";
+    target.sql(TARGET, occupy).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (node, client) = start(dir.path()).await;
+    let force = json!({ "force_replicate": true });
+    create(&client, &source, &target.uri(TARGET), force.clone()).await.unwrap();
+    let failed = async || {
+        eventually("the changefeed fails", async || state(&client).await == "failed").await;
+        let feed = client.get("/api/v2/changefeeds/f").await.unwrap();
+        assert_eq!(feed["error"]["code"], "CDC:ErrTargetNotEmpty", "{}", feed["error"]);
+        assert!(feed["error"]["message"].as_str().unwrap().contains("on-existing-rows"), "{}", feed["error"]);
+    };
+    failed().await;
+    // One table is emptied: the other still stops it, and keeps its row.
+    target.sql(TARGET, "TRUNCATE a").await.unwrap();
+    client.post("/api/v2/changefeeds/f/resume", &json!({})).await.unwrap();
+    failed().await;
+    target.sql(TARGET, "DELETE FROM b WHERE v = 'target'").await.unwrap();
+    source
+        .sql("postgres", "UPDATE a SET v = 'changed' WHERE id % 3 = 0; INSERT INTO b VALUES ('new')")
+        .await
+        .unwrap();
+    client.post("/api/v2/changefeeds/f/resume", &json!({})).await.unwrap();
+    caught_up(&client, &source).await;
+    assert_same(&source, &target, "a", "resumed").await;
+    assert_same(&source, &target, "b", "resumed").await;
+    client.delete("/api/v2/changefeeds/f").await.unwrap();
+
+    for word in ["append", "truncate"] {
+        target.sql(TARGET, "DROP TABLE a, b").await.unwrap();
+        target.sql(TARGET, occupy).await.unwrap();
+        let uri = format!("{}?on-existing-rows={word}", target.uri(TARGET));
+        create(&client, &source, &uri, force.clone()).await.unwrap();
+        caught_up(&client, &source).await;
+        source.sql("postgres", "UPDATE a SET v = v || '!' WHERE id = 2").await.unwrap();
+        caught_up(&client, &source).await;
+        let counted = target.client(TARGET).await.unwrap();
+        let counts =
+            "SELECT (SELECT count(*) FROM a), (SELECT count(*) FROM b), (SELECT v FROM a WHERE id = 2)";
+        let row = counted.query_one(counts, &[]).await.unwrap();
+        let appended = i64::from(word == "append");
+        assert_eq!(row.get::<_, i64>(0), 3000 + appended, "{word}");
+        assert_eq!(row.get::<_, i64>(1), 3 + appended, "{word}");
+        assert!(row.get::<_, &str>(2).starts_with("source!"), "{word}: the source's row wins");
+        client.delete("/api/v2/changefeeds/f").await.unwrap();
+    }
     node.stop().await.unwrap();
 }
 

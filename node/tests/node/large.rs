@@ -10,10 +10,13 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use testkit::{Api, Millrace, PgServer, compare};
 
-use crate::common::{TARGET, eventually, position, servers};
+use crate::common::{TARGET, position, servers};
 
 /// Most memory that the process may have held at once: its bounded stores and buffers, and room for the rest.
 const MOST_MEMORY: u64 = 300 << 20;
+/// The upstream alone takes half a minute to decode the large transaction on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(300);
+const LOOK: Duration = Duration::from_millis(50);
 /// Between two small transactions.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -44,13 +47,16 @@ impl Process {
     /// Waits until the checkpoint has reached the source's end. Answers the number of rows that were written.
     async fn caught_up(&self, source: &PgServer) -> u64 {
         let end = position(&source.client("postgres").await.unwrap()).await.max(self.begin + 1);
-        eventually("the checkpoint reaches the source's position", async || {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
             let progress = self.api.progress("f").await.unwrap();
             assert_ne!(progress.state, "failed", "{}", self.server.log_tail(20));
-            progress.checkpoint >= end
-        })
-        .await;
-        self.api.progress("f").await.unwrap().rows_written
+            if progress.checkpoint >= end {
+                return progress.rows_written;
+            }
+            assert!(Instant::now() < deadline, "the checkpoint does not reach {end}: {}", progress.all);
+            tokio::time::sleep(LOOK).await;
+        }
     }
 }
 
