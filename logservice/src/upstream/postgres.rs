@@ -21,6 +21,7 @@ mod pgoutput;
 mod reader;
 mod server_error;
 mod shape;
+mod socket;
 mod sql;
 mod tls;
 mod types;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use serde_json::json;
-use testkit::postgres::program;
+use testkit::postgres::{PASSWORD, program};
 use testkit::{Millrace, PgServer, Usage};
 use tokio_postgres::Client;
 
@@ -189,11 +189,8 @@ async fn backlog(arguments: &Arguments, server: &PgServer, client: &Client) -> R
 }
 
 async fn recvlogical(server: &PgServer, slot: &str, end: u64) -> Result<Measure> {
-    let connection = format!(
-        "host={} port={} user=postgres dbname=postgres",
-        server.socket_dir().display(),
-        server.port()
-    );
+    // Both readers come over TCP, as most do.
+    let connection = format!("host=127.0.0.1 port={} user=postgres dbname=postgres", server.port());
     let started = Instant::now();
     let mut child = Command::new(program("pg_recvlogical"))
         .args([
@@ -210,6 +207,7 @@ async fn recvlogical(server: &PgServer, slot: &str, end: u64) -> Result<Measure>
         ])
         .args(["-o", &format!("publication_names={PUBLICATION}")])
         .args(["--endpos", &format!("{:X}/{:X}", end >> 32, end & 0xffff_ffff)])
+        .env("PGPASSWORD", PASSWORD)
         .stdin(Stdio::null())
         .spawn()
         .context("start pg_recvlogical")?;

@@ -165,8 +165,20 @@ pub(crate) async fn published_tables(
         } else if let Some(obstacle) = &table.obstacle {
             return Err(Error::SchemaChange { table: name(), change: obstacle.clone() });
         } else {
+            members.remove(&table.info.id.0);
             tables.push(table);
         }
+    }
+    // A name that the filter does not match any more must not take a table out of the changefeed in silence.
+    if let Some(renamed) = members.first() {
+        let rows = conn.query("name a table", &format!("SELECT {renamed}::regclass")).await?;
+        let table = rows.first().map_or_else(|| renamed.to_string(), |row| row.text(0).to_owned());
+        let change = format!(
+            "it belongs to the changefeed, but the filter does not match its name; if it was renamed, remove the \
+             changefeed and create it again; if it is not wanted any more, run: ALTER PUBLICATION {} DROP TABLE {table}",
+            ident(&names.slot)
+        );
+        return Err(Error::SchemaChange { table, change });
     }
     Ok(tables)
 }

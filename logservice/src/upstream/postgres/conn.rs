@@ -4,18 +4,21 @@
 //! paths look at complete messages in place ([`Connection::peek`], [`Connection::body`]) and step over them.
 
 use std::io;
+use std::pin::pin;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use postgres_protocol::authentication::md5_hash;
 use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
 use postgres_protocol::message::frontend;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 
 use super::options::{ConnectOptions, Endpoint, SslMode};
 use super::server_error::ServerError;
+use super::socket::{Io, Socket};
 use super::tls;
 use crate::Error;
 
@@ -29,9 +32,6 @@ const MAX_MESSAGE: usize = (1 << 30) + 1024;
 const HEAD: usize = 5;
 /// Microseconds between the Unix epoch and PostgreSQL's, 2000-01-01.
 pub(crate) const PG_EPOCH_MICROS: i64 = 946_684_800_000_000;
-
-trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// What a connection is for; decides its session.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -359,6 +359,21 @@ impl Connection {
         }
     }
 
+    /// Takes more bytes if some are there; false: none. The socket is not watched afterwards, until
+    /// [`Connection::fill`] waits for it.
+    pub(crate) async fn try_fill(&mut self) -> Result<bool, Error> {
+        self.io.socket().set_lazy(true);
+        let filled = {
+            let mut fill = pin!(self.fill());
+            std::future::poll_fn(|cx| Poll::Ready(fill.as_mut().poll(cx))).await
+        };
+        self.io.socket().set_lazy(false);
+        match filled {
+            Poll::Ready(result) => result.map(|()| true),
+            Poll::Pending => Ok(false),
+        }
+    }
+
     /// The next message, taken out of the buffer.
     pub(crate) async fn message(&mut self) -> Result<(u8, Bytes), Error> {
         loop {
@@ -438,8 +453,8 @@ async fn open(options: &ConnectOptions, endpoint: &Endpoint) -> Result<Box<dyn I
     let host = match endpoint {
         Endpoint::Tcp(host, _) => host,
         Endpoint::Unix(path) => {
-            let stream = UnixStream::connect(path).await.map_err(|error| unreachable(endpoint, error))?;
-            return Ok(Box::new(stream));
+            let stream = UnixStream::connect(path).await.and_then(Socket::unix);
+            return Ok(Box::new(stream.map_err(|error| unreachable(endpoint, error))?));
         }
     };
     if options.ssl_mode == SslMode::Disable {
@@ -481,14 +496,10 @@ async fn open(options: &ConnectOptions, endpoint: &Endpoint) -> Result<Box<dyn I
     }
 }
 
-async fn tcp(endpoint: &Endpoint) -> Result<TcpStream, Error> {
+async fn tcp(endpoint: &Endpoint) -> Result<Socket, Error> {
     let Endpoint::Tcp(host, port) = endpoint else { return Err(Error::protocol("no TCP endpoint")) };
-    let connect = async {
-        let stream = TcpStream::connect((host.as_str(), *port)).await?;
-        stream.set_nodelay(true)?;
-        Ok(stream)
-    };
-    connect.await.map_err(|error| unreachable(endpoint, error))
+    let stream = TcpStream::connect((host.as_str(), *port)).await.and_then(Socket::tcp);
+    stream.map_err(|error| unreachable(endpoint, error))
 }
 
 fn unreachable(endpoint: &Endpoint, source: io::Error) -> Error {

@@ -40,6 +40,9 @@ const SILENCE: Duration = Duration::from_secs(60);
 const PUBLISH_EVERY: Duration = Duration::from_millis(5);
 /// As [`PUBLISH_EVERY`], in bytes.
 const PUBLISH_BYTES: usize = 1 << 20;
+/// Pause before a socket that just ran dry is looked at again. The server sends every change by itself: a reader that
+/// wakes for each costs both of them more than the change, and so do publications of one transaction.
+const GATHER: Duration = Duration::from_millis(1);
 /// Bytes of an open transaction between two looks at the store's room.
 const ROOM_EVERY: usize = 1 << 20;
 /// Pauses between connection attempts: the first, and the longest.
@@ -382,15 +385,6 @@ impl Link {
             }
         }
     }
-
-    /// Reads what is there. False: nothing.
-    async fn try_fill(&mut self) -> Result<bool, Error> {
-        let mut fill = pin!(self.conn.fill());
-        match std::future::poll_fn(|cx| Poll::Ready(fill.as_mut().poll(cx))).await {
-            Poll::Ready(result) => result.map(|()| true),
-            Poll::Pending => Ok(false),
-        }
-    }
 }
 
 /// One streaming connection.
@@ -412,15 +406,24 @@ impl Stream<'_> {
     async fn run(mut self) -> Result<Ended, Error> {
         self.link.send_status(false).await?;
         let mut quiet_since = Instant::now();
+        // Whether bytes came since the socket was last waited for.
+        let mut busy = false;
         loop {
             if self.drain().await?.is_none() {
                 return Ok(self.stop().await);
             }
-            if self.link.try_fill().await? {
+            let filled = self.link.conn.try_fill().await?;
+            if filled {
                 quiet_since = Instant::now();
+                busy = true;
+            }
+            if !busy || self.is_due() {
+                self.publish();
+            }
+            if filled {
                 continue;
             }
-            self.publish();
+            let pause = std::mem::take(&mut busy);
             tokio::select! {
                 biased;
                 () = self.session.shutdown.cancelled() => return Ok(self.stop().await),
@@ -429,12 +432,18 @@ impl Stream<'_> {
                     let idle = self.link.conn.last_read().elapsed() >= STATUS_EVERY / 2;
                     self.link.send_status(idle).await?;
                 }
-                filled = self.link.conn.fill() => {
+                () = tokio::time::sleep(GATHER), if pause => {}
+                filled = self.link.conn.fill(), if !pause => {
                     filled?;
                     quiet_since = Instant::now();
+                    busy = true;
                 }
             }
         }
+    }
+
+    fn is_due(&self) -> bool {
+        self.last_publish.elapsed() >= PUBLISH_EVERY
     }
 
     fn check_silence(&self, quiet_since: Instant) -> Result<(), Error> {
@@ -540,9 +549,7 @@ impl Stream<'_> {
         }
         self.session.asked = Some(end);
         self.session.complete = Some((end, time));
-        let due = self.session.writer.unpublished_bytes() >= PUBLISH_BYTES
-            || self.last_publish.elapsed() >= PUBLISH_EVERY;
-        if due {
+        if self.session.writer.unpublished_bytes() >= PUBLISH_BYTES {
             self.publish();
         }
         Ok(Some(()))
