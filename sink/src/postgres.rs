@@ -76,6 +76,10 @@ macro_rules! with_control {
             };
             match attempt.await {
                 Ok(value) => break Ok(value),
+                Err(Failure::Lost(error)) if backoff.is_overdue() => {
+                    *guard = None;
+                    break Err(error);
+                }
                 Err(Failure::Lost(error) | Failure::Again(error)) => {
                     tracing::warn!(%error, "the downstream database is not available, trying again");
                     *guard = None;

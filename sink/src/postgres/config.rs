@@ -10,7 +10,7 @@ use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signat
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
-use tokio_postgres::config::SslMode;
+use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use url::Url;
 
@@ -81,6 +81,16 @@ fn number(key: &str, value: &str, range: std::ops::RangeInclusive<usize>) -> Res
 }
 
 impl PgConfig {
+    /// Where the server is, for people: `host:port`.
+    pub(crate) fn address(&self) -> String {
+        let port = self.driver.get_ports().first().copied().unwrap_or(5432);
+        match self.driver.get_hosts().first() {
+            Some(Host::Tcp(name)) => format!("{name}:{port}"),
+            Some(Host::Unix(path)) => format!("{}:{port}", path.display()),
+            None => format!("port {port}"),
+        }
+    }
+
     /// Parses a `postgres://` URI.
     pub(crate) fn parse(uri: &str) -> Result<Self, Error> {
         let mut url = Url::parse(uri).map_err(|e| config_error(format!("the sink URI is not a URI: {e}")))?;
@@ -324,6 +334,13 @@ mod tests {
             Ok(_) => panic!("{uri} should be refused"),
             Err(error) => error.to_string(),
         }
+    }
+
+    #[test]
+    fn an_address_names_every_host_and_nothing_secret() {
+        let address = |uri| PgConfig::parse(uri).unwrap().address();
+        assert_eq!(address("postgres://u:secret@db.example/d"), "db.example:5432");
+        assert_eq!(address("postgres://u:secret@10.0.0.1:1/d"), "10.0.0.1:1");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! One connection: how it is opened, what its session is set to, and what its failures mean.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::Rng;
 use rustc_hash::FxHashMap;
@@ -17,6 +17,9 @@ use crate::Error;
 const MAX_STATEMENTS: usize = 512;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// How long a downstream that does not answer is tried again here. Afterwards the changefeed says so in its state,
+/// and starts again with growing pauses. A restart of the server is over by then.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why an attempt failed.
 #[derive(Debug)]
@@ -137,7 +140,8 @@ const SESSION: &str = "SET search_path = ''; SET timezone = 'UTC'; SET datestyle
 impl Connection {
     /// Connects and sets the session up.
     pub(crate) async fn open(config: &PgConfig) -> Result<Self, Failure> {
-        let (client, connection) = config.driver.connect(config.tls.clone()).await.map_err(connecting)?;
+        let (client, connection) =
+            config.driver.connect(config.tls.clone()).await.map_err(|e| connecting(e, &config.address()))?;
         let driver = tokio::spawn(async move {
             // The client reports the failure of the connection to whoever uses it.
             if let Err(error) = connection.await {
@@ -190,13 +194,13 @@ impl Connection {
     }
 }
 
-fn connecting(error: tokio_postgres::Error) -> Failure {
+fn connecting(error: tokio_postgres::Error, address: &str) -> Failure {
     if error.as_db_error().is_some() {
-        return classify(error, "connecting to the downstream database");
+        return classify(error, &format!("connecting to the downstream database at {address}"));
     }
     // The driver's texts for these name the step that failed, never the password.
     let cause = std::error::Error::source(&error).map(|cause| format!(" ({cause})")).unwrap_or_default();
-    let what = format!("cannot connect to the downstream database: {error}{cause}");
+    let what = format!("cannot connect to the downstream database at {address}: {error}{cause}");
     if error.to_string().starts_with("invalid configuration") {
         return Failure::Fatal(Error::Config(what));
     }
@@ -207,11 +211,18 @@ fn connecting(error: tokio_postgres::Error) -> Failure {
 #[derive(Debug)]
 pub(crate) struct Backoff {
     next: Duration,
+    /// When the series of failures began.
+    since: Option<Instant>,
 }
 
 impl Backoff {
     pub(crate) const fn new() -> Self {
-        Self { next: FIRST_PAUSE }
+        Self { next: FIRST_PAUSE, since: None }
+    }
+
+    /// Whether failures have followed each other for so long that a person should know. Asked at each failure.
+    pub(crate) fn is_overdue(&mut self) -> bool {
+        self.since.get_or_insert_with(Instant::now).elapsed() >= PATIENCE
     }
 
     /// The next pause.

@@ -204,9 +204,12 @@ impl Worker {
     async fn recover(&mut self, failure: Failure, mode: Mode, serial: bool) -> Result<Next, Error> {
         match failure {
             Failure::Lost(error) => {
-                tracing::warn!(%error, "writing downstream failed, trying again");
                 self.connection = None;
                 self.stale = true;
+                if self.backoff.is_overdue() {
+                    return Err(error);
+                }
+                tracing::warn!(%error, "writing downstream failed, trying again");
                 self.backoff.pause(&self.shared.closing).await?;
                 Ok(Next::Again(mode))
             }
