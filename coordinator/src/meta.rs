@@ -19,8 +19,8 @@ const CAS_ATTEMPTS: usize = 10;
 const CAS_DELAY: Duration = Duration::from_millis(25);
 /// Checkpoints per transaction. One comparison is the fence.
 const CHECKPOINTS_PER_TXN: usize = MAX_TXN_OPS - 1;
-/// Characters of an error message that are stored.
-const STORED_MESSAGE_CHARS: usize = 100;
+/// Characters of an error message that are stored: what is wrong and what to do, in full.
+const STORED_MESSAGE_CHARS: usize = 1000;
 
 /// A changefeed as it is stored.
 #[derive(Clone, PartialEq, Debug)]

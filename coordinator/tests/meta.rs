@@ -246,12 +246,12 @@ async fn pause_and_resume_change_both_documents_at_one_revision() {
         time: "t".to_owned(),
         node: "n".to_owned(),
         code: "CDC:ErrX".to_owned(),
-        message: "m".repeat(130),
+        message: "m".repeat(1030),
     };
     let failed =
         world.meta.set_state(&id, ChangefeedState::Failed, Some(&error), Progress::Stopping).await.unwrap();
     let message = failed.info.error.unwrap().message;
-    assert_eq!(message, format!("{}...", "m".repeat(100)), "a stored message is cut");
+    assert_eq!(message, format!("{}...", "m".repeat(1000)), "a stored message is cut");
     let paused = world.meta.pause(&id).await.unwrap();
     assert_eq!((paused.info.state, paused.status.progress), (ChangefeedState::Stopped, Progress::Stopping));
     assert_eq!(paused.info.error.unwrap().message, message, "cut once");
