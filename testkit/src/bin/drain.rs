@@ -256,6 +256,8 @@ async fn drain(millrace: &mut Millrace, name: &str, end: u64) -> Result<Measure>
     let wall_seconds = started.elapsed().as_secs_f64();
     let usage = millrace.usage()?;
     let cpu_seconds = usage.cpu_seconds - before.cpu_seconds;
+    // The next round's process would read this one's log again.
+    millrace.api().pause(name).await?;
     millrace.stop().await?;
     Ok(Measure { wall_seconds, cpu_seconds, peak_bytes: usage.peak_bytes })
 }
