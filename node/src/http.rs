@@ -12,6 +12,7 @@ use axum::Router;
 use axum::routing::{any, get, post};
 use coordinator::CoordinatorHandle;
 use metrics_exporter_prometheus::PrometheusHandle;
+use serde_json::{Value, json};
 
 use crate::upstream::UpstreamHub;
 
@@ -80,18 +81,27 @@ pub(crate) fn router(state: ApiState) -> Router {
         .fallback(server::not_found)
         .method_not_allowed_fallback(server::wrong_method)
         .layer(axum::extract::DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(axum::middleware::map_response(error::in_json))
         .with_state(Arc::new(state))
 }
 
-/// Parses a JSON body, or says what is wrong with it without quoting it: bodies hold credentials.
+/// Parses a JSON object, or says what is wrong with it without quoting it: bodies hold credentials.
 pub(crate) fn parse_body<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiFailure> {
-    serde_json::from_slice(bytes).map_err(|e| {
+    let body: Value = serde_json::from_slice(bytes).map_err(|e| {
         let kind = match e.classify() {
-            serde_json::error::Category::Syntax => "is not JSON",
+            serde_json::error::Category::Syntax | serde_json::error::Category::Data => "is not JSON",
             serde_json::error::Category::Eof => "ends too early",
-            serde_json::error::Category::Data => "has a field of a wrong type",
             serde_json::error::Category::Io => "cannot be read",
         };
         ApiFailure::invalid(format!("the request body {kind} (line {}, column {})", e.line(), e.column()))
+    })?;
+    let Value::Object(fields) = &body else {
+        return Err(ApiFailure::invalid("the request body is not a JSON object"));
+    };
+    T::deserialize(&body).map_err(|_| {
+        // Every field may be left out, so the one that is wrong is wrong alone too.
+        let wrong = fields.iter().find(|(name, value)| T::deserialize(json!({ *name: value })).is_err());
+        let what = wrong.map_or_else(|| "a field".to_owned(), |(name, _)| format!("the field {name:?}"));
+        ApiFailure::invalid(format!("{what} of the request body is of a wrong type"))
     })
 }

@@ -12,6 +12,7 @@
 pub mod cli;
 pub mod config;
 mod http;
+pub mod metrics;
 pub mod quickstart;
 pub mod shutdown;
 mod sinks;

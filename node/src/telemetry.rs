@@ -2,6 +2,7 @@
 
 use std::sync::OnceLock;
 
+use anyhow::Context;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -43,7 +44,11 @@ pub fn init_logging(config: &ServerConfig) -> anyhow::Result<()> {
     let writer: tracing_subscriber::fmt::writer::BoxMakeWriter = if config.log_file.is_empty() {
         tracing_subscriber::fmt::writer::BoxMakeWriter::new(std::io::stderr)
     } else {
-        let file = std::fs::OpenOptions::new().create(true).append(true).open(&config.log_file)?;
+        let file = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&config.log_file)
+            .with_context(|| format!("cannot open the log file {}", config.log_file))?;
         tracing_subscriber::fmt::writer::BoxMakeWriter::new(std::sync::Mutex::new(file))
     };
     let registry = tracing_subscriber::registry().with(filter);
@@ -74,9 +79,9 @@ pub fn init_metrics() -> anyhow::Result<PrometheusHandle> {
     if let Some(handle) = METRICS.get() {
         return Ok(handle.clone());
     }
-    let recorder = PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Prefix("ticdc_".to_owned()), &SECONDS_BUCKETS)?
-        .build_recorder();
+    let builder = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Prefix("ticdc_".to_owned()), &SECONDS_BUCKETS)?;
+    let recorder = crate::metrics::buckets(builder)?.build_recorder();
     let handle = recorder.handle();
     metrics::set_global_recorder(recorder)?;
     let _ = METRICS.set(handle.clone());

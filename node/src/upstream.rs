@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use heartbeatpb::config::ChangefeedInfo;
-use heartbeatpb::{ChangefeedId, Gid, MaintainerEpoch, RunningError, Ts, WallTime};
+use heartbeatpb::{ChangefeedId, Gid, MaintainerEpoch, RunningError, Ts, WallTime, codes};
 use logservice::LogService;
-use logservice::upstream::{CheckReport, FeedSpec, ReaderProgress, ReaderStart, StartPoint, Upstream};
+use logservice::upstream::{
+    CheckReport, FeedSpec, ReaderPhase, ReaderProgress, ReaderStart, StartPoint, Upstream,
+};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -23,6 +26,10 @@ impl From<logservice::Error> for ApiFailure {
     }
 }
 
+/// A reader that has been without its upstream for so long is told to people by the changefeed's state. A restart of
+/// the upstream is over by then.
+const ABSENCE: Duration = Duration::from_secs(10);
+
 /// One running log reader.
 struct Reader {
     epoch: Option<MaintainerEpoch>,
@@ -30,8 +37,23 @@ struct Reader {
     persisted: watch::Sender<Ts>,
     progress: Arc<ReaderProgress>,
     error: Arc<Mutex<Option<RunningError>>>,
+    /// When it was first seen to try again in vain.
+    absent: Mutex<Option<Instant>>,
     shutdown: CancellationToken,
     task: JoinHandle<()>,
+}
+
+impl Reader {
+    /// What keeps the reader from its upstream, once it has lasted.
+    fn absence(&self) -> Option<String> {
+        let problem = self.progress.last_error().filter(|_| self.progress.phase() == ReaderPhase::Connecting);
+        let mut absent = self.absent.lock();
+        let Some(problem) = problem else {
+            *absent = None;
+            return None;
+        };
+        (absent.get_or_insert_with(Instant::now).elapsed() >= ABSENCE).then_some(problem)
+    }
 }
 
 /// Opens upstreams and owns the log readers of this node.
@@ -195,7 +217,10 @@ impl UpstreamHub {
                 }
             })
         };
-        let reader = Reader { epoch, tables: tables.len(), persisted, progress, error, shutdown, task };
+        let tables_read = tables.len();
+        let absent = Mutex::default();
+        let reader =
+            Reader { epoch, tables: tables_read, persisted, progress, error, absent, shutdown, task };
         self.readers.lock().insert(info.id.gid, reader);
         Ok(tables
             .into_iter()
@@ -250,7 +275,15 @@ impl maintainer::Upstream for UpstreamHub {
     fn error(&self, changefeed: &ChangefeedId, epoch: Option<MaintainerEpoch>) -> Option<RunningError> {
         let readers = self.readers.lock();
         let reader = readers.get(&changefeed.gid).filter(|reader| reader.epoch == epoch)?;
-        reader.error.lock().clone()
+        if let Some(error) = reader.error.lock().clone() {
+            return Some(error);
+        }
+        Some(RunningError {
+            time: crate::wiring::rfc3339_now(),
+            node: self.node.to_string(),
+            code: codes::UPSTREAM_UNREACHABLE.to_owned(),
+            message: reader.absence()?,
+        })
     }
 
     fn lag_seconds(&self, changefeed: &ChangefeedId, ts: Ts) -> Option<f64> {

@@ -254,6 +254,7 @@ fn absolute(path: &std::path::Path) -> anyhow::Result<PathBuf> {
 }
 
 fn describe_metrics() {
+    crate::metrics::describe();
     messaging::metrics::describe();
     logservice::metrics::describe();
     logservice::upstream::metrics::describe();

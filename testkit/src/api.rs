@@ -46,6 +46,12 @@ impl Api {
         format!("http://127.0.0.1:{}", self.port)
     }
 
+    /// The port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// `GET`.
     ///
     /// # Errors

@@ -42,8 +42,16 @@ pub(super) enum ChangefeedCommand {
 #[derive(Args, Debug)]
 pub(super) struct IdArg {
     /// Name of the changefeed.
-    #[arg(short, long)]
+    #[arg(short, long, value_parser = parse_name)]
     changefeed_id: String,
+}
+
+/// A name goes into a path, so what is not one must not reach it.
+fn parse_name(text: &str) -> Result<String, String> {
+    if heartbeatpb::config::is_valid_name(text) {
+        return Ok(text.to_owned());
+    }
+    Err("a changefeed id has letters, digits and single hyphens between them, at most 128 bytes".to_owned())
 }
 
 #[derive(Args, Debug)]

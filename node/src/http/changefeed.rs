@@ -243,10 +243,20 @@ fn check_request(body: &FeedBody) -> Result<Request, ApiFailure> {
     let failed = |e: heartbeatpb::config::ConfigError| ApiFailure::new(e.code(), e.to_string());
     let (mut config, mut warnings) = match &body.replica_config {
         None | Some(Value::Null) => (ReplicaConfig::default(), Vec::new()),
-        Some(value) => ReplicaConfig::from_api(value.clone()).map_err(failed)?,
+        Some(value) => ReplicaConfig::from_api(value.clone()).map_err(|e| ill_typed(value, &e))?,
     };
     warnings.extend(config.validate_and_adjust(&body.sink_uri).map_err(failed)?);
     Ok(Request { config, upstream_uri, warnings })
+}
+
+/// Names the key of a replica configuration that cannot be read: each is read alone.
+fn ill_typed(config: &Value, error: &heartbeatpb::config::ConfigError) -> ApiFailure {
+    let keys = config.as_object().into_iter().flatten();
+    let wrong = keys
+        .filter(|(key, value)| ReplicaConfig::from_api(json!({ *key: value })).is_err())
+        .map(|(key, _)| key);
+    let at = wrong.take(1).map(|key| format!(".{key}")).collect::<String>();
+    ApiFailure::new(error.code(), format!("replica_config{at}: {error}"))
 }
 
 fn check_tables(config: &ReplicaConfig, report: &CheckReport) -> Result<(), ApiFailure> {

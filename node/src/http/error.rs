@@ -3,6 +3,7 @@
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use heartbeatpb::codes;
 use serde_json::json;
 
 /// An error answer. Its text holds no secret.
@@ -14,7 +15,7 @@ pub(crate) struct ApiFailure {
     pub(crate) message: String,
 }
 
-/// Codes that are the caller's to mend.
+/// Codes that are the caller's to mend, beside those that need a person.
 const BAD_REQUEST: [&str; 31] = [
     "CDC:ErrAPIInvalidParam",
     "CDC:ErrSinkURIInvalid",
@@ -50,8 +51,14 @@ const BAD_REQUEST: [&str; 31] = [
 ];
 
 /// Codes that mean "ask again in a moment".
-const UNAVAILABLE: [&str; 4] =
-    ["CDC:ErrOwnerNotFound", "CDC:ErrClusterIsUnhealthy", "CDC:ErrNotInitialized", "CDC:ErrServerIsNotReady"];
+const UNAVAILABLE: [&str; 6] = [
+    "CDC:ErrOwnerNotFound",
+    "CDC:ErrClusterIsUnhealthy",
+    "CDC:ErrNotInitialized",
+    "CDC:ErrServerIsNotReady",
+    "CDC:ErrCaptureNotInitialized",
+    "CDC:ErrNotOwner",
+];
 
 impl ApiFailure {
     /// An error with a code.
@@ -65,7 +72,7 @@ impl ApiFailure {
     }
 
     fn status(&self) -> StatusCode {
-        if BAD_REQUEST.contains(&self.code.as_str()) {
+        if BAD_REQUEST.contains(&self.code.as_str()) || codes::needs_person(&self.code) {
             StatusCode::BAD_REQUEST
         } else if UNAVAILABLE.contains(&self.code.as_str()) {
             StatusCode::SERVICE_UNAVAILABLE
@@ -73,6 +80,28 @@ impl ApiFailure {
             StatusCode::INTERNAL_SERVER_ERROR
         }
     }
+}
+
+/// Most of a refusal of the web framework that is repeated, in bytes.
+const FRAMEWORK_WORDS: usize = 4096;
+
+/// Refusals of the web framework, of a path, a query or a body, in the form of all others.
+pub(crate) async fn in_json(response: Response) -> Response {
+    let status = response.status();
+    let json_already =
+        response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
+    if !status.is_client_error() || json_already {
+        return response;
+    }
+    let words = if status == StatusCode::PAYLOAD_TOO_LARGE {
+        format!("the request body is too large: at most {} bytes", super::MAX_BODY_BYTES)
+    } else {
+        let words = axum::body::to_bytes(response.into_body(), FRAMEWORK_WORDS).await.unwrap_or_default();
+        String::from_utf8_lossy(&words).into_owned()
+    };
+    let mut failure = ApiFailure::invalid(words).into_response();
+    *failure.status_mut() = status;
+    failure
 }
 
 impl IntoResponse for ApiFailure {

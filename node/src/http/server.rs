@@ -1,6 +1,7 @@
 //! Endpoints about the server itself.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
@@ -13,6 +14,9 @@ use serde_json::{Value, json};
 
 use super::models::{millis_of, position_text};
 use super::{ApiFailure, Shared, parse_body};
+
+/// How long a scrape waits for the list of changefeeds.
+const SCRAPE_PATIENCE: Duration = Duration::from_secs(1);
 
 pub(super) async fn status(State(state): State<Shared>) -> Json<Value> {
     Json(json!({
@@ -66,7 +70,20 @@ pub(super) async fn readyz(State(state): State<Shared>) -> Response {
 }
 
 pub(super) async fn metrics(State(state): State<Shared>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], state.metrics.render())
+    // A control plane that is stuck must not hold up the scrape that tells about it.
+    let feeds = match state.leader() {
+        Some(leader) => {
+            tokio::time::timeout(SCRAPE_PATIENCE, leader.list(None)).await.ok().and_then(Result::ok)
+        }
+        None => None,
+    };
+    let own = crate::metrics::collect();
+    let mut text = state.metrics.render();
+    if let Some(feeds) = feeds {
+        text = crate::metrics::current(&text, &feeds);
+    }
+    text.push_str(&own);
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }
 
 #[derive(Deserialize)]

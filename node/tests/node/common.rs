@@ -27,6 +27,9 @@ pub(crate) async fn eventually(what: &str, mut probe: impl AsyncFnMut() -> bool)
 pub(crate) async fn start(dir: &std::path::Path) -> (Node, Client) {
     let config =
         ServerConfig { addr: "127.0.0.1:0".to_owned(), data_dir: dir.to_owned(), ..ServerConfig::default() };
+    if let Ok(log_level) = std::env::var("MILLRACE_TEST_LOG") {
+        node::telemetry::init_logging(&ServerConfig { log_level, ..config.clone() }).unwrap();
+    }
     let node = Node::start(config).await.unwrap();
     let client = Client::new(&format!("http://{}", node.address())).unwrap();
     eventually("the node is ready", async || client.get("/api/v2/health").await.is_ok()).await;

@@ -2,10 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails where it cannot go on")]
 
+mod bad_input;
 mod bank;
 mod common;
 mod copy;
+mod faults;
 mod filters;
 mod large;
 mod life;
+mod observed;
 mod types;
