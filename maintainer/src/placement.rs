@@ -56,7 +56,7 @@ impl Placement {
             .iter()
             .filter_map(|effect| match effect {
                 Effect::Uncovered(span) => Some(span.clone()),
-                Effect::Send(..) | Effect::Started(_) | Effect::Finished(..) => None,
+                Effect::Send(..) | Effect::Merge(..) | Effect::Started(_) | Effect::Finished(..) => None,
             })
             .collect();
         for span in uncovered {

@@ -4,13 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use heartbeatpb::{
-    ChangefeedId, DispatcherConfig, DispatcherId, MaintainerEpoch, Mode, NodeId, OperatorType,
-    ScheduleAction, ScheduleDispatcherRequest, SchemaId, TableId, TableSpan, TableSpanStatus, Ts,
+    ChangefeedId, DispatcherConfig, DispatcherId, MaintainerEpoch, MergeDispatcherRequest, Mode, NodeId,
+    OperatorType, ScheduleAction, ScheduleDispatcherRequest, SchemaId, TableId, TableSpan, TableSpanStatus,
+    Ts,
 };
-use replica::{SpanReplica, SpanSet};
+use replica::{SpanReplica, SpanSet, is_terminal};
+
+mod merge;
 
 use crate::operator::{Action, Kind, Operator};
-use crate::span::{Afterwards, RemoveSpan};
+use crate::span::{AddSpan, Afterwards, RemoveSpan};
 
 /// A request without an observed effect is repeated after this time, then after twice the time, and so on.
 pub const FIRST_RESEND: Duration = Duration::from_millis(500);
@@ -26,6 +29,8 @@ pub const RESEND_BATCH: usize = 10_000;
 pub enum Effect {
     /// Send a request to the dispatchers of a node.
     Send(NodeId, ScheduleDispatcherRequest),
+    /// Send a request to join dispatchers to their node.
+    Merge(NodeId, MergeDispatcherRequest),
     /// A temporary span left the desired state: whatever no other span covers of its table is to be placed.
     Uncovered(SpanReplica),
     /// An operator started.
@@ -141,18 +146,23 @@ impl Controller {
         self.allowed.as_ref().is_none_or(|allowed| allowed.contains(&span))
     }
 
-    /// Starts an operator. Refused when the controller is quiesced, when the dispatcher is occupied, or when
-    /// its span is unknown.
+    /// Starts an operator. Refused when the controller is quiesced, when the dispatcher is occupied, when its
+    /// span is unknown, or when the node that it takes the span from does not have it.
     pub fn add(&mut self, operator: Box<dyn Operator>, cx: &mut Context<'_>) -> bool {
         let span = operator.span();
-        if !self.is_allowed(span) || self.contains(span) || cx.spans.get(span).is_none() {
+        if !self.is_allowed(span) || self.contains(span) {
+            return false;
+        }
+        let Some(replica) = cx.spans.get(span) else { return false };
+        let from = operator.takes_from();
+        if from.is_some() && (from != replica.node.as_ref() || cx.spans.is_trigger(span)) {
             return false;
         }
         self.push(operator, cx);
         true
     }
 
-    fn push(&mut self, mut operator: Box<dyn Operator>, cx: &mut Context<'_>) {
+    pub(super) fn push(&mut self, mut operator: Box<dyn Operator>, cx: &mut Context<'_>) {
         let span = operator.span();
         let nodes = operator.affected_nodes();
         if operator.holds_checkpoint() {
@@ -222,7 +232,7 @@ impl Controller {
         cx.out.push(Effect::Finished(running.operator.kind(), age));
     }
 
-    fn perform(&self, actions: Vec<Action>, cx: &mut Context<'_>) {
+    fn perform(&mut self, actions: Vec<Action>, cx: &mut Context<'_>) {
         for action in actions {
             match action {
                 Action::Bind { span, to } => drop(cx.spans.bind(span, to)),
@@ -232,6 +242,20 @@ impl Controller {
                 Action::Observe(status) => drop(cx.spans.observe(&status)),
                 Action::Forget { span } => {
                     cx.out.extend(cx.spans.remove(span).map(Effect::Uncovered));
+                }
+                Action::Discard { span } => drop(cx.spans.remove(span)),
+                Action::Resume { span } => resume(cx.spans, span),
+                Action::Free { span } => self.interrupt(span, cx),
+                Action::Replace { span, parts, nodes } => self.replace(span, &parts, &nodes, cx),
+                Action::Merge { sources, target, on } => {
+                    let request = MergeDispatcherRequest {
+                        changefeed: self.changefeed.clone(),
+                        sources,
+                        merged: target,
+                        mode: self.mode,
+                        epoch: self.epoch,
+                    };
+                    cx.out.push(Effect::Merge(on, request));
                 }
                 Action::Create { span, on, operator } => {
                     // Computed each time: the committed checkpoint may have moved since the last one.
@@ -244,6 +268,28 @@ impl Controller {
                     cx.out.push(self.removal(on, span, range, operator));
                 }
             }
+        }
+    }
+
+    /// Parts take the place of a span. The parent's id stays occupied while they are admitted.
+    fn replace(
+        &mut self,
+        span: DispatcherId,
+        parts: &[(DispatcherId, TableSpan)],
+        nodes: &[NodeId],
+        cx: &mut Context<'_>,
+    ) {
+        match cx.spans.replace(span, parts, Ts::MAX, nodes) {
+            Some(true) => {
+                for ((part, _), node) in parts.iter().zip(nodes) {
+                    let add = AddSpan::new(*part, node.clone(), OperatorType::Split);
+                    if !self.add(Box::new(add), cx) {
+                        cx.spans.mark_absent(*part);
+                    }
+                }
+            }
+            Some(false) => {}
+            None => drop(cx.spans.mark_absent(span)),
         }
     }
 
@@ -376,8 +422,15 @@ impl Controller {
         true
     }
 
-    /// Ends an operator early. Also after quiesce: it takes back what was reserved.
-    pub fn cancel(&mut self, span: DispatcherId, cx: &mut Context<'_>) {
+    /// Ends an operator early, and with a reservation its merge. What it leaves behind is only safe together with
+    /// the removal of the span, or for a merge, whose sources have gone on all the time.
+    fn cancel(&mut self, span: DispatcherId, cx: &mut Context<'_>) {
+        let merge = self.get(span).and_then(Operator::reserved_for);
+        self.interrupt(merge.unwrap_or(span), cx);
+        self.interrupt(span, cx);
+    }
+
+    fn interrupt(&mut self, span: DispatcherId, cx: &mut Context<'_>) {
         self.tell(span, cx, |operator, out| operator.on_cancelled(out));
     }
 
@@ -391,6 +444,16 @@ impl Controller {
     #[must_use]
     pub fn is_quiesced(&self) -> bool {
         self.allowed.is_some()
+    }
+}
+
+/// The span's node runs it as before, unless it reported meanwhile that it does not.
+fn resume(spans: &mut SpanSet, span: DispatcherId) {
+    let gone = spans.get(span).is_some_and(|replica| is_terminal(replica.state));
+    if gone {
+        spans.mark_absent(span);
+    } else {
+        spans.mark_replicating(span);
     }
 }
 

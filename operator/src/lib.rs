@@ -3,7 +3,7 @@
 //! An operator hears what nodes report and says what has to be done, as [`Action`]s; it holds no clock, no sender
 //! and no span. The [`Controller`] keeps at most one operator for a dispatcher, carries its actions out on the
 //! [`replica::SpanSet`], turns requests into messages, repeats what was not answered, and freezes everything when
-//! its maintainer leaves. Start reading at `operator.rs`, then `span/add.rs`, then `controller.rs`.
+//! its maintainer leaves. Start reading at `operator.rs`, then `span/moving.rs`, then `controller.rs`.
 //!
 //! Neighbours: `replica` has the spans; maintainers own a controller; schedulers do not know operators. A new
 //! kind of operator is one file under `span/` that implements [`Operator`].

@@ -36,6 +36,39 @@ pub enum Action {
         /// The span.
         span: DispatcherId,
     },
+    /// The span is gone, and others have its keys.
+    Discard {
+        /// The span.
+        span: DispatcherId,
+    },
+    /// The span's node runs it as before, unless it reported meanwhile that it does not.
+    Resume {
+        /// The span.
+        span: DispatcherId,
+    },
+    /// A reservation ends.
+    Free {
+        /// The span.
+        span: DispatcherId,
+    },
+    /// Parts take the place of a span; those that have nodes are created there.
+    Replace {
+        /// The span.
+        span: DispatcherId,
+        /// Ids and ranges of the parts, in order.
+        parts: Vec<(DispatcherId, TableSpan)>,
+        /// A node for each part, or none.
+        nodes: Vec<NodeId>,
+    },
+    /// Ask a node to join dispatchers.
+    Merge {
+        /// The dispatchers, in the order of their keys.
+        sources: Vec<DispatcherId>,
+        /// The dispatcher that they become.
+        target: DispatcherId,
+        /// The node.
+        on: NodeId,
+    },
     /// Ask a node to create the span's dispatcher.
     Create {
         /// The span.
@@ -63,12 +96,16 @@ impl Action {
     #[must_use]
     pub fn is_request(&self) -> bool {
         match self {
-            Self::Create { .. } | Self::Remove { .. } => true,
+            Self::Create { .. } | Self::Remove { .. } | Self::Merge { .. } => true,
             Self::Bind { .. }
             | Self::Scheduling { .. }
             | Self::Replicating { .. }
             | Self::Release { .. }
             | Self::Observe(_)
+            | Self::Discard { .. }
+            | Self::Resume { .. }
+            | Self::Free { .. }
+            | Self::Replace { .. }
             | Self::Forget { .. } => false,
         }
     }
@@ -130,6 +167,16 @@ pub trait Operator: Debug + Send {
         None
     }
 
+    /// The node that must have the span when the operator starts: it is the one that is told to let go.
+    fn takes_from(&self) -> Option<&NodeId> {
+        None
+    }
+
+    /// The merge that the operator reserves its span for.
+    fn reserved_for(&self) -> Option<DispatcherId> {
+        None
+    }
+
     /// Begins, with the first request if there is one. Called exactly once, before anything else.
     fn start(&mut self, out: &mut Vec<Action>);
 
@@ -142,8 +189,7 @@ pub trait Operator: Debug + Send {
     /// A node is gone.
     fn on_node_removed(&mut self, node: &NodeId, out: &mut Vec<Action>);
 
-    /// The span is being deleted, or another operator takes this one's place. Finishes at once, and leaves the
-    /// span's node alone: whoever takes over needs it.
+    /// The span is being deleted, or another operator takes this one's place, in the same step. Finishes at once.
     fn on_cancelled(&mut self, out: &mut Vec<Action>);
 
     /// Whether nothing is left to do.

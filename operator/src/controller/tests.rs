@@ -100,13 +100,18 @@ fn text(effect: &Effect) -> String {
             };
             format!("{what} {} to {to}", request.config.dispatcher.low)
         }
+        Effect::Merge(to, request) => {
+            assert_eq!(request.epoch, MaintainerEpoch::from_wire(5), "every request carries the epoch");
+            let sources: Vec<String> = request.sources.iter().map(|id| id.low.to_string()).collect();
+            format!("merge {} into {} to {to}", sources.join("+"), request.merged.low)
+        }
         Effect::Uncovered(span) => format!("uncovered {}", span.id.low),
         Effect::Started(kind) => format!("+{}", kind.name()),
         Effect::Finished(kind, _) => format!("-{}", kind.name()),
     }
 }
 
-// behaviour: scheduling-12
+// behaviour: scheduling-12, scheduling-55
 #[test]
 fn a_span_is_bound_before_it_is_created_and_replicates_when_its_node_says_so() {
     let mut rig = Rig::new();
@@ -180,7 +185,7 @@ fn an_operator_for_a_dead_node_starts_and_ends() {
     rig.says(&expect!["+add, create@10 1 to n9, -add, [Absent]"]);
 }
 
-// behaviour: scheduling-16, scheduling-17, scheduling-18, scheduling-19
+// behaviour: scheduling-57, scheduling-16, scheduling-17, scheduling-18, scheduling-19
 #[test]
 fn a_removal_talks_to_its_node_until_the_dispatcher_is_gone() {
     let mut rig = Rig::new();
@@ -214,7 +219,7 @@ fn what_follows_a_removal_follows_once_and_not_when_it_was_cancelled() {
     rig.says(&expect!["+remove, remove 1 to n1, uncovered 1, -remove, [gone]"]);
 }
 
-// behaviour: scheduling-50
+// behaviour: scheduling-47, scheduling-50
 #[test]
 fn a_removal_that_another_one_replaces_does_not_do_what_should_follow_it() {
     let mut rig = Rig::new();
@@ -301,3 +306,6 @@ fn the_oldest_slow_operator_is_named_once_in_a_while() {
     assert_eq!(rig.controller.slow(rig.now), None);
     assert!(rig.controller.slow(rig.now + SLOW).is_some());
 }
+
+mod placements;
+mod walk;
