@@ -17,9 +17,10 @@ use heartbeatpb::{
     TableSpan, Ts, codes,
 };
 use messaging::{ToHeartbeatCollector, ToOrchestrator};
-use operator::span::AddSpan;
+use operator::Operator;
+use operator::span::{AddSpan, MoveSpan};
 use replica::{Bootstrapper, SpanReplica, Standing};
-use scheduler::{Basic, Decision, Scheduler, View};
+use scheduler::{Balance, Basic, Cooldown, Decision, Drain, Draining, Scheduler, View};
 
 use self::bootstrap::PostBootstrap;
 use self::removal::Removal;
@@ -31,6 +32,10 @@ use crate::upstream::SourceTable;
 
 /// Operators that may run at once.
 const BATCH: usize = 10_000;
+/// Moves that balancing may begin at once.
+const BALANCE_BATCH: usize = 1_024;
+/// How often it is looked whether nodes have their share.
+const BALANCE_INTERVAL: Duration = Duration::from_secs(15);
 /// An upstream that could not be read is tried again after this time.
 const LOAD_RETRY: Duration = Duration::from_secs(10);
 /// A failure on this node that lasts is told again after this time.
@@ -92,8 +97,9 @@ pub(crate) struct Core {
     barrier: Barrier,
     fold: CheckpointFold,
     drain: DrainTarget,
-    basic: Basic,
-    schedule_at: Instant,
+    cooldown: Cooldown,
+    /// In the order in which they look, each with the time when it wants to.
+    schedulers: [(Box<dyn Scheduler>, Instant); 3],
     /// Nodes that live.
     alive: BTreeSet<NodeId>,
     bootstrapper: Bootstrapper<MaintainerBootstrapResponse>,
@@ -140,8 +146,12 @@ impl Core {
             barrier: Barrier::new(me.clone(), checkpoint),
             fold: CheckpointFold::new(me.clone(), checkpoint),
             drain: DrainTarget::default(),
-            basic: Basic::new(BATCH, ceiling),
-            schedule_at: now,
+            cooldown: Cooldown::default(),
+            schedulers: [
+                (Box::new(Basic::new(BATCH, ceiling)), now),
+                (Box::new(Drain::new(BATCH)), now),
+                (Box::new(Balance::new(BALANCE_BATCH, BALANCE_INTERVAL)), now + BALANCE_INTERVAL),
+            ],
             alive: BTreeSet::new(),
             bootstrapper: Bootstrapper::default(),
             tables: None,
@@ -264,8 +274,11 @@ impl Core {
 
     /// Another node is to be emptied, or none.
     pub(crate) fn on_drain(&mut self, target: &DrainTarget, now: Instant) {
+        if self.drain.active().is_some() || target.active().is_some() {
+            self.cooldown.start(now);
+        }
         self.drain = target.clone();
-        self.schedule_at = self.schedule_at.min(now);
+        self.wake_schedulers(now);
         self.changed();
     }
 
@@ -333,38 +346,65 @@ impl Core {
             for (node, statuses) in self.barrier.scan(&mut self.placement, now) {
                 self.tell(node, statuses, out);
             }
-            if self.schedule_at <= now {
-                self.schedule(now);
-            }
+            self.schedule(now);
             self.placement.drive(now, |operators, cx| operators.on_tick(cx));
         }
         self.after_change(now, out);
     }
 
-    /// Places what has no home.
+    /// Placing and emptying are looked at at the next tick; balancing keeps its pace.
+    fn wake_schedulers(&mut self, now: Instant) {
+        let [basic, drain, _] = &mut self.schedulers;
+        basic.1 = basic.1.min(now);
+        drain.1 = drain.1.min(now);
+    }
+
+    /// Asks the schedulers whose time has come, and begins what they decide.
     fn schedule(&mut self, now: Instant) {
+        if self.schedulers.iter().all(|(_, at)| now < *at) {
+            return;
+        }
         let nodes: BTreeSet<NodeId> =
             self.alive.iter().filter(|node| self.bootstrapper.has_answered(node)).cloned().collect();
         let operators = &self.placement.operators;
+        let draining = self.drain.active().map(|(node, epoch)| Draining {
+            node,
+            epoch,
+            in_flight: operators.moves_away_from(node),
+            is_own: *node == self.me,
+        });
+        if draining.is_some() {
+            self.cooldown.start(now);
+        }
         let view = View {
             spans: &self.placement.spans,
             nodes: &nodes,
-            draining: self.drain.active().map(|(node, _)| node),
+            draining,
+            is_paused: self.cooldown.is_on(now),
             operators: operators.len(),
             is_occupied: &|span| operators.contains(span),
             now,
         };
         let mut decisions = Vec::new();
-        let pause = self.basic.tick(&view, &mut decisions);
-        self.schedule_at = now + pause;
+        for (scheduler, at) in self.schedulers.iter_mut().filter(|(_, at)| *at <= now) {
+            *at = now + scheduler.tick(&view, &mut decisions);
+        }
         self.placement.drive(now, |operators, cx| {
             for decision in decisions {
-                match decision {
+                let operator: Option<Box<dyn Operator>> = match decision {
                     Decision::Add { span, dest } => {
-                        let operator = AddSpan::new(span, dest, heartbeatpb::OperatorType::Add);
-                        operators.add(Box::new(operator), cx);
+                        Some(Box::new(AddSpan::new(span, dest, heartbeatpb::OperatorType::Add)))
                     }
-                    other => tracing::debug!(?other, "no operator for this decision"),
+                    Decision::Move { span, from, dest } => {
+                        cx.spans.get(span).map(|span| Box::new(MoveSpan::new(span, from, dest)) as _)
+                    }
+                    other => {
+                        tracing::debug!(?other, "no operator for this decision");
+                        None
+                    }
+                };
+                if let Some(operator) = operator {
+                    operators.add(operator, cx);
                 }
             }
         });
@@ -374,6 +414,7 @@ impl Core {
     fn after_change(&mut self, now: Instant, out: &mut Vec<Effect>) {
         let homeless = self.placement.spans.count(Standing::Absent) > 0;
         if self.initialized && self.removal.is_none() && homeless && self.placement.operators.is_empty() {
+            self.wake_schedulers(now);
             self.schedule(now);
         }
         self.flush_operators(out);
@@ -383,6 +424,9 @@ impl Core {
         out.extend(self.placement.take_effects().into_iter().filter_map(|effect| match effect {
             operator::Effect::Send(node, request) => {
                 Some(Effect::Dispatch(node, ToHeartbeatCollector::Schedule(request)))
+            }
+            operator::Effect::Merge(node, request) => {
+                Some(Effect::Dispatch(node, ToHeartbeatCollector::Merge(request)))
             }
             operator::Effect::Started(kind) => Some(Effect::OperatorStarted(kind)),
             operator::Effect::Finished(kind, age) => Some(Effect::OperatorFinished(kind, age)),

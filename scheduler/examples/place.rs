@@ -12,6 +12,7 @@ fn round(scheduler: &mut Basic, spans: &mut SpanSet, nodes: &BTreeSet<NodeId>) -
         spans,
         nodes,
         draining: None,
+        is_paused: false,
         operators: 0,
         is_occupied: &nobody_occupied,
         now: Instant::now(),

@@ -147,11 +147,13 @@ mod tests {
         operators: usize,
     ) -> (Vec<Decision>, Duration) {
         let nodes = nodes(on);
-        let draining = NodeId::from("draining");
+        let node = NodeId::from("draining");
+        let draining = crate::Draining { node: &node, epoch: 1, in_flight: 0, is_own: false };
         let view = View {
             spans,
             nodes: &nodes,
-            draining: Some(&draining),
+            draining: Some(draining),
+            is_paused: false,
             operators,
             is_occupied: &nobody_occupied,
             now: Instant::now(),
@@ -163,14 +165,16 @@ mod tests {
 
     fn counts(decisions: &[Decision]) -> BTreeMap<String, usize> {
         let mut counts = BTreeMap::new();
-        for Decision::Add { dest, .. } in decisions {
+        for decision in decisions {
+            let (Decision::Add { dest, .. } | Decision::Move { dest, .. }) = decision;
             *counts.entry(dest.to_string()).or_insert(0) += 1;
         }
         counts
     }
 
     fn apply(spans: &mut SpanSet, decisions: &[Decision]) {
-        for Decision::Add { span, dest } in decisions {
+        for decision in decisions {
+            let (Decision::Add { span, dest } | Decision::Move { span, dest, .. }) = decision;
             spans.bind(*span, dest.clone());
         }
     }
@@ -225,7 +229,8 @@ mod tests {
         assert_eq!(counts(&decisions).into_values().collect::<Vec<_>>(), [2, 2, 2]);
         apply(&mut spans, &decisions);
         assert!(decide(&mut basic, &spans, &["a", "b", "c"], 6).0.is_empty(), "all nodes are busy");
-        for Decision::Add { span, .. } in &decisions {
+        for decision in &decisions {
+            let (Decision::Add { span, .. } | Decision::Move { span, .. }) = decision;
             spans.mark_replicating(*span);
         }
         assert_eq!(decide(&mut basic, &spans, &["a", "b", "c"], 0).0.len(), 4);

@@ -7,11 +7,19 @@
 //! - **SC-1** A span is given to a node that may take work, never to one that is being emptied.
 //! - **SC-2** Among candidates the least loaded one is chosen (see [`Load`] for what that means).
 //! - **SC-3** No more is decided at once than the budget allows; a span that an operator occupies is left alone.
+//! - **SC-4** A tick visits what it decides and what is occupied in between, never all spans.
 
+mod balance;
 mod basic;
+mod drain;
 mod load;
 mod view;
 
+pub use balance::Balance;
 pub use basic::{Basic, INTERVAL, SHORT_OF_BUDGET, nobody_occupied};
+pub use drain::{COOLDOWN, Cooldown, Drain, MOVES_AT_LEAST, limit, shortage};
 pub use load::{Load, Loads};
-pub use view::{Decision, Scheduler, View};
+pub use view::{Decision, Draining, Scheduler, View};
+
+#[cfg(test)]
+mod tests;

@@ -29,6 +29,12 @@ impl FromIterator<Load> for Loads {
 }
 
 impl Loads {
+    /// Whether there is no candidate.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Gives one more span to the least loaded node that may have it, and says which one that is. `ceiling`
     /// bounds the spans that start on one node together.
     pub fn place(&mut self, ceiling: Option<usize>) -> Option<NodeId> {

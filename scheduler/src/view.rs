@@ -7,6 +7,19 @@ use std::time::{Duration, Instant};
 use heartbeatpb::{DispatcherId, NodeId};
 use replica::SpanSet;
 
+/// The node that is being emptied.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Draining<'a> {
+    /// The node.
+    pub node: &'a NodeId,
+    /// Epoch of the request.
+    pub epoch: u64,
+    /// Moves in flight that leave it, whoever began them.
+    pub in_flight: usize,
+    /// Whether it is the node of the maintainer.
+    pub is_own: bool,
+}
+
 /// One consistent look at a changefeed; good for one tick.
 #[derive(Clone, Copy)]
 pub struct View<'a> {
@@ -15,7 +28,9 @@ pub struct View<'a> {
     /// Nodes that may take work: they live, and their dispatcher manager has answered.
     pub nodes: &'a BTreeSet<NodeId>,
     /// The node that is being emptied: it takes nothing.
-    pub draining: Option<&'a NodeId>,
+    pub draining: Option<Draining<'a>>,
+    /// Whether a node was emptied only lately: nothing is balanced yet.
+    pub is_paused: bool,
     /// Number of operators.
     pub operators: usize,
     /// Whether an operator occupies a span.
@@ -27,7 +42,7 @@ pub struct View<'a> {
 impl View<'_> {
     /// Nodes that may be given a span.
     pub fn candidates(&self) -> impl Iterator<Item = &NodeId> {
-        self.nodes.iter().filter(|node| Some(*node) != self.draining)
+        self.nodes.iter().filter(|node| self.draining.is_none_or(|draining| draining.node != *node))
     }
 }
 
@@ -51,6 +66,15 @@ pub enum Decision {
         /// The span.
         span: DispatcherId,
         /// The node.
+        dest: NodeId,
+    },
+    /// A span that a node runs goes to another one.
+    Move {
+        /// The span.
+        span: DispatcherId,
+        /// The node that has it.
+        from: NodeId,
+        /// The node that is to have it.
         dest: NodeId,
     },
 }
