@@ -52,6 +52,11 @@ pub const TABLE_NOT_REGISTERED: &str = "CDC:ErrTableNotRegistered";
 pub const DISPATCHER_NOT_REGISTERED: &str = "CDC:ErrDispatcherNotRegistered";
 /// The data directory cannot be read or written; the message names the file.
 pub const EVENT_STORE_IO: &str = "CDC:ErrEventStoreIO";
+/// A file of the event store is damaged; the rows are read from the upstream again. Check the disk.
+pub const EVENT_STORE_DAMAGED: &str = "CDC:ErrEventStoreDamaged";
+/// One transaction is larger than the event store's disk quota. Raise `event-store.disk-bytes`, restart the server,
+/// and resume the changefeed.
+pub const TRANSACTION_TOO_LARGE: &str = "CDC:ErrTransactionTooLarge";
 /// The event store does not hold what a dispatcher asked for; it registers again.
 pub const EVENT_STORE_OUT_OF_RANGE: &str = "CDC:ErrEventStoreOutOfRange";
 /// Rows from the event store or from another node are damaged; they are read from the upstream again.
@@ -238,6 +243,7 @@ pub const NEEDS_PERSON: &[&str] = &[
     TABLE_INELIGIBLE,
     SCHEMA_CHANGE_UNSUPPORTED,
     FILTER_RULE_INVALID,
+    TRANSACTION_TOO_LARGE,
     SINK_URI_INVALID,
     SINK_UNKNOWN_PROTOCOL,
     SINK_AUTH,

@@ -143,6 +143,23 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// A file of the event store does not hold what was written to it.
+    #[error("{path} is damaged; check the disk below the data directory")]
+    StoreDamaged {
+        /// The file.
+        path: String,
+    },
+    /// One transaction does not fit the event store's disk quota.
+    #[error(
+        "a transaction of more than {bytes} bytes does not fit the event store; raise event-store.disk-bytes \
+         ({quota}) in the server's configuration"
+    )]
+    TransactionTooLarge {
+        /// What had been read of it.
+        bytes: u64,
+        /// The quota.
+        quota: u64,
+    },
     /// Bytes of the event store, or of a peer, are not what was written.
     #[error("stored or received rows are malformed")]
     Malformed {
@@ -195,6 +212,8 @@ impl Error {
             Error::SchemaChange { .. } => "CDC:ErrSchemaChangeUnsupported",
             Error::UnknownTable { .. } => "CDC:ErrTableNotRegistered",
             Error::StoreIo { .. } => "CDC:ErrEventStoreIO",
+            Error::StoreDamaged { .. } => "CDC:ErrEventStoreDamaged",
+            Error::TransactionTooLarge { .. } => "CDC:ErrTransactionTooLarge",
             Error::Malformed { .. } => "CDC:ErrEventMalformed",
             Error::OutOfRange { .. } => "CDC:ErrEventStoreOutOfRange",
             Error::UnknownDispatcher { .. } => "CDC:ErrDispatcherNotRegistered",
@@ -208,6 +227,7 @@ impl Error {
         match self {
             Error::UpstreamUnreachable { .. }
             | Error::UpstreamUnavailable { .. }
+            | Error::StoreDamaged { .. }
             | Error::OutOfRange { .. }
             | Error::UnknownDispatcher { .. }
             | Error::Closed { .. } => true,
@@ -227,6 +247,7 @@ impl Error {
             | Error::SchemaChange { .. }
             | Error::UnknownTable { .. }
             | Error::StoreIo { .. }
+            | Error::TransactionTooLarge { .. }
             | Error::Malformed { .. } => false,
         }
     }

@@ -29,17 +29,21 @@ pub use copy::CopyWriter;
 pub use writer::StoreWriter;
 
 use crate::Error;
-use state::{ChunkData, State};
+use segment::{Extent, Pieces};
+use state::{ChunkData, Group, Place, State};
 
 /// Largest chunk: what one scan returns and one message carries.
 pub(crate) const CHUNK_BYTES: usize = 256 << 10;
+
+/// Memory that the index of chunks on disk may always take; beyond it, as much as the chunks in memory.
+const MIN_INDEX: usize = 1 << 20;
 
 /// Limits of one changefeed's store.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct StoreConfig {
     /// Directory for segment files; emptied when the store opens.
     pub dir: PathBuf,
-    /// Bytes of chunks kept in memory.
+    /// Bytes of chunks kept in memory. What must be known about chunks on disk may take as much again.
     pub memory_bytes: usize,
     /// Bytes of segment files.
     pub disk_bytes: u64,
@@ -74,14 +78,23 @@ pub enum Scan {
 }
 
 /// A chunk in a segment file.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct DiskChunk {
     path: Arc<PathBuf>,
-    offset: u64,
-    len: usize,
+    extent: Extent,
     table: Arc<TableInfo>,
-    marks: Arc<[event::TxnMark]>,
+    /// `None`: they are stored with the rows.
+    marks: Option<Arc<[event::TxnMark]>>,
     from: Position,
+}
+
+impl std::fmt::Debug for DiskChunk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DiskChunk")
+            .field("path", &self.path)
+            .field("from", &self.from)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Sizes, for metrics and diagnosis.
@@ -201,10 +214,12 @@ impl Store {
     /// Reads a chunk from its file. Blocks on the disk: call it where that is allowed.
     ///
     /// # Errors
-    /// When the file cannot be read or does not hold what was written.
+    /// When the file cannot be read or does not hold what was written: then the changefeed starts again from its
+    /// checkpoint with an empty store.
     pub fn load(chunk: &DiskChunk) -> Result<(RowBatch, Position), Error> {
-        let rows = segment::read(&chunk.path, chunk.offset, chunk.len)?;
-        let whole = RowBatch::new(Arc::clone(&chunk.table), chunk.marks.to_vec(), rows)?;
+        let (stored, rows) = segment::read(&chunk.path, chunk.extent)?;
+        let marks = chunk.marks.as_ref().map_or(stored, |marks| marks.to_vec());
+        let whole = RowBatch::new(Arc::clone(&chunk.table), marks, rows)?;
         state::slice(&whole, chunk.from).ok_or(Error::OutOfRange { from: chunk.from.commit_ts, to: Ts::MAX })
     }
 
@@ -248,10 +263,11 @@ impl Store {
                 if state.closed {
                     return Err(Error::Closed { what: "the event store" });
                 }
-                if state.memory_bytes <= self.config.memory_bytes {
+                let index_limit = self.config.memory_bytes.max(MIN_INDEX);
+                if state.memory_bytes <= self.config.memory_bytes && state.index_bytes <= index_limit {
                     return Ok(());
                 }
-                if state.disk_bytes < self.config.disk_bytes {
+                if state.disk_bytes < self.config.disk_bytes && state.index_bytes <= index_limit {
                     state.oldest_in_memory(self.config.memory_bytes / 2)
                 } else {
                     Vec::new()
@@ -265,19 +281,13 @@ impl Store {
         }
     }
 
-    async fn spill(&self, chunks: Vec<(TableId, u64, Bytes)>) -> Result<(), Error> {
-        let id = self.state.lock().next_segment();
-        let path = Arc::new(self.config.dir.join(format!("{id:012}.seg")));
-        let target = Arc::clone(&path);
-        let written = tokio::task::spawn_blocking(move || {
-            let offsets = segment::write(&target, chunks.iter().map(|(_, _, bytes)| bytes));
-            offsets.map(|offsets| {
-                chunks.iter().zip(offsets).map(|((table, seq, _), at)| (*table, *seq, at)).collect::<Vec<_>>()
-            })
-        })
-        .await
-        .map_err(|_| Error::Closed { what: "the event store's writer" })??;
-        let unused = self.state.lock().moved_to_disk(id, &path, &written);
+    async fn spill(&self, groups: Vec<Group>) -> Result<(), Error> {
+        let (keys, chunks): (Vec<_>, Vec<_>) =
+            groups.into_iter().map(|group| (group.key(), group.pieces)).unzip();
+        let (id, path, extents) = self.write_file(chunks).await?;
+        let moved: Vec<_> =
+            keys.into_iter().zip(extents).map(|((table, range), extent)| (table, range, extent)).collect();
+        let unused = self.state.lock().moved_to_disk(id, &path, &moved);
         if unused {
             segment::remove(&[path]);
         }
@@ -291,21 +301,46 @@ impl Store {
         if chunks.is_empty() {
             return Ok(Vec::new());
         }
+        let pieces = chunks.into_iter().map(|rows| Pieces { marks: Vec::new(), rows: vec![rows] }).collect();
+        let (segment, path, extents) = self.write_file(pieces).await?;
+        let bytes = extents.iter().map(|extent| extent.len as u64).sum();
+        self.state.lock().add_segment(segment, &path, extents.len(), bytes);
+        let places = extents.into_iter().map(|extent| Place { segment, path: Arc::clone(&path), extent });
+        Ok(places.map(ChunkData::Disk).collect())
+    }
+
+    async fn write_file(&self, chunks: Vec<Pieces>) -> Result<(u64, Arc<PathBuf>, Vec<Extent>), Error> {
         let id = self.state.lock().next_segment();
         let path = Arc::new(self.config.dir.join(format!("{id:012}.seg")));
         let target = Arc::clone(&path);
-        let (lengths, offsets) = tokio::task::spawn_blocking(move || {
-            let lengths: Vec<usize> = chunks.iter().map(Bytes::len).collect();
-            segment::write(&target, chunks.iter()).map(|offsets| (lengths, offsets))
-        })
-        .await
-        .map_err(|_| Error::Closed { what: "the event store's writer" })??;
-        let bytes = lengths.iter().map(|len| *len as u64).sum();
-        self.state.lock().add_segment(id, &path, lengths.len(), bytes);
-        let places = lengths.into_iter().zip(offsets);
-        Ok(places
-            .map(|(len, offset)| ChunkData::Disk { segment: id, path: Arc::clone(&path), offset, len })
-            .collect())
+        let extents = tokio::task::spawn_blocking(move || segment::write(&target, &chunks))
+            .await
+            .map_err(|_| Error::Closed { what: "the event store's writer" })??;
+        Ok((id, path, extents))
+    }
+
+    /// Waits until the disk has room for `more` bytes of an open transaction that has `own` bytes there. False: it
+    /// never will.
+    async fn wait_for_disk(&self, own: u64, more: u64) -> Result<bool, Error> {
+        let quota = self.config.disk_bytes;
+        loop {
+            let waiting = self.room.notified();
+            tokio::pin!(waiting);
+            waiting.as_mut().enable();
+            {
+                let state = self.state.lock();
+                if state.closed {
+                    return Err(Error::Closed { what: "the event store" });
+                }
+                if own + more > quota {
+                    return Ok(false);
+                }
+                if state.disk_bytes + more <= quota {
+                    return Ok(true);
+                }
+            }
+            waiting.await;
+        }
     }
 
     fn discard_chunks(&self, chunks: Vec<ChunkData>) {

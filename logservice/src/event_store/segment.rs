@@ -1,13 +1,18 @@
-//! Segment files: the bytes of chunks, one after the other; the index in memory knows where each begins.
+//! Segment files: chunks one after the other; the index in memory knows where each begins, and its checksum.
 
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use event::TxnMark;
+use heartbeatpb::{Ts, WallTime};
 
 use crate::Error;
+
+/// Bytes of a stored mark.
+const MARK: usize = 36;
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
     let path = path.display().to_string();
@@ -29,28 +34,87 @@ pub(super) fn discard(dir: &Path) {
     let _ = std::fs::remove_dir_all(dir);
 }
 
-/// Writes chunks to a new file; answers the offset of each one's bytes. Not synced: the store is disposable.
-pub(super) fn write<'a>(path: &Path, chunks: impl Iterator<Item = &'a Bytes>) -> Result<Vec<u64>, Error> {
-    let file = File::create_new(path).map_err(failed("create", path))?;
-    let mut out = BufWriter::with_capacity(1 << 20, file);
-    let mut offsets = Vec::new();
-    let mut at = 0u64;
-    for bytes in chunks {
-        offsets.push(at);
-        out.write_all(bytes).map_err(failed("write", path))?;
-        at += bytes.len() as u64;
-    }
-    out.flush().map_err(failed("write", path))?;
-    Ok(offsets)
+/// What becomes one chunk of a file: pieces in their order.
+#[derive(Default)]
+pub(super) struct Pieces {
+    /// Transactions of the rows; empty when the index keeps them.
+    pub(super) marks: Vec<Arc<[TxnMark]>>,
+    pub(super) rows: Vec<Bytes>,
 }
 
-/// Reads a chunk's bytes.
-pub(super) fn read(path: &Path, offset: u64, len: usize) -> Result<Bytes, Error> {
+/// Where a chunk lies in its file.
+#[derive(Clone, Copy)]
+pub(super) struct Extent {
+    pub(super) offset: u64,
+    pub(super) len: usize,
+    checksum: u32,
+}
+
+/// Writes chunks to a new file: for each the number of marks, the marks, the rows. Not synced: the store is disposable.
+pub(super) fn write(path: &Path, chunks: &[Pieces]) -> Result<Vec<Extent>, Error> {
+    let file = File::create_new(path).map_err(failed("create", path))?;
+    let mut out = BufWriter::with_capacity(1 << 20, file);
+    let mut extents = Vec::with_capacity(chunks.len());
+    let mut offset = 0u64;
+    for chunk in chunks {
+        let head = put_marks(&chunk.marks);
+        let mut checksum = crc32fast::Hasher::new();
+        let mut len = 0;
+        for bytes in std::iter::once(&head).chain(&chunk.rows) {
+            checksum.update(bytes);
+            out.write_all(bytes).map_err(failed("write", path))?;
+            len += bytes.len();
+        }
+        extents.push(Extent { offset, len, checksum: checksum.finalize() });
+        offset += len as u64;
+    }
+    out.flush().map_err(failed("write", path))?;
+    Ok(extents)
+}
+
+/// Reads a chunk's marks and rows.
+pub(super) fn read(path: &Path, extent: Extent) -> Result<(Vec<TxnMark>, Bytes), Error> {
     let mut file = File::open(path).map_err(failed("open", path))?;
-    file.seek(SeekFrom::Start(offset)).map_err(failed("read", path))?;
-    let mut bytes = vec![0; len];
-    file.read_exact(&mut bytes).map_err(failed("read", path))?;
-    Ok(bytes.into())
+    file.seek(SeekFrom::Start(extent.offset)).map_err(failed("read", path))?;
+    let mut bytes = vec![0; extent.len];
+    match file.read_exact(&mut bytes) {
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {}
+        done => done.map_err(failed("read", path))?,
+    }
+    let mut bytes = Bytes::from(bytes);
+    let intact = crc32fast::hash(&bytes) == extent.checksum;
+    let marks = intact.then(|| take_marks(&mut bytes)).flatten();
+    let marks = marks.ok_or_else(|| Error::StoreDamaged { path: path.display().to_string() })?;
+    Ok((marks, bytes))
+}
+
+fn put_marks(marks: &[Arc<[TxnMark]>]) -> Bytes {
+    let count: usize = marks.iter().map(|marks| marks.len()).sum();
+    let mut out = BytesMut::with_capacity(8 + count * MARK);
+    out.put_u64(count as u64);
+    for mark in marks.iter().flat_map(|marks| marks.iter()) {
+        out.put_u64(mark.commit_ts.0);
+        out.put_u64(mark.start_ts.0);
+        out.put_i64(mark.commit_time.0);
+        out.put_u32(mark.rows);
+        out.put_u64(mark.first_row);
+    }
+    out.freeze()
+}
+
+fn take_marks(bytes: &mut Bytes) -> Option<Vec<TxnMark>> {
+    let count = usize::try_from(bytes.try_get_u64().ok()?).ok()?;
+    if count.checked_mul(MARK)? > bytes.len() {
+        return None;
+    }
+    let mark = |bytes: &mut Bytes| TxnMark {
+        commit_ts: Ts(bytes.get_u64()),
+        start_ts: Ts(bytes.get_u64()),
+        commit_time: WallTime(bytes.get_i64()),
+        rows: bytes.get_u32(),
+        first_row: bytes.get_u64(),
+    };
+    Some((0..count).map(|_| mark(bytes)).collect())
 }
 
 /// Removes files that nobody needs.

@@ -9,33 +9,62 @@ use event::{DdlEvent, RowBatch, TableInfo, TxnMark};
 use heartbeatpb::{TableId, Ts, WallTime};
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::{DiskChunk, Position, Scan};
+use super::segment::{Extent, Pieces};
+use super::{CHUNK_BYTES, DiskChunk, Position, Scan};
 use crate::Error;
 
 /// Commit times remembered for lag: one per publish, about the last hours of a busy feed.
 const REMEMBERED_TIMES: usize = 65_536;
 
-/// Where a chunk's bytes are.
+/// What the index itself takes for a chunk: the entry, its place among the ages, a share of spare capacity.
+const ENTRY: usize = 224;
+
+/// Where a chunk on disk is.
+#[derive(Clone)]
+pub(super) struct Place {
+    pub(super) segment: u64,
+    pub(super) path: Arc<PathBuf>,
+    pub(super) extent: Extent,
+}
+
+/// Where a chunk's rows are.
 #[derive(Clone)]
 pub(super) enum ChunkData {
     Memory(Bytes),
-    Disk { segment: u64, path: Arc<PathBuf>, offset: u64, len: usize },
+    Disk(Place),
 }
 
 pub(super) struct Chunk {
     seq: u64,
     table: Arc<TableInfo>,
-    marks: Arc<[TxnMark]>,
+    last: Position,
+    /// `None`: they are stored with the rows.
+    marks: Option<Arc<[TxnMark]>>,
     data: ChunkData,
 }
 
 impl Chunk {
-    fn last(&self) -> Position {
-        self.marks.last().map_or_else(Position::default, |mark| Position {
-            commit_ts: mark.commit_ts,
-            rows: mark.first_row + u64::from(mark.rows),
-        })
+    /// Bytes of memory that it takes.
+    fn cost(&self) -> usize {
+        let marks = self.marks.as_ref().map_or(0, |marks| size_of_val(&**marks));
+        let rows = match &self.data {
+            ChunkData::Memory(rows) => rows.len(),
+            ChunkData::Disk(_) => 0,
+        };
+        ENTRY + marks + rows
     }
+}
+
+/// Chunks in memory that follow each other in one table; they become one chunk on disk.
+pub(super) struct Group {
+    pub(super) table: TableId,
+    info: Arc<TableInfo>,
+    /// Sequence numbers of the first and the last.
+    range: (u64, u64),
+    /// Place of the last in the table's log.
+    at: usize,
+    bytes: usize,
+    pub(super) pieces: Pieces,
 }
 
 #[derive(Default)]
@@ -62,7 +91,10 @@ pub(super) struct State {
     pub(super) tables: FxHashMap<TableId, TableLog>,
     pub(super) resolved: Ts,
     pub(super) resolved_time: WallTime,
+    /// Chunks in memory.
     pub(super) memory_bytes: usize,
+    /// What is kept in memory about chunks on disk.
+    pub(super) index_bytes: usize,
     pub(super) disk_bytes: u64,
     pub(super) closed: bool,
     dirty: FxHashSet<TableId>,
@@ -81,6 +113,7 @@ impl State {
             resolved: start_ts,
             resolved_time: WallTime::default(),
             memory_bytes: 0,
+            index_bytes: 0,
             disk_bytes: 0,
             closed: false,
             dirty: FxHashSet::default(),
@@ -107,12 +140,19 @@ impl State {
     pub(super) fn add_chunk(&mut self, table: Arc<TableInfo>, marks: Vec<TxnMark>, data: ChunkData) {
         let id = table.id;
         self.next_seq += 1;
-        if let ChunkData::Memory(bytes) = &data {
-            self.memory_bytes += bytes.len();
-            self.ages.push_back((self.next_seq, id));
+        let last = marks.last().map_or_else(Position::default, |mark| Position {
+            commit_ts: mark.commit_ts,
+            rows: mark.first_row + u64::from(mark.rows),
+        });
+        let chunk = Chunk { seq: self.next_seq, table, last, marks: Some(marks.into()), data };
+        match chunk.data {
+            ChunkData::Memory(_) => {
+                self.memory_bytes += chunk.cost();
+                self.ages.push_back((self.next_seq, id));
+            }
+            ChunkData::Disk(_) => self.index_bytes += chunk.cost(),
         }
         self.dirty.insert(id);
-        let chunk = Chunk { seq: self.next_seq, table, marks: marks.into(), data };
         self.tables.entry(id).or_default().chunks.push_back(chunk);
     }
 
@@ -188,19 +228,19 @@ impl State {
         if from < log.trimmed {
             return Err(Error::OutOfRange { from: from.commit_ts, to: self.resolved });
         }
-        let first = log.chunks.partition_point(|chunk| chunk.last() <= from);
+        let first = log.chunks.partition_point(|chunk| chunk.last <= from);
         let Some(chunk) = log.chunks.get(first) else { return Ok(Scan::End) };
-        match &chunk.data {
-            ChunkData::Memory(rows) => {
-                let whole = RowBatch::trusted(Arc::clone(&chunk.table), chunk.marks.to_vec(), rows.clone());
+        match (&chunk.data, &chunk.marks) {
+            (ChunkData::Memory(rows), marks) => {
+                let marks = marks.as_deref().unwrap_or_default().to_vec();
+                let whole = RowBatch::trusted(Arc::clone(&chunk.table), marks, rows.clone());
                 Ok(slice(&whole, from).map_or(Scan::End, |(batch, next)| Scan::Rows(batch, next)))
             }
-            ChunkData::Disk { path, offset, len, .. } => Ok(Scan::OnDisk(DiskChunk {
-                path: Arc::clone(path),
-                offset: *offset,
-                len: *len,
+            (ChunkData::Disk(place), marks) => Ok(Scan::OnDisk(DiskChunk {
+                path: Arc::clone(&place.path),
+                extent: place.extent,
                 table: Arc::clone(&chunk.table),
-                marks: Arc::clone(&chunk.marks),
+                marks: marks.clone(),
                 from,
             })),
         }
@@ -211,24 +251,23 @@ impl State {
         let Some(log) = self.tables.get_mut(&table) else { return freed };
         let until = copied.unwrap_or_default().max(Position::after(checkpoint));
         let mut dropped = Vec::new();
-        while log.chunks.front().is_some_and(|chunk| chunk.last() <= until) {
+        while log.chunks.front().is_some_and(|chunk| chunk.last <= until) {
             if let Some(chunk) = log.chunks.pop_front() {
-                log.trimmed = log.trimmed.max(chunk.last());
-                dropped.push(chunk.data);
+                log.trimmed = log.trimmed.max(chunk.last);
+                dropped.push((chunk.cost(), chunk.data));
             }
         }
         while log.ddls.front().is_some_and(|ddl| ddl.commit_ts <= checkpoint) {
             log.ddls.pop_front();
         }
-        for data in dropped {
+        for (cost, data) in dropped {
+            freed.bytes += cost as u64;
             match data {
-                ChunkData::Memory(bytes) => {
-                    freed.bytes += bytes.len() as u64;
-                    self.memory_bytes -= bytes.len();
-                }
-                ChunkData::Disk { segment, len, .. } => {
-                    freed.bytes += len as u64;
-                    self.release(segment, &mut freed.files);
+                ChunkData::Memory(_) => self.memory_bytes -= cost,
+                ChunkData::Disk(place) => {
+                    freed.bytes += place.extent.len as u64;
+                    self.index_bytes -= cost;
+                    self.release(place.segment, &mut freed.files);
                 }
             }
         }
@@ -239,8 +278,8 @@ impl State {
     pub(super) fn discard(&mut self, chunks: Vec<ChunkData>) -> Vec<Arc<PathBuf>> {
         let mut files = Vec::new();
         for data in chunks {
-            if let ChunkData::Disk { segment, .. } = data {
-                self.release(segment, &mut files);
+            if let ChunkData::Disk(place) = data {
+                self.release(place.segment, &mut files);
             }
         }
         files
@@ -262,21 +301,48 @@ impl State {
         }
     }
 
-    /// The oldest chunks in memory, at least `bytes` of them if there are as many.
-    pub(super) fn oldest_in_memory(&mut self, bytes: usize) -> Vec<(TableId, u64, Bytes)> {
-        let mut found = Vec::new();
+    /// The oldest chunks in memory, at least `bytes` of them if there are as many. Small ones that follow each
+    /// other are put together: many small transactions must not leave many small chunks in the index.
+    pub(super) fn oldest_in_memory(&mut self, bytes: usize) -> Vec<Group> {
+        let mut groups: Vec<Group> = Vec::new();
+        let mut open: FxHashMap<TableId, usize> = FxHashMap::default();
         let mut total = 0;
         while total < bytes {
             let Some((seq, table)) = self.ages.pop_front() else { break };
             let Some(log) = self.tables.get(&table) else { continue };
             let at = log.chunks.partition_point(|chunk| chunk.seq < seq);
             let Some(chunk) = log.chunks.get(at).filter(|chunk| chunk.seq == seq) else { continue };
-            if let ChunkData::Memory(data) = &chunk.data {
-                total += data.len();
-                found.push((table, seq, data.clone()));
-            }
+            let ChunkData::Memory(rows) = &chunk.data else { continue };
+            total += chunk.cost();
+            let last = open.get(&table).and_then(|index| groups.get_mut(*index));
+            let fits = |group: &&mut Group| {
+                group.at + 1 == at
+                    && group.bytes + rows.len() <= CHUNK_BYTES
+                    && (Arc::ptr_eq(&group.info, &chunk.table) || group.info == chunk.table)
+            };
+            let group = match last.filter(fits) {
+                Some(group) => group,
+                None => {
+                    open.insert(table, groups.len());
+                    groups.push(Group {
+                        table,
+                        info: Arc::clone(&chunk.table),
+                        range: (seq, seq),
+                        at,
+                        bytes: 0,
+                        pieces: Pieces::default(),
+                    });
+                    let Some(group) = groups.last_mut() else { continue };
+                    group
+                }
+            };
+            group.range.1 = seq;
+            group.at = at;
+            group.bytes += rows.len();
+            group.pieces.marks.extend(chunk.marks.clone());
+            group.pieces.rows.push(rows.clone());
         }
-        found
+        groups
     }
 
     pub(super) fn next_segment(&mut self) -> u64 {
@@ -284,25 +350,28 @@ impl State {
         self.next_segment
     }
 
-    /// Points chunks at their new place. Chunks that were trimmed meanwhile are left out; says whether all were.
+    /// Points chunks at their new place. Those that were trimmed meanwhile are left out; says whether all were.
     pub(super) fn moved_to_disk(
         &mut self,
         segment: u64,
         path: &Arc<PathBuf>,
-        chunks: &[(TableId, u64, u64)],
+        moved: &[(TableId, (u64, u64), Extent)],
     ) -> bool {
         let mut entry = Segment { path: Arc::clone(path), chunks: 0, bytes: 0 };
-        for (table, seq, offset) in chunks {
+        for (table, (first, last), extent) in moved {
             let Some(log) = self.tables.get_mut(table) else { continue };
-            let at = log.chunks.partition_point(|chunk| chunk.seq < *seq);
-            let Some(chunk) = log.chunks.get_mut(at).filter(|chunk| chunk.seq == *seq) else { continue };
-            if let ChunkData::Memory(data) = &chunk.data {
-                let len = data.len();
-                self.memory_bytes -= len;
-                entry.chunks += 1;
-                entry.bytes += len as u64;
-                chunk.data = ChunkData::Disk { segment, path: Arc::clone(path), offset: *offset, len };
-            }
+            let begin = log.chunks.partition_point(|chunk| chunk.seq < *first);
+            let end = log.chunks.partition_point(|chunk| chunk.seq <= *last);
+            let mut gone = log.chunks.drain(begin..end);
+            let Some(mut chunk) = gone.next_back() else { continue };
+            self.memory_bytes -= chunk.cost() + gone.map(|chunk| chunk.cost()).sum::<usize>();
+            // Of a group whose beginning was trimmed, scans skip what lies before their place.
+            chunk.marks = None;
+            chunk.data = ChunkData::Disk(Place { segment, path: Arc::clone(path), extent: *extent });
+            self.index_bytes += chunk.cost();
+            entry.chunks += 1;
+            entry.bytes += extent.len as u64;
+            log.chunks.insert(begin, chunk);
         }
         if entry.chunks == 0 {
             return true;
@@ -310,6 +379,13 @@ impl State {
         self.disk_bytes += entry.bytes;
         self.segments.insert(segment, entry);
         false
+    }
+}
+
+impl Group {
+    /// What [`State::moved_to_disk`] wants to know of it.
+    pub(super) fn key(&self) -> (TableId, (u64, u64)) {
+        (self.table, self.range)
     }
 }
 

@@ -284,3 +284,80 @@ fn many_small_publishes_stay_within_the_memory() {
     });
     assert_eq!(read_all(&store, TableId(7), Position::default()).len(), 990);
 }
+
+#[test]
+fn a_long_backlog_of_small_transactions_leaves_little_in_memory() {
+    let (_dir, store, mut writer) = open(100_000, 1 << 30);
+    writer.register_table(table(7));
+    writer.register_table(table(8));
+    let rows = 20_000;
+    block_on(async {
+        for n in 0..rows {
+            let ts = 10 + 2 * n;
+            writer.begin(Ts(ts - 1));
+            put(&mut writer, TableId(7), n);
+            put(&mut writer, TableId(8), n);
+            writer.commit(Ts(ts), WallTime(1)).await.unwrap();
+            writer.publish(Ts(ts), WallTime(1));
+        }
+    });
+    let held = store.state.lock().index_bytes;
+    assert!(held < 200_000, "{held} bytes are kept for {rows} transactions");
+    for id in [7, 8] {
+        let expected: Vec<_> = (0..rows).map(|n| (10 + 2 * n, 0, n)).collect();
+        assert!(read_all(&store, TableId(id), Position::default()) == expected);
+        store.trim(TableId(id), Ts(10 + 2 * rows), None);
+    }
+    let state = store.state.lock();
+    assert_eq!((state.memory_bytes, state.index_bytes, state.disk_bytes), (0, 0, 0));
+}
+
+#[test]
+fn a_transaction_that_the_disk_quota_cannot_hold_is_an_error_and_not_a_wait() {
+    let (_dir, _store, mut writer) = open(1 << 20, 4 << 20);
+    writer.register_table(table(7));
+    let error = block_on(async {
+        writer.begin(Ts(9));
+        for n in 0..200_000 {
+            put(&mut writer, TableId(7), n);
+            if n % 1000 == 0
+                && let Err(error) = writer.room().await
+            {
+                return error;
+            }
+        }
+        panic!("the store took it");
+    });
+    assert!(matches!(error, Error::TransactionTooLarge { quota, .. } if quota == 4 << 20), "{error}");
+}
+
+#[test]
+fn a_damaged_or_cut_file_is_a_named_error_and_never_rows() {
+    for cut in [false, true] {
+        let (_dir, store, mut writer) = open(4_096, 1 << 30);
+        writer.register_table(table(7));
+        block_on(async {
+            for ts in 10..100 {
+                writer.begin(Ts(ts - 1));
+                put(&mut writer, TableId(7), ts);
+                writer.commit(Ts(ts), WallTime(1)).await.unwrap();
+                writer.publish(Ts(ts), WallTime(1));
+            }
+        });
+        let Scan::OnDisk(chunk) = store.scan(TableId(7), Position::default()).unwrap() else {
+            panic!("a chunk on disk")
+        };
+        Store::load(&chunk).unwrap();
+        let mut bytes = std::fs::read(chunk.path.as_path()).unwrap();
+        if cut {
+            bytes.truncate(bytes.len() / 2);
+        } else {
+            // A digit of a value: the rows would still be rows.
+            let digit = bytes.iter_mut().rev().find(|byte| **byte == b'0').unwrap();
+            *digit = b'1';
+        }
+        std::fs::write(chunk.path.as_path(), bytes).unwrap();
+        let error = Store::load(&chunk).unwrap_err();
+        assert!(matches!(error, Error::StoreDamaged { .. }), "{error}");
+    }
+}

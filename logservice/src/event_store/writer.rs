@@ -60,6 +60,8 @@ pub struct StoreWriter {
     unpublished_bytes: usize,
     /// Bytes of the open transaction's full chunks in memory.
     cut_bytes: usize,
+    /// Bytes of the open transaction on disk.
+    spilled_bytes: u64,
 }
 
 impl std::fmt::Debug for StoreWriter {
@@ -79,6 +81,7 @@ impl StoreWriter {
             ddls: Vec::new(),
             unpublished_bytes: 0,
             cut_bytes: 0,
+            spilled_bytes: 0,
         }
     }
 
@@ -157,6 +160,7 @@ impl StoreWriter {
         let Some(txn) = self.txn.take() else { return Ok(()) };
         let start_ts = txn.start_ts;
         self.cut_bytes = 0;
+        self.spilled_bytes = 0;
         for id in self.touched.drain(..) {
             let Some(table) = self.tables.get_mut(&id) else { continue };
             table.commit(TxnMark { commit_ts, start_ts, commit_time, rows: 0, first_row: 0 });
@@ -174,6 +178,7 @@ impl StoreWriter {
     pub fn abort(&mut self) {
         self.txn = None;
         self.cut_bytes = 0;
+        self.spilled_bytes = 0;
         let mut on_disk = Vec::new();
         for id in self.touched.drain(..) {
             if let Some(table) = self.tables.get_mut(&id) {
@@ -224,7 +229,7 @@ impl StoreWriter {
     /// Waits while the store is full. For use inside a large transaction.
     ///
     /// # Errors
-    /// When the store was closed or cannot write.
+    /// When the store was closed or cannot write, or when the open transaction alone is larger than the disk quota.
     pub async fn room(&mut self) -> Result<(), Error> {
         self.store.wait_for_room().await?;
         if self.cut_bytes > self.store.config.memory_bytes / 4 {
@@ -240,10 +245,23 @@ impl StoreWriter {
             let Some(table) = self.tables.get(id) else { continue };
             chunks.extend(table.cut.iter().filter_map(|cut| match &cut.data {
                 ChunkData::Memory(bytes) => Some(bytes.clone()),
-                ChunkData::Disk { .. } => None,
+                ChunkData::Disk(_) => None,
             }));
         }
+        let bytes = chunks.iter().map(|chunk| chunk.len() as u64).sum();
+        if !self.store.wait_for_disk(self.spilled_bytes, bytes).await? {
+            // It does not fit the disk; as long as it fits the memory, that is no matter.
+            let (held, limits) = (self.cut_bytes, &self.store.config);
+            return match held > limits.memory_bytes {
+                true => Err(Error::TransactionTooLarge {
+                    bytes: self.spilled_bytes + held as u64,
+                    quota: limits.disk_bytes,
+                }),
+                false => Ok(()),
+            };
+        }
         let mut places = self.store.write_segment(chunks).await?.into_iter();
+        self.spilled_bytes += bytes;
         for id in &self.touched {
             let Some(table) = self.tables.get_mut(id) else { continue };
             for cut in &mut table.cut {
