@@ -13,12 +13,14 @@ mod balance;
 mod basic;
 mod drain;
 mod load;
+mod planner;
 mod view;
 
 pub use balance::Balance;
 pub use basic::{Basic, INTERVAL, SHORT_OF_BUDGET, nobody_occupied};
 pub use drain::{COOLDOWN, Cooldown, Drain, MOVES_AT_LEAST, limit, shortage};
 pub use load::{Load, Loads};
+pub use planner::{BySize, MAX_RANGES, Unit, by_size, by_traffic};
 pub use view::{Decision, Draining, Scheduler, View};
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 mod leaving;
 mod merging;
+mod placing;
 mod progress;
 mod rig;
 
