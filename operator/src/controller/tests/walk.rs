@@ -151,7 +151,9 @@ impl World {
             self.requests.retain(|(to, _)| *to != node);
             self.reports.retain(|(from, _)| *from != node);
             self.rig.gone(node.as_str());
-        } else {
+        }
+        // Mostly another process takes its place at once: with few nodes alive little happens.
+        if !n.is_multiple_of(4) {
             self.rig.alive.insert(node);
         }
     }
@@ -292,12 +294,14 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1_000, ..ProptestConfig::default() })]
     #[test]
     fn no_history_loses_a_key_or_gives_one_to_two_writers(
         steps in prop::collection::vec((0u8..18, 0usize..1000), 0..250)
     ) {
         let mut world = World::new();
+        // Everything runs before anything is changed.
+        world.come_to_rest();
         for (what, n) in steps {
             world.step(what, n);
         }
