@@ -215,7 +215,8 @@ impl Types {
     /// Appends the statements that create a type, what it is made of first.
     fn define(&self, oid: u32, out: &mut Vec<TypeDefinition>) {
         let Some(row) = self.rows.get(&oid) else { return };
-        if row.extension.is_none() {
+        // From version 18 on the array of an extension's type belongs to the extension too.
+        if row.extension.is_none() || row.element.is_some() {
             for part in row.parts() {
                 self.define(part, out);
             }

@@ -45,6 +45,12 @@ async fn a_table_that_changes_its_shape_stops_its_changefeed_with_a_named_error_
     let admin = source.client("postgres").await.unwrap();
     for (table, change, _) in CHANGES {
         same(&source, &target, table).await;
+        // A copy that is not known to be complete is made anew, and then with the new shape.
+        eventually("the copy is complete", async || {
+            let feed = feed(&client, table).await;
+            feed["checkpoint_ts"].as_u64() > feed["start_ts"].as_u64()
+        })
+        .await;
         source.sql("postgres", &format!("INSERT INTO {table} VALUES (2, 2, 'before')")).await.unwrap();
         source.sql("postgres", change).await.unwrap();
     }
