@@ -135,6 +135,11 @@ impl Changefeed {
         self.group = Group::Scheduling;
     }
 
+    /// It is about to leave its node.
+    pub fn mark_scheduling(&mut self) {
+        self.group = Group::Scheduling;
+    }
+
     /// It runs on its node.
     pub fn mark_replicating(&mut self) {
         self.group = Group::Replicating;

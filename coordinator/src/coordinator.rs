@@ -288,6 +288,7 @@ impl Coordinator {
                 Write::DropRetention { .. } => None,
                 Write::Create { .. }
                 | Write::BumpForAdd { .. }
+                | Write::BumpForMove { .. }
                 | Write::BumpForRestart { .. }
                 | Write::State { .. }
                 | Write::Pause { .. }
@@ -348,7 +349,7 @@ async fn perform_write(
             let stored = Stored { info: *info, status };
             ("create", meta.create(&stored).await.map(|()| Some(stored)))
         }
-        Write::BumpForAdd { .. } => {
+        Write::BumpForAdd { .. } | Write::BumpForMove { .. } => {
             ("bump_epoch", meta.bump_epoch(id, epoch_candidate(), |_| Ok(())).await.map(Some))
         }
         Write::BumpForRestart { error } => {

@@ -20,8 +20,8 @@ use heartbeatpb::{ChangefeedId, CoordinatorBootstrapResponse, MaintainerEpoch, N
 use messaging::{ToCoordinator, ToMaintainerManager};
 use replica::Bootstrapper;
 
-use crate::changefeed::Changefeed;
 use crate::changefeed::operator::{NodeLoss, Operator, Slot};
+use crate::changefeed::{Changefeed, Group};
 use crate::config::CoordinatorConfig;
 use crate::error::Error;
 use crate::meta::{CheckpointWrite, Stored};
@@ -91,6 +91,53 @@ struct Feed {
     stale_told: BTreeMap<NodeId, Instant>,
 }
 
+impl Feed {
+    /// Nothing is under way with it.
+    fn is_idle(&self) -> bool {
+        self.slot.is_none() && self.writing.is_none() && self.queue.is_empty()
+    }
+
+    fn replicates_on(&self, node: &NodeId) -> bool {
+        self.changefeed.group() == Group::Replicating && self.changefeed.node() == Some(node)
+    }
+
+    /// The node that it is about to be given to, once a larger epoch is durable.
+    fn coming(&self) -> Option<&NodeId> {
+        match self.writing.as_ref().or(self.queue.front())? {
+            Write::BumpForAdd { dest } | Write::BumpForMove { dest, .. } => Some(dest),
+            Write::Create { .. }
+            | Write::BumpForRestart { .. }
+            | Write::State { .. }
+            | Write::Pause { .. }
+            | Write::Resume { .. }
+            | Write::Update { .. }
+            | Write::Removing { .. }
+            | Write::StopDone
+            | Write::DropRetention { .. }
+            | Write::Delete => None,
+        }
+    }
+
+    /// The node that it is moving away from.
+    fn leaving(&self) -> Option<&NodeId> {
+        match (&self.slot, self.writing.as_ref().or(self.queue.front())) {
+            (Some(slot), _) => slot.operator.moves_from(),
+            (None, Some(Write::BumpForMove { origin, .. })) => Some(origin),
+            (None, _) => None,
+        }
+    }
+
+    /// Where it counts as load: its destination, if it has one.
+    fn home(&self) -> Option<&NodeId> {
+        match self.slot.as_ref().map(|slot| &slot.operator) {
+            Some(Operator::Move { dest, .. }) => Some(dest),
+            Some(Operator::Add { .. } | Operator::Stop { .. }) | None => {
+                self.coming().or_else(|| self.changefeed.node())
+            }
+        }
+    }
+}
+
 /// A write that failed and is tried again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Retry {
@@ -125,6 +172,8 @@ pub struct Core {
     /// Maintainers of unknown changefeeds were told to stop at this time.
     unknown_told: BTreeMap<(ChangefeedId, NodeId), Instant>,
     saving: bool,
+    /// When nodes are evened out next.
+    balance_at: Option<Instant>,
     out: Vec<Action>,
 }
 
@@ -155,6 +204,7 @@ impl Core {
             creating: BTreeMap::new(),
             unknown_told: BTreeMap::new(),
             saving: false,
+            balance_at: None,
             out: Vec::new(),
         }
     }
@@ -171,14 +221,15 @@ impl Core {
             self.ask(node);
         }
         if self.initialized {
+            self.resend_due(now);
             let ids: Vec<ChangefeedId> = self.feeds.keys().cloned().collect();
             for id in &ids {
-                self.resend(id, now);
                 self.pump(id, now);
                 self.tell_checkpoint(id, now, false);
             }
             self.save_checkpoints();
             self.schedule(now);
+            self.balance(now);
             self.unknown_told.retain(|_, at| now.duration_since(*at) < 10 * TELL_STALE);
         }
         std::mem::take(&mut self.out)
@@ -243,13 +294,14 @@ impl Core {
 
     fn on_node_removed(&mut self, gone: &NodeId, now: Instant) {
         let me = self.me.clone();
-        let mut ended = Vec::new();
+        let (mut ended, mut handed_over) = (Vec::new(), Vec::new());
         for (id, feed) in &mut self.feeds {
             feed.stale_told.remove(gone);
             match feed.slot.as_mut().map(|slot| (slot.operator.on_node_removed(gone, &me), slot)) {
                 None if feed.changefeed.node() == Some(gone) => feed.changefeed.mark_absent(),
                 None | Some((NodeLoss::Unaffected, _)) => {}
                 Some((NodeLoss::Redirected, slot)) => slot.resend_at = now,
+                Some((NodeLoss::OriginGone, _)) => handed_over.push(id.clone()),
                 Some((NodeLoss::Cancelled, _)) => {
                     feed.changefeed.mark_absent();
                     ended.push(id.clone());
@@ -259,8 +311,29 @@ impl Core {
         for id in ended {
             self.end_slot(&id, now);
         }
-        let ids: Vec<ChangefeedId> = self.feeds.keys().cloned().collect();
-        for id in ids {
+        for id in handed_over {
+            self.hand_over(&id, now);
+        }
+        self.resend_due(now);
+    }
+
+    /// The origin of a move is gone or has stopped: only now the changefeed belongs to the destination (CO-4).
+    fn hand_over(&mut self, id: &ChangefeedId, now: Instant) {
+        let Some(feed) = self.feeds.get_mut(id) else { return };
+        let Some(slot) = &mut feed.slot else { return };
+        feed.changefeed.bind(slot.operator.node().clone());
+        slot.resend_at = now;
+        self.resend(id, now);
+    }
+
+    /// Sends the commands that are due, the one that has waited longest first.
+    fn resend_due(&mut self, now: Instant) {
+        let slot =
+            |feed: &Feed| feed.slot.as_ref().filter(|slot| slot.resend_at <= now).map(|slot| slot.resend_at);
+        let mut due: Vec<(Instant, ChangefeedId)> =
+            self.feeds.iter().filter_map(|(id, feed)| Some((slot(feed)?, id.clone()))).collect();
+        due.sort();
+        for (_, id) in due {
             self.resend(&id, now);
         }
     }
@@ -318,6 +391,9 @@ impl Core {
             // It stopped as a pause; the nodes have yet to hear that the changefeed is deleted.
             feed.queue.retain(|write| !matches!(write, Write::StopDone));
         }
+        // A move has stored a larger epoch than that of the maintainer which still runs.
+        let outgoing = feed.slot.as_ref().and_then(|slot| slot.operator.outgoing());
+        let (node, epoch) = outgoing.map_or((node, epoch), |(origin, epoch)| (Some(origin.clone()), epoch));
         let node = node.filter(|node| self.members.contains(node)).unwrap_or_else(|| self.me.clone());
         self.begin(id, Operator::Stop { node, removed, epoch }, now);
     }

@@ -20,6 +20,19 @@ pub enum Operator {
         /// Epoch of the new maintainer.
         epoch: Option<MaintainerEpoch>,
     },
+    /// Hands the maintainer from one node to another; its dispatchers stay where they are.
+    Move {
+        /// Where it was.
+        origin: NodeId,
+        /// Epoch of the maintainer there.
+        origin_epoch: Option<MaintainerEpoch>,
+        /// Where it goes to. The origin itself when the first choice left before the origin had stopped.
+        dest: NodeId,
+        /// Epoch of the new maintainer; durable before the operator begins.
+        epoch: Option<MaintainerEpoch>,
+        /// How far it is.
+        phase: MovePhase,
+    },
     /// Stops the maintainer and its dispatchers.
     Stop {
         /// Who is told: the maintainer's node, or the coordinator's own when there is none.
@@ -31,6 +44,27 @@ pub enum Operator {
     },
 }
 
+/// How far a move is. The end of the first phase and the begin of the second are one step, so there is no time
+/// at which nobody is told anything.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MovePhase {
+    /// The origin is told to stop.
+    Removing,
+    /// The origin is known to have stopped, and the destination is told to start.
+    Adding,
+}
+
+/// What a report means for an operator.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Seen {
+    /// Nothing.
+    Nothing,
+    /// A move's origin has stopped: the changefeed belongs to the destination now.
+    OriginStopped,
+    /// It is done.
+    Done,
+}
+
 /// What the loss of a node does to an operator.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum NodeLoss {
@@ -38,6 +72,8 @@ pub enum NodeLoss {
     Unaffected,
     /// It goes on with another node and is sent anew.
     Redirected,
+    /// A move's origin is gone and need not be waited for: the changefeed belongs to the destination now.
+    OriginGone,
     /// It ends; the changefeed needs a new place.
     Cancelled,
 }
@@ -48,6 +84,7 @@ impl Operator {
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::Add { .. } => "add",
+            Self::Move { .. } => "move",
             Self::Stop { .. } => "stop",
         }
     }
@@ -56,8 +93,39 @@ impl Operator {
     #[must_use]
     pub const fn node(&self) -> &NodeId {
         match self {
-            Self::Add { dest, .. } => dest,
+            Self::Add { dest, .. } | Self::Move { dest, phase: MovePhase::Adding, .. } => dest,
+            Self::Move { origin, phase: MovePhase::Removing, .. } => origin,
             Self::Stop { node, .. } => node,
+        }
+    }
+
+    /// Whether it concerns a node.
+    #[must_use]
+    pub fn involves(&self, of: &NodeId) -> bool {
+        match self {
+            Self::Add { dest, .. } => dest == of,
+            Self::Move { origin, dest, .. } => origin == of || dest == of,
+            Self::Stop { node, .. } => node == of,
+        }
+    }
+
+    /// The node that it moves away from.
+    #[must_use]
+    pub fn moves_from(&self) -> Option<&NodeId> {
+        match self {
+            Self::Move { origin, .. } => Some(origin),
+            Self::Add { .. } | Self::Stop { .. } => None,
+        }
+    }
+
+    /// The maintainer that still runs although a larger epoch is stored already.
+    #[must_use]
+    pub fn outgoing(&self) -> Option<(&NodeId, Option<MaintainerEpoch>)> {
+        match self {
+            Self::Move { origin, origin_epoch, phase: MovePhase::Removing, .. } => {
+                Some((origin, *origin_epoch))
+            }
+            Self::Move { phase: MovePhase::Adding, .. } | Self::Add { .. } | Self::Stop { .. } => None,
         }
     }
 
@@ -65,7 +133,18 @@ impl Operator {
     #[must_use]
     pub fn message(&self, changefeed: &Changefeed) -> ToMaintainerManager {
         match self {
-            Self::Add { .. } => ToMaintainerManager::AddMaintainer(changefeed.add_request()),
+            Self::Add { .. } | Self::Move { phase: MovePhase::Adding, .. } => {
+                ToMaintainerManager::AddMaintainer(changefeed.add_request())
+            }
+            Self::Move { origin_epoch, phase: MovePhase::Removing, .. } => {
+                ToMaintainerManager::RemoveMaintainer(remove_request(
+                    changefeed.id(),
+                    false,
+                    false,
+                    changefeed.info.keyspace_id,
+                    *origin_epoch,
+                ))
+            }
             Self::Stop { removed, epoch, .. } => ToMaintainerManager::RemoveMaintainer(remove_request(
                 changefeed.id(),
                 true,
@@ -76,33 +155,56 @@ impl Operator {
         }
     }
 
-    /// Whether a report shows that it is done. A remove-only maintainer never reports a finished bootstrap,
-    /// so it is not mistaken for a started one.
-    #[must_use]
-    pub fn is_done(&self, from: &NodeId, status: &MaintainerStatus, tolerate_none: bool) -> bool {
+    /// Takes a report. A remove-only maintainer never reports a finished bootstrap, so it is not mistaken for
+    /// a started one.
+    pub fn on_status(&mut self, from: &NodeId, status: &MaintainerStatus, tolerate_none: bool) -> Seen {
         let working = status.state == ComponentState::Working;
-        match self {
-            Self::Add { dest, epoch } => {
-                from == dest
-                    && working
-                    && status.bootstrap_done
-                    && epoch_matches(status.epoch, *epoch, tolerate_none)
+        let of = |epoch| epoch_matches(status.epoch, epoch, tolerate_none);
+        let started = |dest: &NodeId, epoch| from == dest && working && status.bootstrap_done && of(epoch);
+        let done = match self {
+            Self::Move { origin, origin_epoch, phase: phase @ MovePhase::Removing, .. } => {
+                if from == origin && !working && of(*origin_epoch) {
+                    *phase = MovePhase::Adding;
+                    return Seen::OriginStopped;
+                }
+                false
             }
-            Self::Stop { node, epoch, .. } => {
-                from == node && !working && epoch_matches(status.epoch, *epoch, tolerate_none)
+            Self::Add { dest, epoch } | Self::Move { dest, epoch, phase: MovePhase::Adding, .. } => {
+                started(dest, *epoch)
             }
-        }
+            Self::Stop { node, epoch, .. } => from == node && !working && of(*epoch),
+        };
+        if done { Seen::Done } else { Seen::Nothing }
     }
 
     /// A node left. A stop goes on at the coordinator's own node, which closes the dispatchers everywhere.
+    ///
+    /// A move whose destination may have been told to start ends when that leaves: starting the origin again
+    /// could make two maintainers of one epoch.
     pub fn on_node_removed(&mut self, gone: &NodeId, me: &NodeId) -> NodeLoss {
         match self {
-            Self::Add { dest, .. } if dest == gone => NodeLoss::Cancelled,
+            Self::Add { dest, .. } | Self::Move { dest, phase: MovePhase::Adding, .. } if dest == gone => {
+                NodeLoss::Cancelled
+            }
+            Self::Move { origin, dest, phase: phase @ MovePhase::Removing, .. } => {
+                match (origin == gone, dest == gone) {
+                    (true, true) => NodeLoss::Cancelled,
+                    (true, false) => {
+                        *phase = MovePhase::Adding;
+                        NodeLoss::OriginGone
+                    }
+                    (false, true) => {
+                        *dest = origin.clone();
+                        NodeLoss::Unaffected
+                    }
+                    (false, false) => NodeLoss::Unaffected,
+                }
+            }
             Self::Stop { node, .. } if node == gone => {
                 *node = me.clone();
                 NodeLoss::Redirected
             }
-            Self::Add { .. } | Self::Stop { .. } => NodeLoss::Unaffected,
+            Self::Add { .. } | Self::Move { .. } | Self::Stop { .. } => NodeLoss::Unaffected,
         }
     }
 }

@@ -1,11 +1,12 @@
 //! Which changefeed goes to which node: the least loaded one that takes work (coordinator §15).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use heartbeatpb::{ChangefeedId, NodeId, NodeLiveness};
 
 use super::{Core, Write};
+use crate::changefeed::Group;
 
 impl Core {
     /// Gives changefeeds that are on no node to nodes, within the budget of operators. Each placement begins
@@ -14,18 +15,15 @@ impl Core {
         if !self.initialized {
             return;
         }
-        let busy = self.feeds.values().filter(|feed| feed.slot.is_some() || feed.writing.is_some()).count();
-        let budget = self.config.batch.saturating_sub(busy);
-        if budget == 0 {
+        let budget = self.config.batch.saturating_sub(self.busy());
+        // Waits until there is room for a good many: small portions would be spread badly.
+        if budget == 0 || budget < self.config.batch / 2 {
             return;
         }
         let waiting: Vec<ChangefeedId> = self
             .feeds
             .iter()
-            .filter(|(_, feed)| {
-                let idle = feed.slot.is_none() && feed.writing.is_none() && feed.queue.is_empty();
-                idle && !feed.removing && feed.changefeed.is_runnable(now)
-            })
+            .filter(|(_, feed)| feed.is_idle() && !feed.removing && feed.changefeed.is_runnable(now))
             .map(|(id, _)| id.clone())
             .take(budget)
             .collect();
@@ -34,10 +32,7 @@ impl Core {
         }
         let mut load = self.load();
         for id in waiting {
-            let Some(dest) = load.iter().min_by_key(|(_, count)| **count).map(|(node, _)| node.clone())
-            else {
-                return;
-            };
+            let Some(dest) = least(&load) else { return };
             if let Some(count) = load.get_mut(&dest) {
                 *count += 1;
             }
@@ -45,16 +40,49 @@ impl Core {
         }
     }
 
+    /// Moves changefeeds from nodes with more than their share to nodes with less. It waits until nothing
+    /// else changes; when a whole batch was needed it looks again as soon as that is done.
+    pub(super) fn balance(&mut self, now: Instant) {
+        let at = *self.balance_at.get_or_insert(now + self.config.balance_interval);
+        let unsettled = |feed: &super::Feed| !feed.is_idle() || feed.changefeed.group() == Group::Absent;
+        if now < at || self.feeds.values().any(unsettled) {
+            return;
+        }
+        let moves = even_out(self.holdings(), self.config.batch);
+        let full = moves.len() == self.config.batch;
+        self.balance_at = Some(if full { now } else { now + self.config.balance_interval });
+        for (id, origin, dest) in moves {
+            self.want(&id, Write::BumpForMove { origin, dest }, now);
+        }
+    }
+
+    /// What each node that takes work holds.
+    fn holdings(&self) -> BTreeMap<NodeId, BTreeSet<ChangefeedId>> {
+        let mut holdings: BTreeMap<NodeId, BTreeSet<ChangefeedId>> = self
+            .members
+            .iter()
+            .filter(|node| self.takes_work(node))
+            .map(|node| (node.clone(), BTreeSet::new()))
+            .collect();
+        for (id, feed) in &self.feeds {
+            if let Some(held) = feed.changefeed.node().and_then(|node| holdings.get_mut(node)) {
+                held.insert(id.clone());
+            }
+        }
+        holdings
+    }
+
+    /// Changefeeds whose placement changes.
+    fn busy(&self) -> usize {
+        self.feeds.values().filter(|feed| feed.slot.is_some() || feed.writing.is_some()).count()
+    }
+
     /// Maintainers on, or on their way to, each node that takes work.
-    fn load(&self) -> BTreeMap<NodeId, usize> {
+    pub(super) fn load(&self) -> BTreeMap<NodeId, usize> {
         let mut load: BTreeMap<NodeId, usize> =
             self.members.iter().filter(|node| self.takes_work(node)).map(|node| (node.clone(), 0)).collect();
         for feed in self.feeds.values() {
-            let coming = match &feed.writing {
-                Some(Write::BumpForAdd { dest }) => Some(dest),
-                Some(_) | None => None,
-            };
-            if let Some(count) = feed.changefeed.node().or(coming).and_then(|node| load.get_mut(node)) {
+            if let Some(count) = feed.home().and_then(|node| load.get_mut(node)) {
                 *count += 1;
             }
         }
@@ -65,5 +93,100 @@ impl Core {
     pub(super) fn takes_work(&self, node: &NodeId) -> bool {
         let alive = self.nodes.get(node).is_none_or(|record| record.liveness == NodeLiveness::Alive);
         self.members.contains(node) && self.bootstrapper.has_answered(node) && alive
+    }
+
+    /// Changes of placement under way that concern a node.
+    #[must_use]
+    pub fn operators_on(&self, node: &NodeId) -> usize {
+        let concerns = |feed: &super::Feed| {
+            feed.slot.as_ref().is_some_and(|slot| slot.operator.involves(node))
+                || feed.coming() == Some(node)
+                || feed.leaving() == Some(node)
+        };
+        self.feeds.values().filter(|feed| concerns(feed)).count()
+    }
+
+    /// Moves under way that go away from a node.
+    #[must_use]
+    pub fn moves_from(&self, node: &NodeId) -> usize {
+        self.feeds.values().filter(|feed| feed.leaving() == Some(node)).count()
+    }
+}
+
+/// The least loaded node.
+pub(super) fn least(load: &BTreeMap<NodeId, usize>) -> Option<NodeId> {
+    load.iter().min_by_key(|(_, count)| **count).map(|(node, _)| node.clone())
+}
+
+/// By how many changefeeds nodes fall short of their even share, which is rounded down.
+fn shortage(loads: &[usize]) -> usize {
+    let share = loads.iter().sum::<usize>().checked_div(loads.len()).unwrap_or(0);
+    loads.iter().map(|load| share.saturating_sub(*load)).sum()
+}
+
+/// At most `batch` moves (what, from, to) after which no node is short, or fewer are.
+fn even_out(
+    mut holdings: BTreeMap<NodeId, BTreeSet<ChangefeedId>>,
+    batch: usize,
+) -> Vec<(ChangefeedId, NodeId, NodeId)> {
+    let mut loads: BTreeMap<NodeId, usize> =
+        holdings.iter().map(|(node, held)| (node.clone(), held.len())).collect();
+    let needed = shortage(&loads.values().copied().collect::<Vec<_>>()).min(batch);
+    let mut moves = Vec::with_capacity(needed);
+    // A changefeed moves at most once in a round, so this ends.
+    while moves.len() < needed {
+        let most = loads.iter().max_by_key(|(_, load)| **load).map(|(node, _)| node.clone());
+        let (Some(origin), Some(dest)) = (most, least(&loads)) else { break };
+        let Some(id) = holdings.get_mut(&origin).and_then(BTreeSet::pop_first) else { break };
+        for (node, up) in [(&origin, false), (&dest, true)] {
+            if let Some(load) = loads.get_mut(node) {
+                *load = if up { *load + 1 } else { load.saturating_sub(1) };
+            }
+        }
+        moves.push((id, origin, dest));
+    }
+    moves
+}
+
+#[cfg(test)]
+mod tests {
+    use heartbeatpb::Gid;
+
+    use super::*;
+
+    fn holdings(loads: &[usize]) -> BTreeMap<NodeId, BTreeSet<ChangefeedId>> {
+        let id = |node: usize, n: usize| ChangefeedId {
+            gid: Gid::new(u64::try_from(node).unwrap_or(0), u64::try_from(n).unwrap_or(0)),
+            name: format!("f{node}-{n}").into(),
+            keyspace: "default".into(),
+        };
+        let of = |(node, load): (usize, &usize)| {
+            (NodeId::from(format!("n{node}").as_str()), (0..*load).map(|n| id(node, n)).collect())
+        };
+        loads.iter().enumerate().map(of).collect()
+    }
+
+    #[test]
+    // behaviour: coordinator-SC-1
+    fn the_moves_needed_are_what_nodes_lack_of_their_even_share() {
+        for (loads, needed) in [
+            (vec![2, 2, 0], 1),
+            (vec![2, 0], 1),
+            (vec![16, 16, 16, 16, 16, 11], 4),
+            (vec![3, 3, 4], 0),
+            (vec![], 0),
+        ] {
+            assert_eq!(shortage(&loads), needed, "{loads:?}");
+            let moves = even_out(holdings(&loads), 100);
+            assert_eq!(moves.len(), needed);
+            let mut after = loads.clone();
+            let position = |node: &NodeId| node.as_str()[1..].parse::<usize>().unwrap_or(0);
+            for (_, origin, dest) in &moves {
+                after[position(origin)] -= 1;
+                after[position(dest)] += 1;
+            }
+            assert_eq!(shortage(&after), 0, "{after:?}");
+        }
+        assert_eq!(even_out(holdings(&[50, 0]), 10).len(), 10, "a batch is a batch");
     }
 }

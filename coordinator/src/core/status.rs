@@ -7,7 +7,7 @@ use heartbeatpb::{ChangefeedId, ComponentState, MaintainerEpoch, MaintainerStatu
 use messaging::ToMaintainerManager;
 
 use super::{Action, Core, TELL_STALE, Write};
-use crate::changefeed::operator::Operator;
+use crate::changefeed::operator::{Operator, Seen};
 use crate::changefeed::{StateChange, epoch_matches, remove_request};
 
 impl Core {
@@ -45,19 +45,23 @@ impl Core {
     fn check_operator(&mut self, from: &NodeId, status: &MaintainerStatus, now: Instant) {
         let id = &status.changefeed;
         let Some(feed) = self.feeds.get_mut(id) else { return };
-        let Some(slot) = &feed.slot else { return };
-        if slot.finishing || !slot.operator.is_done(from, status, self.config.tolerate_epochless) {
+        let Some(slot) = &mut feed.slot else { return };
+        if slot.finishing {
             return;
         }
-        match slot.operator {
-            Operator::Add { .. } => {
-                feed.changefeed.mark_replicating();
-                feed.changefeed.is_new = false;
-                feed.told_at = None;
-                self.end_slot(id, now);
-                self.tell_checkpoint(id, now, false);
-            }
-            Operator::Stop { .. } => self.on_stopped(id, now),
+        match slot.operator.on_status(from, status, self.config.tolerate_epochless) {
+            Seen::Nothing => {}
+            Seen::OriginStopped => self.hand_over(id, now),
+            Seen::Done => match slot.operator {
+                Operator::Add { .. } | Operator::Move { .. } => {
+                    feed.changefeed.mark_replicating();
+                    feed.changefeed.is_new = false;
+                    feed.told_at = None;
+                    self.end_slot(id, now);
+                    self.tell_checkpoint(id, now, false);
+                }
+                Operator::Stop { .. } => self.on_stopped(id, now),
+            },
         }
     }
 

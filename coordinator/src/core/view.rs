@@ -8,7 +8,7 @@ use heartbeatpb::{ChangefeedId, NodeId, RunningError, Ts};
 
 use super::{Core, Feed};
 use crate::changefeed::Group;
-use crate::changefeed::operator::Operator;
+use crate::changefeed::operator::{MovePhase, Operator};
 
 /// One changefeed, at one moment.
 #[derive(Clone, Debug)]
@@ -109,8 +109,13 @@ impl Core {
         if let Some(slot) = feed.slot.as_ref().filter(|slot| !slot.finishing) {
             let seconds = now.duration_since(slot.since).as_secs();
             let node = slot.operator.node();
-            return Some(match slot.operator {
-                Operator::Add { .. } => format!("node {node} to start the maintainer, for {seconds} s"),
+            return Some(match &slot.operator {
+                Operator::Add { .. } | Operator::Move { phase: MovePhase::Adding, .. } => {
+                    format!("node {node} to start the maintainer, for {seconds} s")
+                }
+                Operator::Move { dest, phase: MovePhase::Removing, .. } => {
+                    format!("node {node} to stop the maintainer, which moves to {dest}, for {seconds} s")
+                }
                 Operator::Stop { .. } => format!("node {node} to stop the maintainer, for {seconds} s"),
             });
         }

@@ -3,11 +3,11 @@
 use std::time::Instant;
 
 use heartbeatpb::config::{ChangefeedInfo, ChangefeedState, Progress};
-use heartbeatpb::{ChangefeedId, NodeId, RunningError, Ts};
+use heartbeatpb::{ChangefeedId, MaintainerEpoch, NodeId, RunningError, Ts};
 
 use super::{Action, Core, FIRST_RETRY, LONGEST_RETRY, OpId, Reply, Retry};
 use crate::changefeed::Group;
-use crate::changefeed::operator::Operator;
+use crate::changefeed::operator::{MovePhase, Operator};
 use crate::error::Error;
 use crate::meta::{CheckpointWrite, Stored};
 
@@ -22,6 +22,13 @@ pub enum Write {
     /// A larger epoch, for a maintainer on a node.
     BumpForAdd {
         /// The node.
+        dest: NodeId,
+    },
+    /// A larger epoch, for a maintainer that goes from one node to another.
+    BumpForMove {
+        /// Where it is.
+        origin: NodeId,
+        /// Where it goes to.
         dest: NodeId,
     },
     /// A larger epoch with a warning, because the maintainer is started again.
@@ -81,6 +88,7 @@ impl Write {
             | Self::Removing { op } => Some(*op),
             Self::Create { .. }
             | Self::BumpForAdd { .. }
+            | Self::BumpForMove { .. }
             | Self::BumpForRestart { .. }
             | Self::State { .. }
             | Self::StopDone
@@ -93,7 +101,9 @@ impl Write {
     pub(super) fn what(&self) -> &'static str {
         match self {
             Self::Create { .. } => "storing the new changefeed",
-            Self::BumpForAdd { .. } | Self::BumpForRestart { .. } => "storing a new maintainer epoch",
+            Self::BumpForAdd { .. } | Self::BumpForMove { .. } | Self::BumpForRestart { .. } => {
+                "storing a new maintainer epoch"
+            }
             Self::State { .. } => "storing the state",
             Self::Pause { .. } => "storing the pause",
             Self::Resume { .. } => "storing the resume",
@@ -141,6 +151,7 @@ impl Core {
             let relevant = match &write {
                 // A person stopped it meanwhile, or it ended: the report is about the past.
                 Write::State { .. } | Write::BumpForRestart { .. } | Write::BumpForAdd { .. } => runs,
+                Write::BumpForMove { origin, .. } => runs && feed.replicates_on(origin),
                 Write::Create { .. }
                 | Write::Pause { .. }
                 | Write::Resume { .. }
@@ -197,8 +208,10 @@ impl Core {
         if matches!(error, Error::NotExists(_)) && !matches!(write, Write::Delete) {
             // Somebody deleted the metadata: there is nothing left to coordinate.
             self.forget(id, now);
-        } else if let (Write::BumpForAdd { .. } | Write::BumpForRestart { .. }, Error::EpochOverflow(_)) =
-            (&write, &error)
+        } else if let (
+            Write::BumpForAdd { .. } | Write::BumpForMove { .. } | Write::BumpForRestart { .. },
+            Error::EpochOverflow(_),
+        ) = (&write, &error)
         {
             let failed = RunningError {
                 time: String::new(),
@@ -255,6 +268,7 @@ impl Core {
                     self.begin(id, Operator::Add { dest, epoch }, now);
                 }
             }
+            Write::BumpForMove { origin, dest } => self.begin_move(id, origin, dest, before, now),
             Write::BumpForRestart { .. } => {
                 let node = feed.changefeed.node().cloned();
                 feed.changefeed.mark_absent();
@@ -296,6 +310,35 @@ impl Core {
             Write::DropRetention { .. } => feed.queue.push_front(Write::Delete),
             Write::Delete => self.forget(id, now),
         }
+    }
+
+    /// The larger epoch of a move is durable. The maintainer that runs is behind it from now on and has to be
+    /// replaced, even if the destination left meanwhile or something else waits for the place.
+    fn begin_move(
+        &mut self,
+        id: &ChangefeedId,
+        origin: NodeId,
+        dest: NodeId,
+        origin_epoch: Option<MaintainerEpoch>,
+        now: Instant,
+    ) {
+        let Some(feed) = self.feeds.get(id).filter(|feed| feed.slot.is_none() && feed.replicates_on(&origin))
+        else {
+            return;
+        };
+        let epoch = feed.changefeed.info.epoch;
+        let dest = if self.takes_work(&dest) {
+            dest
+        } else {
+            let mut load = self.load();
+            load.remove(&origin);
+            super::schedule::least(&load).unwrap_or_else(|| origin.clone())
+        };
+        if let Some(feed) = self.feeds.get_mut(id) {
+            feed.changefeed.mark_scheduling();
+        }
+        let phase = MovePhase::Removing;
+        self.begin(id, Operator::Move { origin, origin_epoch, dest, epoch, phase }, now);
     }
 
     /// The maintainer is gone: the end of the operator is made durable before its place is given away.
