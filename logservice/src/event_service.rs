@@ -4,16 +4,16 @@
 //! timer for repetition; it never polls. What it may send is bounded by the receiver's credit.
 
 mod credit;
+mod feed;
 mod pump;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use heartbeatpb::{ChangefeedId, DispatcherId, Gid, NodeId, TableId, TableSpan, Ts, WallTime};
+use heartbeatpb::{ChangefeedId, DispatcherId, Gid, NodeId, TableSpan, Ts};
 use messaging::{Inbound, MessageCenter};
 use parking_lot::Mutex;
-use rustc_hash::FxHashMap;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +23,7 @@ use crate::topic::{
 };
 use crate::{Error, metrics};
 use credit::{Credit, Report};
+use feed::{Feed, Stream};
 use pump::{Pumped, pump};
 
 /// Waiting requests. Collectors repeat what is lost.
@@ -40,68 +41,6 @@ pub(crate) struct Stores {
     pub(crate) by_feed: Mutex<BTreeMap<Gid, Arc<Store>>>,
     /// Something became visible in one of them, or the set changed.
     pub(crate) changed: Arc<Notify>,
-}
-
-/// One registered dispatcher.
-struct Stream {
-    node: NodeId,
-    span: TableSpan,
-    epoch: u64,
-    seq: u64,
-    position: Position,
-    /// Largest DDL that was sent.
-    ddl_sent: Ts,
-    resolved_sent: Ts,
-    /// Checkpoint and durable position that its receiver told in this registration.
-    progress: Option<(Ts, Position)>,
-    ready_sent: Option<Instant>,
-    queued: bool,
-    failed: bool,
-}
-
-/// One changefeed whose log is read here, and who wants it.
-struct Feed {
-    store: Arc<Store>,
-    streams: BTreeMap<DispatcherId, Stream>,
-    by_table: FxHashMap<TableId, Vec<DispatcherId>>,
-    /// Streams that may have rows to send.
-    ready: VecDeque<DispatcherId>,
-    /// Resolved ts as of the last look at the store: every row at or before it was queued or sent.
-    resolved: Ts,
-    resolved_time: WallTime,
-    resolved_at: Option<Instant>,
-}
-
-impl Feed {
-    fn new(store: Arc<Store>) -> Self {
-        Self {
-            store,
-            streams: BTreeMap::new(),
-            by_table: FxHashMap::default(),
-            ready: VecDeque::new(),
-            resolved: Ts::ZERO,
-            resolved_time: WallTime::default(),
-            resolved_at: None,
-        }
-    }
-
-    fn remove(&mut self, id: DispatcherId) {
-        if let Some(stream) = self.streams.remove(&id)
-            && let Some(ids) = self.by_table.get_mut(&stream.span.table)
-        {
-            ids.retain(|other| *other != id);
-            if ids.is_empty() {
-                self.by_table.remove(&stream.span.table);
-            }
-        }
-    }
-
-    fn queue(&mut self, id: DispatcherId) {
-        if let Some(stream) = self.streams.get_mut(&id).filter(|stream| !stream.queued) {
-            stream.queued = true;
-            self.ready.push_back(id);
-        }
-    }
 }
 
 /// The task. See [`crate::LogService`].
@@ -214,20 +153,7 @@ impl EventService {
         // Whoever registers knows nothing of a stream before: its epochs begin anew.
         feed.remove(id);
         feed.by_table.entry(span.table).or_default().push(id);
-        let stream = Stream {
-            node: node.clone(),
-            span,
-            epoch: 0,
-            seq: 0,
-            position: Position::after(start),
-            ddl_sent: start,
-            resolved_sent: Ts::ZERO,
-            progress: None,
-            ready_sent: Some(Instant::now()),
-            queued: false,
-            failed: false,
-        };
-        feed.streams.insert(id, stream);
+        feed.streams.insert(id, Stream::new(node.clone(), span, start));
         let ready = ToEventCollector::Ready { changefeed: changefeed.gid, dispatcher: id };
         let _ = self.center.send::<EventCollectorTopic>(&node, ready);
     }
@@ -236,8 +162,8 @@ impl EventService {
         let now = Instant::now();
         for (gid, feed) in &mut self.feeds {
             for (id, stream) in feed.streams.iter_mut().filter(|(_, stream)| stream.epoch == 0) {
-                if stream.ready_sent.is_none_or(|at| now.duration_since(at) >= READY_AGAIN) {
-                    stream.ready_sent = Some(now);
+                if now.duration_since(stream.ready_sent) >= READY_AGAIN {
+                    stream.ready_sent = now;
                     let ready = ToEventCollector::Ready { changefeed: *gid, dispatcher: *id };
                     let _ = self.center.send::<EventCollectorTopic>(&stream.node, ready);
                 }
@@ -261,12 +187,7 @@ impl EventService {
             return;
         }
         let again = stream.epoch > 0;
-        stream.epoch = epoch;
-        stream.seq = 1;
-        stream.position = position;
-        stream.ddl_sent = start_ts;
-        stream.resolved_sent = Ts::ZERO;
-        stream.failed = false;
+        stream.begin(epoch, start_ts, position);
         let handshake = ToEventCollector::Handshake {
             head: EventHead { changefeed: gid, dispatcher: id, epoch, seq: 1 },
             start_ts,
@@ -298,6 +219,9 @@ impl EventService {
         let table = stream.span.table;
         let durable = Position::after(entry.checkpoint).max(entry.copied.unwrap_or_default());
         stream.progress = Some((entry.checkpoint, durable));
+        if stream.pass_ddl(entry.checkpoint) {
+            feed.queue(entry.dispatcher);
+        }
         // Several spans may read the table: the slowest one decides.
         let readers = feed.by_table.get(&table).into_iter().flatten();
         let slowest = readers
@@ -340,7 +264,7 @@ impl EventService {
                 }
                 let credit = self.credits.entry((*gid, stream.node.clone())).or_default();
                 match pump(&self.center, &feed.store, (*gid, id), stream, credit, &self.metrics).await {
-                    Ok(Pumped::All) => {}
+                    Ok(Pumped::All | Pumped::AtDdl) => {}
                     Ok(Pumped::MoreToSend) => {
                         stream.queued = true;
                         feed.ready.push_back(id);
@@ -375,12 +299,10 @@ impl EventService {
             }
             let mut by_node: BTreeMap<NodeId, Vec<(EventHead, Ts)>> = BTreeMap::new();
             for (id, stream) in &feed.streams {
-                if stream.epoch == 0 || stream.queued || stream.failed || stream.resolved_sent >= resolved {
-                    continue;
-                }
+                let Some(ts) = stream.resolved_to_send(resolved) else { continue };
                 let head =
                     EventHead { changefeed: *gid, dispatcher: *id, epoch: stream.epoch, seq: stream.seq };
-                by_node.entry(stream.node.clone()).or_default().push((head, resolved));
+                by_node.entry(stream.node.clone()).or_default().push((head, ts));
             }
             if !by_node.is_empty() {
                 feed.resolved_at = Some(now);
@@ -393,9 +315,9 @@ impl EventService {
                     put_off = true;
                     continue;
                 }
-                for (head, _) in entries.iter() {
+                for (head, ts) in entries.iter() {
                     if let Some(stream) = feed.streams.get_mut(&head.dispatcher) {
-                        stream.resolved_sent = resolved;
+                        stream.resolved_sent = *ts;
                     }
                 }
             }

@@ -1,6 +1,6 @@
 //! The collector's task.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -26,6 +26,10 @@ const INBOX: usize = 65_536;
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How often resolved positions that found no room are tried again.
 const LATE: Duration = Duration::from_millis(25);
+/// How often it is looked whether a dispatcher has passed its schema change: its stream stands still until told.
+const DDL_PASSED: Duration = Duration::from_millis(10);
+/// Dispatchers at schema changes that are looked at each time.
+const DDL_LOOKS: usize = 4096;
 /// How long a stream that was reset may stay silent before it is reset again.
 const SILENCE: Duration = Duration::from_secs(10);
 
@@ -50,6 +54,8 @@ struct Stream {
     /// A resolved position that found no room; only the newest matters.
     late: Option<(Ts, WallTime)>,
     asked: Instant,
+    /// Schema change whose passing the event service waits for.
+    at_ddl: Option<Ts>,
 }
 
 impl Stream {
@@ -63,6 +69,16 @@ impl Stream {
             overflowed: false,
             late: None,
             asked: Instant::now(),
+            at_ddl: None,
+        }
+    }
+
+    fn progress(&self, dispatcher: DispatcherId) -> DispatcherProgress {
+        DispatcherProgress {
+            dispatcher,
+            epoch: self.check.epoch(),
+            checkpoint: self.subscription.checkpoint.get().min(self.check.max_event_ts),
+            copied: self.copied,
         }
     }
 
@@ -71,6 +87,7 @@ impl Stream {
         let start_ts = self.subscription.checkpoint.get().max(self.subscription.start_ts);
         self.begun = false;
         self.late = None;
+        self.at_ddl = None;
         self.asked = Instant::now();
         (self.check.reset(start_ts), start_ts)
     }
@@ -130,6 +147,8 @@ pub struct Collector {
     count: u64,
     /// Whether resolved positions wait for room.
     late: bool,
+    /// Streams that stand at a schema change. Some may have begun again meanwhile.
+    at_ddl: VecDeque<(Gid, DispatcherId)>,
 }
 
 impl std::fmt::Debug for Collector {
@@ -145,8 +164,8 @@ impl Collector {
         let (sender, requests) = mpsc::unbounded_channel();
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let count = u64::try_from(since.as_micros()).unwrap_or(0);
-        let collector =
-            Self { center, requests, feeds: BTreeMap::new(), wake: Arc::default(), count, late: false };
+        let (feeds, wake, late, at_ddl) = (BTreeMap::new(), Arc::default(), false, VecDeque::new());
+        let collector = Self { center, requests, feeds, wake, count, late, at_ddl };
         (collector, CollectorHandle { requests: sender })
     }
 
@@ -157,6 +176,8 @@ impl Collector {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut late_tick = tokio::time::interval(LATE);
         late_tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut ddl_tick = tokio::time::interval(DDL_PASSED);
+        ddl_tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let wake = Arc::clone(&self.wake);
         loop {
             tokio::select! {
@@ -164,6 +185,7 @@ impl Collector {
                 () = shutdown.cancelled() => return,
                 _ = tick.tick() => self.on_tick(),
                 _ = late_tick.tick(), if self.late => self.late = self.hand_on_late(),
+                _ = ddl_tick.tick(), if !self.at_ddl.is_empty() => self.tell_passed_ddls(),
                 () = wake.notified() => self.on_freed(),
                 request = self.requests.recv() => match request {
                     Some(request) => self.on_request(request),
@@ -287,7 +309,15 @@ impl Collector {
         else {
             return tell_removed(&self.center, from, feed.id.clone(), head.dispatcher);
         };
-        match event.check(&mut stream.check, head) {
+        let verdict = event.check(&mut stream.check, head);
+        if let Arrival::Ddl(ddl) = &event
+            && verdict != Verdict::Reset
+            && head.epoch == stream.check.epoch()
+            && stream.at_ddl.replace(ddl.commit_ts).is_none()
+        {
+            self.at_ddl.push_back((head.changefeed, head.dispatcher));
+        }
+        match verdict {
             Verdict::Deliver => {
                 stream.begun = true;
                 stream.asked = Instant::now();
@@ -327,21 +357,36 @@ impl Collector {
                 } else if stream.ready && (stream.overflowed || (!stream.begun && silent >= SILENCE)) {
                     reset(&self.center, stream);
                 } else if stream.begun {
-                    let checkpoint = stream.subscription.checkpoint.get().min(stream.check.max_event_ts);
-                    let entry = DispatcherProgress {
-                        dispatcher: *id,
-                        epoch: stream.check.epoch(),
-                        checkpoint,
-                        copied: stream.copied,
-                    };
-                    progress.entry(stream.subscription.event_service.clone()).or_default().push(entry);
+                    let service = stream.subscription.event_service.clone();
+                    progress.entry(service).or_default().push(stream.progress(*id));
                 }
             }
-            for (node, progress) in progress {
-                let message = ToEventService::Heartbeat { changefeed: feed.id.clone(), progress };
-                let _ = self.center.send::<EventServiceTopic>(&node, message);
-            }
+            tell_progress(&self.center, &feed.id, progress);
             feed.tell_credit(&self.center);
+        }
+    }
+
+    /// Tells event services at once which dispatchers have passed their schema change.
+    fn tell_passed_ddls(&mut self) {
+        let mut passed: BTreeMap<Gid, BTreeMap<NodeId, Vec<DispatcherProgress>>> = BTreeMap::new();
+        for _ in 0..self.at_ddl.len().min(DDL_LOOKS) {
+            let Some((gid, id)) = self.at_ddl.pop_front() else { break };
+            let stream = self.feeds.get_mut(&gid).and_then(|feed| feed.streams.get_mut(&id));
+            let Some((stream, at)) = stream.and_then(|stream| stream.at_ddl.map(|at| (stream, at))) else {
+                continue;
+            };
+            if stream.subscription.checkpoint.get() < at {
+                self.at_ddl.push_back((gid, id));
+                continue;
+            }
+            stream.at_ddl = None;
+            let service = stream.subscription.event_service.clone();
+            passed.entry(gid).or_default().entry(service).or_default().push(stream.progress(id));
+        }
+        for (gid, progress) in passed {
+            if let Some(feed) = self.feeds.get(&gid) {
+                tell_progress(&self.center, &feed.id, progress);
+            }
         }
     }
 
@@ -400,6 +445,17 @@ impl Arrival {
             Arrival::Ddl(ddl) => (DispatcherEvent::Block(BlockEvent::Ddl(ddl)), None),
             Arrival::Resolved(ts, time) => (DispatcherEvent::Resolved { ts, time }, Some((ts, time))),
         }
+    }
+}
+
+fn tell_progress(
+    center: &MessageCenter,
+    changefeed: &ChangefeedId,
+    progress: BTreeMap<NodeId, Vec<DispatcherProgress>>,
+) {
+    for (node, progress) in progress {
+        let message = ToEventService::Heartbeat { changefeed: changefeed.clone(), progress };
+        let _ = center.send::<EventServiceTopic>(&node, message);
     }
 }
 

@@ -18,6 +18,8 @@ const FAIR_CHUNKS: usize = 8;
 pub(super) enum Pumped {
     /// Everything that is visible was sent.
     All,
+    /// A schema change was sent: its dispatcher must pass it first.
+    AtDdl,
     /// There is more, and it is another stream's turn.
     MoreToSend,
     /// The receiver has no room: it will tell when it has.
@@ -36,6 +38,9 @@ pub(super) async fn pump(
     metrics: &metrics::ServiceMetrics,
 ) -> Result<Pumped, Error> {
     for _ in 0..FAIR_CHUNKS {
+        if stream.at_ddl.is_some() {
+            return Ok(Pumped::AtDdl);
+        }
         if !credit.available() {
             return Ok(Pumped::NoRoom);
         }
@@ -59,7 +64,15 @@ pub(super) async fn pump(
             }
             stream.seq = head.seq;
             stream.ddl_sent = ddl.commit_ts;
-            continue;
+            stream.at_ddl = Some(ddl.commit_ts);
+            // Its rows came before, so that the dispatcher has everything at its commit ts. When this is lost, it
+            // is told again with the next report of progress.
+            let entries = [(head, ddl.commit_ts)].into();
+            let message = ToEventCollector::Resolved { entries, time: ddl.commit_time };
+            if center.send::<EventCollectorTopic>(&stream.node, message).is_ok() {
+                stream.resolved_sent = ddl.commit_ts;
+            }
+            return Ok(Pumped::AtDdl);
         }
         let Some((batch, next)) = found else { return Ok(Pumped::All) };
         let (batch, next) = match ddl {

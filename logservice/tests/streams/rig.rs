@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use event::{BlockEvent, Datum, DdlEvent, DdlKind, ReplicaIdentity, RowOp, TableInfo, TupleWriter};
-use heartbeatpb::{ChangefeedId, DispatcherId, NodeId, SchemaId, TableId, TableSpan, Ts, WallTime};
+use heartbeatpb::{
+    ChangefeedId, DispatcherId, InfluencedTables, NodeId, SchemaId, TableId, TableSpan, Ts, WallTime,
+};
 use logservice::event_store::{CopyWriter, Position, StoreStats, StoreWriter};
 use logservice::{
     CheckpointSlot, Collector, CollectorHandle, Credit, Delivery, DispatcherEvent, LogConfig, LogService,
@@ -131,6 +133,7 @@ impl Rig {
             changefeed: self.changefeed.clone(),
             service: self.running.nodes.0.clone(),
             hold: false,
+            wait_at_ddls: false,
             held: Vec::new(),
             streams: BTreeMap::new(),
             begins: 0,
@@ -148,6 +151,20 @@ struct Stream {
     last: (u64, u64),
     seen: Vec<Seen>,
     resolved: Ts,
+    /// Schema change that the dispatcher has not passed.
+    at_ddl: Option<Ts>,
+}
+
+impl Stream {
+    fn assert_nothing_behind_a_ddl(&self, ts: Ts) {
+        let at = self.at_ddl.unwrap_or(Ts::MAX);
+        assert!(ts <= at, "table {}: {ts} comes before the schema change at {at} is passed", self.table);
+    }
+
+    fn pass_ddl(&mut self, at: Ts) {
+        self.at_ddl = None;
+        self.checkpoint.advance(at);
+    }
 }
 
 /// Stands for a dispatcher manager.
@@ -158,6 +175,9 @@ pub(crate) struct Manager {
     service: NodeId,
     /// Whether credits are kept until [`Manager::free_held`].
     pub(crate) hold: bool,
+    /// Whether dispatchers wait at a schema change until [`Manager::pass_ddls`], as at a barrier; else they
+    /// pass it as soon as their stream says that everything at it has come.
+    pub(crate) wait_at_ddls: bool,
     held: Vec<(usize, Credit)>,
     streams: BTreeMap<DispatcherId, Stream>,
     begins: usize,
@@ -180,8 +200,8 @@ impl Manager {
             checkpoint: Arc::clone(&checkpoint),
         });
         let (rows, seen) = (BTreeMap::new(), Vec::new());
-        self.streams
-            .insert(id, Stream { id, table, checkpoint, rows, last: (0, 0), seen, resolved: Ts::ZERO });
+        let (last, resolved, at_ddl) = ((0, 0), Ts::ZERO, None);
+        self.streams.insert(id, Stream { id, table, checkpoint, rows, last, seen, resolved, at_ddl });
         id
     }
 
@@ -236,6 +256,7 @@ impl Manager {
                 stream.last = (0, 0);
             }
             DispatcherEvent::Rows(batch) => {
+                stream.assert_nothing_behind_a_ddl(batch.last_commit_ts().unwrap());
                 for row in batch.iter() {
                     let value = match row.new.and_then(|image| image.get(0)) {
                         Some(Datum::Text(text)) => std::str::from_utf8(text).unwrap().parse().unwrap(),
@@ -259,8 +280,17 @@ impl Manager {
                     stream.seen.push(Seen::Row(place.0));
                 }
             }
-            DispatcherEvent::Resolved { ts, .. } => stream.resolved = stream.resolved.max(ts),
-            DispatcherEvent::Block(BlockEvent::Ddl(ddl)) => stream.seen.push(Seen::Ddl(ddl.commit_ts.0)),
+            DispatcherEvent::Resolved { ts, .. } => {
+                stream.assert_nothing_behind_a_ddl(ts);
+                stream.resolved = stream.resolved.max(ts);
+                if let Some(at) = stream.at_ddl.filter(|at| *at <= ts && !self.wait_at_ddls) {
+                    stream.pass_ddl(at);
+                }
+            }
+            DispatcherEvent::Block(BlockEvent::Ddl(ddl)) => {
+                stream.seen.push(Seen::Ddl(ddl.commit_ts.0));
+                stream.at_ddl = Some(ddl.commit_ts);
+            }
             DispatcherEvent::Block(BlockEvent::SyncPoint(_)) => {}
             DispatcherEvent::Failed { code, message } => panic!("{}: {code} {message}", stream.id),
         }
@@ -277,6 +307,20 @@ impl Manager {
 
     pub(crate) fn resolved_of_all(&self) -> Ts {
         self.streams.values().map(|stream| stream.resolved).min().unwrap_or_default()
+    }
+
+    /// Whether every dispatcher waits at a schema change.
+    pub(crate) fn all_wait_at_ddls(&self) -> bool {
+        self.streams.values().all(|stream| stream.at_ddl.is_some())
+    }
+
+    /// The barrier is done: every dispatcher passes its schema change.
+    pub(crate) fn pass_ddls(&mut self) {
+        for stream in self.streams.values_mut() {
+            if let Some(at) = stream.at_ddl {
+                stream.pass_ddl(at);
+            }
+        }
     }
 
     pub(crate) fn held_bytes(&self) -> usize {
@@ -365,6 +409,15 @@ impl Sent {
         rows: &[(i64, usize)],
     ) {
         self.write(writer, commit_ts, rows, false, true).await;
+    }
+
+    /// A schema change that several tables must pass together.
+    pub(crate) async fn wide_ddl(&mut self, writer: &mut StoreWriter, commit_ts: u64, tables: &[i64]) {
+        writer.begin(Ts(commit_ts - 1));
+        let blocked = tables.iter().map(|id| TableId(*id)).collect();
+        let ddl = ddl_event(tables[0], commit_ts);
+        writer.ddl(DdlEvent { blocked: Some(InfluencedTables::Normal(blocked)), ..ddl });
+        writer.commit(Ts(commit_ts), WallTime(1)).await.unwrap();
     }
 
     pub(crate) async fn transaction_with_ddl(

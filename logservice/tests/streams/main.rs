@@ -2,7 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
-mod stream_rig;
+mod barrier;
+mod rig;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -15,13 +16,13 @@ use logservice::{DispatcherEvent, LogConfig, LogService};
 use messaging::testing::Faults;
 use messaging::{MessageCenter, MessagingConfig};
 use proptest::prelude::*;
-use stream_rig::*;
+use rig::*;
 use tokio_util::sync::CancellationToken;
 
 /// More than any step takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-fn at_once() -> LogLimits {
+pub(crate) fn at_once() -> LogLimits {
     LogLimits { memory_bytes: 4 << 20, disk_bytes: 1 << 30 }
 }
 

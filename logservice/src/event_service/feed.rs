@@ -1,0 +1,123 @@
+//! Who reads a changefeed's log here, and how far each stream is.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use heartbeatpb::{DispatcherId, NodeId, TableId, TableSpan, Ts, WallTime};
+use rustc_hash::FxHashMap;
+
+use crate::event_store::{Position, Store};
+
+/// One registered dispatcher.
+pub(super) struct Stream {
+    pub(super) node: NodeId,
+    pub(super) span: TableSpan,
+    pub(super) epoch: u64,
+    pub(super) seq: u64,
+    pub(super) position: Position,
+    /// Largest DDL that was sent.
+    pub(super) ddl_sent: Ts,
+    /// A schema change that was sent and that the dispatcher has not passed. Nothing behind it is sent: at a barrier
+    /// that would take room which other dispatchers need to come to it.
+    pub(super) at_ddl: Option<Ts>,
+    pub(super) resolved_sent: Ts,
+    /// Checkpoint and durable position that its receiver told in this registration.
+    pub(super) progress: Option<(Ts, Position)>,
+    pub(super) ready_sent: Instant,
+    pub(super) queued: bool,
+    pub(super) failed: bool,
+}
+
+impl Stream {
+    pub(super) fn new(node: NodeId, span: TableSpan, start: Ts) -> Self {
+        Self {
+            node,
+            span,
+            epoch: 0,
+            seq: 0,
+            position: Position::after(start),
+            ddl_sent: start,
+            at_ddl: None,
+            resolved_sent: Ts::ZERO,
+            progress: None,
+            ready_sent: Instant::now(),
+            queued: false,
+            failed: false,
+        }
+    }
+
+    /// Begins (again) after `start_ts`, and inside an initial copy after `position`.
+    pub(super) fn begin(&mut self, epoch: u64, start_ts: Ts, position: Position) {
+        self.epoch = epoch;
+        self.seq = 1;
+        self.position = position;
+        self.ddl_sent = start_ts;
+        self.at_ddl = None;
+        self.resolved_sent = Ts::ZERO;
+        self.failed = false;
+    }
+
+    /// Hears how far the dispatcher is; says whether the stream goes on behind a schema change.
+    pub(super) fn pass_ddl(&mut self, checkpoint: Ts) -> bool {
+        let Some(at) = self.at_ddl else { return false };
+        if checkpoint >= at {
+            self.at_ddl = None;
+            return true;
+        }
+        // It may not know that it has everything at the change: then it never comes to its end. Say it again.
+        self.resolved_sent = self.resolved_sent.min(at.before());
+        false
+    }
+
+    /// The position to tell when everything at or before `resolved` was queued; `None` when there is nothing new.
+    pub(super) fn resolved_to_send(&self, resolved: Ts) -> Option<Ts> {
+        let ts = self.at_ddl.map_or(resolved, |at| at.min(resolved));
+        (self.epoch > 0 && !self.queued && !self.failed && self.resolved_sent < ts).then_some(ts)
+    }
+}
+
+/// One changefeed whose log is read here, and who wants it.
+pub(super) struct Feed {
+    pub(super) store: Arc<Store>,
+    pub(super) streams: BTreeMap<DispatcherId, Stream>,
+    pub(super) by_table: FxHashMap<TableId, Vec<DispatcherId>>,
+    /// Streams that may have rows to send.
+    pub(super) ready: VecDeque<DispatcherId>,
+    /// Resolved ts as of the last look at the store: every row at or before it was queued or sent.
+    pub(super) resolved: Ts,
+    pub(super) resolved_time: WallTime,
+    pub(super) resolved_at: Option<Instant>,
+}
+
+impl Feed {
+    pub(super) fn new(store: Arc<Store>) -> Self {
+        Self {
+            store,
+            streams: BTreeMap::new(),
+            by_table: FxHashMap::default(),
+            ready: VecDeque::new(),
+            resolved: Ts::ZERO,
+            resolved_time: WallTime::default(),
+            resolved_at: None,
+        }
+    }
+
+    pub(super) fn remove(&mut self, id: DispatcherId) {
+        if let Some(stream) = self.streams.remove(&id)
+            && let Some(ids) = self.by_table.get_mut(&stream.span.table)
+        {
+            ids.retain(|other| *other != id);
+            if ids.is_empty() {
+                self.by_table.remove(&stream.span.table);
+            }
+        }
+    }
+
+    pub(super) fn queue(&mut self, id: DispatcherId) {
+        if let Some(stream) = self.streams.get_mut(&id).filter(|stream| !stream.queued) {
+            stream.queued = true;
+            self.ready.push_back(id);
+        }
+    }
+}
