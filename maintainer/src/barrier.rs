@@ -337,8 +337,9 @@ impl Barrier {
         }
     }
 
-    /// What dispatchers said at the bootstrap. A report of writing names nobody in particular: passing looks the
-    /// same, so the legal writer is asked, and answers that it is done if it is.
+    /// What dispatchers said at the bootstrap. The legal writer of an event is asked to write, and answers that it
+    /// is done if it is. Where anybody may write, that is who is writing already; when several seem to be, because
+    /// passing may look the same, it is none of them in particular.
     pub(crate) fn restore(
         &mut self,
         reported: &[(DispatcherId, BlockState)],
@@ -346,6 +347,7 @@ impl Barrier {
         now: Instant,
     ) {
         let mut reached: BTreeMap<BarrierKey, BlockStage> = BTreeMap::new();
+        let mut writing: BTreeMap<BarrierKey, Vec<DispatcherId>> = BTreeMap::new();
         for (id, state) in reported {
             if !state.is_blocked || state.stage == BlockStage::None || state.key.commit_ts == Ts::ZERO {
                 continue;
@@ -363,8 +365,10 @@ impl Barrier {
             match state.stage {
                 BlockStage::Waiting => event.arrive(&span, is_trigger, &placement.spans),
                 BlockStage::Done => drop(event.passed.insert(*id)),
-                BlockStage::None | BlockStage::Writing => {}
+                BlockStage::Writing => writing.entry(state.key).or_default().push(*id),
+                BlockStage::None => {}
             }
+            event.trigger_related |= is_trigger;
             let stage = reached.entry(state.key).or_insert(state.stage);
             *stage = (*stage).max(state.stage);
         }
@@ -380,7 +384,13 @@ impl Barrier {
                     event.select(writer, &placement.spans);
                 }
                 BlockStage::None | BlockStage::Waiting => continue,
-                BlockStage::Writing => event.select(legal, &placement.spans),
+                BlockStage::Writing => {
+                    let alone = match writing.get(&key).map(Vec::as_slice) {
+                        Some([alone]) => Some(*alone),
+                        Some(_) | None => None,
+                    };
+                    event.select(legal.or(alone), &placement.spans);
+                }
                 BlockStage::Done => {
                     event.select(legal, &placement.spans);
                     event.stage = Stage::Selected { writer: legal, written: true };

@@ -1,0 +1,266 @@
+//! Events from the first report to the last, with reports and requests that are lost, repeated or late.
+
+use expect_test::{Expect, expect};
+
+use super::*;
+
+#[track_caller]
+fn says(said: String, expected: &Expect) {
+    expected.assert_eq(&said);
+}
+
+// behaviour: maintainer-73
+#[test]
+fn the_last_to_come_writes_and_the_event_ends_when_all_have_passed() {
+    let mut b = Bench::new(&[(1, 1, "n1"), (2, 1, "n1"), (3, 1, "n2")]);
+    let wait = waiting(110, normal(&[1, 2, 3]));
+    says(b.report("n1", &[(101, wait.clone()), (102, wait.clone())]), &expect!["n1: ack 110 to 101+102"]);
+    says(b.report("n2", &[(103, wait.clone())]), &expect!["n2: ack 110 to 103, write 110 to 103"]);
+    // Repeated reports change nothing and are answered again: the first answers may be lost.
+    says(b.report("n1", &[(101, wait.clone())]), &expect!["n1: ack 110 to 101"]);
+    says(b.report("n2", &[(103, wait)]), &expect!["n2: ack 110 to 103"]);
+    says(b.report("n2", &[(103, done(110))]), &expect!["n2: ack 110 to 103"]);
+    says(b.after(100), &expect!["n1: pass 110 to 101+102; n2: pass 110 to 103"]);
+    says(b.report("n1", &[(101, done(110))]), &expect!["n1: ack 110 to 101"]);
+    assert_eq!(b.barrier.len(), 1, "one has not passed yet");
+    says(b.report("n1", &[(102, done(110))]), &expect!["n1: ack 110 to 102"]);
+    assert_eq!(b.barrier.len(), 0);
+    // Late and repeated: nobody waits for an answer.
+    says(b.report("n1", &[(102, done(110))]), &expect!["-"]);
+    says(b.after(5000), &expect!["-"]);
+}
+
+// behaviour: maintainer-74, maintainer-84
+#[test]
+fn a_dropped_table_is_not_waited_for_and_its_successor_is_placed_before_anybody_passes() {
+    let mut b = Bench::new(&[(1, 1, "n2"), (2, 1, "n1")]);
+    let mut truncate = waiting(110, normal(&[1, 0]));
+    truncate.dropped = Some(normal(&[1]));
+    truncate.added = tables(&[11]);
+    says(b.report("n2", &[(101, truncate.clone())]), &expect!["n2: ack 110 to 101"]);
+    assert_eq!(b.barrier.floor(), Some(Ts(110)), "the checkpoint may not pass a table that is to come");
+    says(b.report("n1", &[(TRIGGER, truncate)]), &expect!["n1: ack 110 to 1, write 110 to 1"]);
+    assert_eq!(b.count(Standing::Absent), 0, "not before it is written");
+    says(b.report("n1", &[(TRIGGER, done(110))]), &expect!["n1: ack 110 to 1"]);
+    assert!(!b.placement.spans.has_table(TableId(1)));
+    assert_eq!(b.count(Standing::Absent), 1);
+    assert_eq!(b.placement.spans.floor(), Some(Ts(110)), "it holds the checkpoint from now on");
+    says(b.after(100), &expect!["-"]);
+    says(b.report("n1", &[(TRIGGER, done(110))]), &expect!["-"]);
+    says(b.after(1000), &expect!["-"]);
+    assert_eq!((b.barrier.len(), b.barrier.floor()), (0, None));
+}
+
+// behaviour: maintainer-75, maintainer-84
+#[test]
+fn a_dropped_schema_takes_its_tables_along() {
+    let mut b = Bench::new(&[(1, 1, "n1"), (2, 1, "n2"), (3, 2, "n2")]);
+    let mut drop_schema = waiting(110, InfluencedTables::Schema(SchemaId(1)));
+    drop_schema.dropped = Some(InfluencedTables::Schema(SchemaId(1)));
+    says(b.report("n2", &[(102, drop_schema.clone())]), &expect!["n2: ack 110 to 102"]);
+    says(
+        b.report("n1", &[(101, drop_schema.clone()), (TRIGGER, drop_schema)]),
+        &expect!["n1: ack 110 to 101+1, write 110 to 1"],
+    );
+    says(b.report("n1", &[(TRIGGER, done(110))]), &expect!["n1: ack 110 to 1"]);
+    assert_eq!(b.placement.spans.len(), 1, "the other schema's");
+    says(b.after(100), &expect!["-"]);
+    assert_eq!(b.barrier.len(), 0);
+}
+
+// behaviour: maintainer-77, maintainer-95c
+#[test]
+fn a_new_table_is_placed_once_however_often_it_is_reported() {
+    let mut b = Bench::new(&[(1, 1, "n1")]);
+    says(b.report("n1", &[(TRIGGER, executed(110, &[11]))]), &expect!["n1: ack 110 to 1"]);
+    assert_eq!((b.count(Standing::Absent), b.barrier.len()), (1, 0));
+    // The answer is lost, the table is dropped, and the report comes again.
+    let mut dropped = waiting(120, normal(&[11, 0]));
+    dropped.dropped = Some(normal(&[11]));
+    let new = b.placement.spans.by_table(TableId(11)).next().map(|span| span.id).unwrap();
+    b.placement.spans.bind(new, "n1".into());
+    b.placement.spans.mark_replicating(new);
+    says(
+        b.report("n1", &[(new.low, dropped.clone()), (TRIGGER, dropped)]),
+        &expect!["n1: ack 120 to 901+1, write 120 to 1"],
+    );
+    says(b.report("n1", &[(TRIGGER, done(120))]), &expect!["n1: ack 120 to 1"]);
+    assert!(!b.placement.spans.has_table(TableId(11)));
+    says(b.report("n1", &[(TRIGGER, executed(110, &[11]))]), &expect!["n1: ack 110 to 1"]);
+    assert!(!b.placement.spans.has_table(TableId(11)), "a dropped table came back");
+}
+
+// behaviour: maintainer-95c
+#[test]
+fn a_report_that_was_lost_is_carried_out_once_though_a_later_change_came_first() {
+    let mut b = Bench::new(&[(1, 1, "n1")]);
+    says(b.report("n1", &[(TRIGGER, executed(120, &[12]))]), &expect!["n1: ack 120 to 1"]);
+    says(b.report("n1", &[(TRIGGER, executed(110, &[11]))]), &expect!["n1: ack 110 to 1"]);
+    says(b.report("n1", &[(TRIGGER, executed(110, &[11]))]), &expect!["n1: ack 110 to 1"]);
+    assert_eq!(b.count(Standing::Absent), 2);
+}
+
+// behaviour: maintainer-80
+#[test]
+fn spans_that_were_replaced_do_not_count() {
+    let mut b = Bench::new(&[]);
+    let part = |start: &str, end: &str| TableSpan {
+        keyspace_id: 0,
+        table: TableId(1),
+        start: start.into(),
+        end: end.into(),
+    };
+    b.add(201, 1, part("", "m"), "n1");
+    b.add(202, 1, part("m", ""), "n1");
+    let wait = waiting(110, normal(&[1]));
+    says(b.report("n1", &[(201, wait.clone())]), &expect!["n1: ack 110 to 201"]);
+    b.placement.spans.remove(DispatcherId::new(0, 201));
+    b.placement.spans.remove(DispatcherId::new(0, 202));
+    b.add(203, 1, part("", "c"), "n2");
+    b.add(204, 1, part("c", ""), "n1");
+    says(b.report("n1", &[(204, wait.clone())]), &expect!["n1: ack 110 to 204"]);
+    says(b.report("n2", &[(203, wait)]), &expect!["n2: ack 110 to 203, write 110 to 203"]);
+}
+
+// behaviour: maintainer-81, maintainer-83
+#[test]
+fn a_span_that_is_being_placed_anew_has_to_report_again() {
+    let mut b = Bench::new(&[(1, 1, "n2")]);
+    let wait = waiting(110, normal(&[1, 0]));
+    says(b.report("n2", &[(101, wait.clone())]), &expect!["n2: ack 110 to 101"]);
+    b.placement.spans.mark_scheduling(DispatcherId::new(0, 101));
+    says(b.report("n1", &[(TRIGGER, wait.clone())]), &expect!["n1: ack 110 to 1"]);
+    says(b.report("n2", &[(101, wait.clone())]), &expect!["n2: ignored 110 to 101"]);
+    b.placement.spans.mark_replicating(DispatcherId::new(0, 101));
+    says(b.report("n2", &[(101, wait)]), &expect!["n2: ack 110 to 101; n1: write 110 to 1"]);
+}
+
+// behaviour: maintainer-85
+#[test]
+fn what_is_lost_is_said_again_after_a_second() {
+    let mut b = Bench::new(&[(1, 1, "n2")]);
+    let wait = waiting(110, normal(&[1, 0]));
+    says(b.report("n2", &[(101, wait.clone())]), &expect!["n2: ack 110 to 101"]);
+    says(b.after(1500), &expect!["-"]);
+    says(b.report("n1", &[(TRIGGER, wait)]), &expect!["n1: ack 110 to 1, write 110 to 1"]);
+    says(b.after(900), &expect!["-"]);
+    says(b.after(200), &expect!["n1: write 110 to 1"]);
+    says(b.report("n1", &[(TRIGGER, done(110))]), &expect!["n1: ack 110 to 1"]);
+    says(b.after(100), &expect!["n1: pass 110 to 1; n2: pass 110 to 101"]);
+    says(b.after(900), &expect!["-"]);
+    says(b.after(200), &expect!["n1: pass 110 to 1; n2: pass 110 to 101"]);
+}
+
+// behaviour: maintainer-86, maintainer-87
+#[test]
+fn everybody_of_a_schema_is_told_again_only_when_no_answers_come_any_more() {
+    let mut b = Bench::new(&[(1, 1, "n2"), (2, 1, "n2")]);
+    let wait = waiting(110, InfluencedTables::Schema(SchemaId(1)));
+    b.report("n2", &[(101, wait.clone()), (102, wait.clone())]);
+    says(b.report("n1", &[(TRIGGER, wait)]), &expect!["n1: ack 110 to 1, write 110 to 1"]);
+    b.report("n1", &[(TRIGGER, done(110))]);
+    says(b.after(100), &expect!["n1: pass 110 to schema 1; n2: pass 110 to schema 1"]);
+    b.now += Duration::from_millis(700);
+    b.report("n2", &[(101, done(110))]);
+    says(b.after(400), &expect!["-"]);
+    says(b.after(1100), &expect!["n1: pass 110 to schema 1; n2: pass 110 to schema 1"]);
+    says(b.report("n2", &[(102, done(110))]), &expect!["n2: ack 110 to 102"]);
+    assert_eq!(b.barrier.len(), 0);
+}
+
+// behaviour: maintainer-88
+#[test]
+fn a_table_that_moves_to_another_schema_is_found_there() {
+    let mut b = Bench::new(&[(1, 1, "n1")]);
+    let mut rename = waiting(110, normal(&[1, 0]));
+    rename.schema_changes = vec![SchemaChange { table: TableId(1), old: SchemaId(1), new: SchemaId(2) }];
+    b.report("n1", &[(101, rename.clone()), (TRIGGER, rename)]);
+    says(b.report("n1", &[(TRIGGER, done(110))]), &expect!["n1: ack 110 to 1"]);
+    assert_eq!(b.placement.spans.by_schema(SchemaId(1)).count(), 0);
+    assert_eq!(b.placement.spans.by_schema(SchemaId(2)).count(), 1);
+    b.report("n1", &[(101, done(110))]);
+    assert_eq!(b.barrier.len(), 0);
+}
+
+// behaviour: maintainer-82, maintainer-89
+#[test]
+fn an_event_over_everything_waits_for_earlier_changes_of_tables() {
+    let mut b = Bench::new(&[(1, 1, "n1")]);
+    let mut truncate = waiting(110, normal(&[1, 0]));
+    (truncate.dropped, truncate.added) = (Some(normal(&[1])), tables(&[11]));
+    b.report("n1", &[(101, truncate.clone()), (TRIGGER, truncate)]);
+    let everything = waiting(120, InfluencedTables::All);
+    says(b.report("n1", &[(TRIGGER, everything.clone())]), &expect!["-"]);
+    b.report("n1", &[(TRIGGER, done(110))]);
+    says(b.report("n1", &[(TRIGGER, everything.clone())]), &expect!["n1: ack 120 to 1"]);
+    let new = b.placement.spans.by_table(TableId(11)).next().map(|span| span.id).unwrap();
+    b.placement.spans.bind(new, "n2".into());
+    b.placement.spans.mark_replicating(new);
+    says(b.report("n2", &[(new.low, everything)]), &expect!["n2: ack 120 to 901; n1: write 120 to 1"]);
+}
+
+// behaviour: maintainer-95b
+#[test]
+fn when_the_writers_node_is_lost_another_one_writes_and_without_one_the_event_waits() {
+    let mut b = Bench::new(&[(1, 1, "n1"), (2, 1, "n2")]);
+    let wait = waiting(110, normal(&[1, 2]));
+    b.report("n1", &[(101, wait.clone())]);
+    says(b.report("n2", &[(102, wait.clone())]), &expect!["n2: ack 110 to 102, write 110 to 102"]);
+    // It dies before it writes; its span is created again elsewhere.
+    b.placement.spans.mark_absent(DispatcherId::new(0, 102));
+    says(b.after(1100), &expect!["n1: write 110 to 101"]);
+    b.placement.spans.mark_absent(DispatcherId::new(0, 101));
+    says(b.after(1100), &expect!["-"]);
+    for id in [101, 102] {
+        b.placement.spans.bind(DispatcherId::new(0, id), "n1".into());
+        b.placement.spans.mark_replicating(DispatcherId::new(0, id));
+    }
+    says(b.report("n1", &[(101, wait.clone()), (102, wait)]), &expect!["n1: ack 110 to 101+102"]);
+    says(b.after(1100), &expect!["n1: write 110 to 101"]);
+    // The node that was lost comes back with an old report: the span is not its any more.
+    says(b.report("n2", &[(102, done(110))]), &expect!["-"]);
+    b.report("n1", &[(101, done(110))]);
+    says(b.after(100), &expect!["n1: pass 110 to 101+102"]);
+    b.report("n1", &[(102, done(110))]);
+    assert_eq!(b.barrier.len(), 0);
+}
+
+#[test]
+fn a_writer_that_moved_is_asked_on_its_new_node() {
+    let mut b = Bench::new(&[(1, 1, "n1"), (2, 1, "n2")]);
+    let wait = waiting(110, normal(&[1, 2]));
+    b.report("n1", &[(101, wait.clone())]);
+    says(b.report("n2", &[(102, wait.clone())]), &expect!["n2: ack 110 to 102, write 110 to 102"]);
+    b.placement.spans.bind(DispatcherId::new(0, 102), "n1".into());
+    b.placement.spans.mark_replicating(DispatcherId::new(0, 102));
+    says(b.after(1100), &expect!["n1: write 110 to 102"]);
+    b.report("n1", &[(102, done(110))]);
+    says(b.after(100), &expect!["n1: pass 110 to 101+102"]);
+}
+
+// behaviour: maintainer-94
+#[test]
+fn what_nobody_can_use_is_answered_with_nothing() {
+    let mut b = Bench::new(&[(1, 1, "n1")]);
+    says(b.report("n1", &[(999, waiting(110, normal(&[1])))]), &expect!["-"]);
+    says(b.report("n1", &[(101, done(110))]), &expect!["-"]);
+    let mut everything = waiting(110, InfluencedTables::All);
+    everything.dropped = Some(InfluencedTables::All);
+    says(b.report("n1", &[(TRIGGER, everything)]), &expect!["- unusable 110"]);
+    assert_eq!(b.barrier.len(), 0);
+}
+
+// behaviour: maintainer-95a
+#[test]
+fn who_is_past_an_event_lets_the_others_pass_without_a_second_write() {
+    let mut b = Bench::new(&[(1, 1, "n1")]);
+    b.placement.spans.raise(DispatcherId::new(0, 101), Ts(150));
+    let mut partition = waiting(110, normal(&[1, 0]));
+    partition.added = tables(&[11]);
+    says(b.report("n1", &[(TRIGGER, partition.clone())]), &expect!["n1: ack 110 to 1"]);
+    says(b.after(100), &expect!["-"]);
+    assert_eq!(b.count(Standing::Absent), 1, "the snapshot is older: its table is missing");
+    says(b.after(1000), &expect!["n1: pass 110 to 101+1"]);
+    b.report("n1", &[(TRIGGER, partition), (TRIGGER, done(110)), (101, done(110))]);
+    assert_eq!((b.barrier.len(), b.count(Standing::Absent)), (0, 1));
+}
