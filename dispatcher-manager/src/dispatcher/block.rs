@@ -87,6 +87,9 @@ impl Dispatcher {
         if seen || self.last_done.is_some_and(|done| key <= done) {
             return;
         }
+        if !self.takes_part(&event) {
+            return;
+        }
         self.begin_work(out);
         if let BlockEvent::Ddl(ddl) = &event
             && let Err(fault) = self.check_ddl(ddl)
@@ -102,6 +105,17 @@ impl Dispatcher {
             self.phase = Phase::Held(event);
         } else {
             self.start_barrier(event, out);
+        }
+    }
+
+    /// Whether an event concerns this dispatcher. The log side does not know the schema of every table.
+    fn takes_part(&self, event: &BlockEvent) -> bool {
+        match event {
+            BlockEvent::SyncPoint(_) => true,
+            BlockEvent::Ddl(ddl) => match &ddl.blocked {
+                Some(InfluencedTables::Schema(schema)) => self.is_trigger() || *schema == self.schema,
+                Some(InfluencedTables::Normal(_) | InfluencedTables::All) | None => true,
+            },
         }
     }
 

@@ -608,3 +608,19 @@ proptest! {
         prop_assert_eq!(d.checkpoint(), commit);
     }
 }
+
+// The log side does not know the schema of a table of which nothing was told yet.
+#[test]
+fn a_change_of_another_schema_is_no_barrier() {
+    let of_schema = |schema: i64| {
+        block(DdlEvent { blocked: Some(InfluencedTables::Schema(SchemaId(schema))), ..wide(100) })
+    };
+    let mut d = Bench::table(50);
+    assert_eq!(d.arrive(of_schema(2)), "");
+    d.arrive(resolved(100));
+    assert_eq!(d.checkpoint(), 100);
+    let mut d = Bench::table(50);
+    assert_eq!(d.arrive(of_schema(1)), "working; flush");
+    let mut d = Bench::trigger(50);
+    assert_eq!(d.arrive(of_schema(2)), "working; flush");
+}
