@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backend::StoreError;
 use crate::config::CoordinatorConfig;
 use crate::core::{Action, Core, OpId, Reply, Write};
+use crate::drain::DrainDoc;
 use crate::error::Error;
 use crate::handle::{CoordinatorHandle, Request, epoch_candidate};
 use crate::meta::{CheckpointWrite, Meta, Stored};
@@ -69,9 +70,13 @@ impl std::fmt::Debug for Neighbours {
     }
 }
 
+/// Everything that is stored: changefeeds, the names of those that cannot be read, and drains.
+type Loaded = (Vec<Stored>, Vec<String>, Option<DrainDoc>);
+
 /// What a job of the task reports.
 enum Done {
-    Loaded(Result<(Vec<Stored>, Vec<String>), Error>),
+    Loaded(Result<Loaded, Error>),
+    DrainWritten(Result<(), Error>),
     Written(ChangefeedId, Box<Result<Option<Stored>, Error>>),
     Saved(Result<Vec<CheckpointWrite>, Error>),
 }
@@ -204,10 +209,11 @@ impl Coordinator {
     fn on_done(&mut self, done: Done) -> Result<Vec<Action>, Error> {
         let now = Instant::now();
         match done {
-            Done::Loaded(Ok((all, unreadable))) => {
+            Done::Loaded(Ok((all, unreadable, drain))) => {
                 if !unreadable.is_empty() {
                     tracing::error!(changefeeds = ?unreadable, "changefeeds with unreadable metadata are left out");
                 }
+                self.core.on_drain_loaded(drain);
                 Ok(self.core.on_loaded(all, now))
             }
             Done::Loaded(Err(error)) => Err(error),
@@ -220,6 +226,13 @@ impl Coordinator {
                     Ok(self.core.on_written(&id, result, now))
                 }
             },
+            Done::DrainWritten(Err(error)) if is_fatal(&error) => Err(error),
+            Done::DrainWritten(result) => {
+                if let Err(error) = &result {
+                    tracing::warn!(%error, "the state of drains was not stored; trying again");
+                }
+                Ok(self.core.on_drain_written(result, now))
+            }
             Done::Saved(Err(error)) if is_fatal(&error) => Err(error),
             Done::Saved(Ok(durable)) => Ok(self.core.on_checkpoints_saved(&durable, now)),
             Done::Saved(Err(error)) => {
@@ -247,6 +260,15 @@ impl Coordinator {
                     Done::Saved(result)
                 });
             }
+            Action::WriteDrain(doc) => {
+                let meta = Arc::clone(&self.meta);
+                self.jobs.spawn(async move {
+                    let started = Instant::now();
+                    let result = meta.put_drain(&doc).await;
+                    metrics::count_store("drain", result.is_ok(), started.elapsed());
+                    Done::DrainWritten(result)
+                });
+            }
             Action::Reply { op, result } => {
                 // A caller that went away does not want the answer.
                 if let Some(reply) = self.waiting.remove(&op) {
@@ -264,7 +286,7 @@ impl Coordinator {
             let mut wait = std::time::Duration::from_millis(100);
             loop {
                 let started = Instant::now();
-                let result = meta.get_all().await;
+                let result = load(&meta).await;
                 metrics::count_store("load", result.is_ok(), started.elapsed());
                 match result {
                     Err(error) if error.is_retryable() && !is_fatal(&error) => {
@@ -322,6 +344,8 @@ fn is_fatal(error: &Error) -> bool {
         Error::NotOwner => true,
         Error::Store(error) => !error.is_retryable(),
         Error::NotExists(_)
+        | Error::NodeNotExists(_)
+        | Error::Drain(_)
         | Error::AlreadyExists(_)
         | Error::DeletionUnfinished(_)
         | Error::UpdateRefused { .. }
@@ -334,6 +358,12 @@ fn is_fatal(error: &Error) -> bool {
         | Error::Conflict(_)
         | Error::Retention(_) => false,
     }
+}
+
+async fn load(meta: &Meta) -> Result<Loaded, Error> {
+    let drain = meta.get_drain().await?;
+    let (all, unreadable) = meta.get_all().await?;
+    Ok((all, unreadable, drain))
 }
 
 async fn perform_write(

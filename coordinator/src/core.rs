@@ -6,6 +6,7 @@
 
 mod bootstrap;
 mod command;
+mod drain;
 mod schedule;
 mod status;
 mod view;
@@ -23,9 +24,11 @@ use replica::Bootstrapper;
 use crate::changefeed::operator::{NodeLoss, Operator, Slot};
 use crate::changefeed::{Changefeed, Group};
 use crate::config::CoordinatorConfig;
+use crate::drain::{Drain, DrainDoc, NodeRecord};
 use crate::error::Error;
 use crate::meta::{CheckpointWrite, Stored};
 pub use command::{Command, Reply};
+pub use drain::DrainView;
 pub use view::{ChangefeedView, Counts};
 pub use write::Write;
 
@@ -52,6 +55,8 @@ pub enum Action {
     },
     /// Store checkpoints and report with [`Core::on_checkpoints_saved`].
     SaveCheckpoints(Vec<CheckpointWrite>),
+    /// Make durable what is to be known of drains, and report with [`Core::on_drain_written`].
+    WriteDrain(DrainDoc),
     /// Answer a user operation.
     Reply {
         /// Which.
@@ -95,6 +100,11 @@ impl Feed {
     /// Nothing is under way with it.
     fn is_idle(&self) -> bool {
         self.slot.is_none() && self.writing.is_none() && self.queue.is_empty()
+    }
+
+    /// A maintainer is on its way to a node or away from it, or is being stopped.
+    fn is_changing(&self) -> bool {
+        self.slot.as_ref().is_some_and(|slot| !slot.finishing)
     }
 
     fn replicates_on(&self, node: &NodeId) -> bool {
@@ -146,13 +156,6 @@ struct Retry {
     why: String,
 }
 
-/// What a node said about itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct NodeRecord {
-    epoch: u64,
-    liveness: NodeLiveness,
-}
-
 /// The decisions of one elected coordinator.
 #[derive(Debug)]
 pub struct Core {
@@ -172,6 +175,15 @@ pub struct Core {
     /// Maintainers of unknown changefeeds were told to stop at this time.
     unknown_told: BTreeMap<(ChangefeedId, NodeId), Instant>,
     saving: bool,
+    drain: Drain,
+    /// Requests to drain that wait for the session to be durable.
+    drain_ops: Vec<OpId>,
+    /// Requests to cancel that wait for the end to be durable.
+    cancel_ops: Vec<OpId>,
+    /// The node that was emptied last, when several are.
+    drain_cursor: Option<NodeId>,
+    /// When a node was seen leaving last.
+    leaving_seen: Option<Instant>,
     /// When nodes are evened out next.
     balance_at: Option<Instant>,
     out: Vec<Action>,
@@ -204,6 +216,11 @@ impl Core {
             creating: BTreeMap::new(),
             unknown_told: BTreeMap::new(),
             saving: false,
+            drain: Drain { durable: Some(DrainDoc::default()), ..Drain::default() },
+            drain_ops: Vec::new(),
+            cancel_ops: Vec::new(),
+            drain_cursor: None,
+            leaving_seen: None,
             balance_at: None,
             out: Vec::new(),
         }
@@ -228,6 +245,7 @@ impl Core {
                 self.tell_checkpoint(id, now, false);
             }
             self.save_checkpoints();
+            self.drain_tick(now);
             self.schedule(now);
             self.balance(now);
             self.unknown_told.retain(|_, at| now.duration_since(*at) < 10 * TELL_STALE);
@@ -237,6 +255,7 @@ impl Core {
 
     /// The set of registered nodes is `alive` now.
     pub fn on_nodes(&mut self, alive: BTreeSet<NodeId>, now: Instant) -> Vec<Action> {
+        self.on_drain_members(&alive, now);
         let change = self.bootstrapper.on_nodes(&alive, now);
         self.members = alive;
         for node in change.added {
@@ -265,10 +284,12 @@ impl Core {
                 }
             }
             ToCoordinator::NodeHeartbeat(heartbeat) => {
-                self.on_liveness(from, heartbeat.node_epoch, heartbeat.liveness);
+                if self.on_liveness(from, heartbeat.node_epoch, heartbeat.liveness, now) {
+                    self.on_drain_applied(from, heartbeat.drain_target, heartbeat.drain_epoch, now);
+                }
             }
             ToCoordinator::SetNodeLivenessResponse(response) => {
-                self.on_liveness(from, response.node_epoch, response.applied);
+                self.on_liveness(from, response.node_epoch, response.applied, now);
             }
         }
         self.schedule(now);
@@ -277,14 +298,9 @@ impl Core {
 
     /// Only members are remembered, so that a late message of a node that left revives nothing. Within one
     /// process liveness only moves forward.
-    fn on_liveness(&mut self, from: &NodeId, epoch: u64, liveness: NodeLiveness) {
-        if !self.members.contains(from) {
-            return;
-        }
-        let record = self.nodes.entry(from.clone()).or_insert(NodeRecord { epoch, liveness });
-        if epoch > record.epoch || (epoch == record.epoch && rank(liveness) > rank(record.liveness)) {
-            *record = NodeRecord { epoch, liveness };
-        }
+    fn on_liveness(&mut self, from: &NodeId, epoch: u64, liveness: NodeLiveness, now: Instant) -> bool {
+        self.members.contains(from)
+            && self.nodes.entry(from.clone()).or_default().observe(epoch, liveness, now)
     }
 
     fn ask(&mut self, to: NodeId) {
@@ -412,14 +428,6 @@ impl Core {
         };
         self.out.push(Action::Send { to: node.clone(), message: ToMaintainerManager::CheckpointTs(message) });
         feed.told_at = Some(now);
-    }
-}
-
-fn rank(liveness: NodeLiveness) -> u8 {
-    match liveness {
-        NodeLiveness::Alive => 0,
-        NodeLiveness::Draining => 1,
-        NodeLiveness::Stopping => 2,
     }
 }
 

@@ -38,6 +38,12 @@ pub enum Error {
     /// The description is not usable.
     #[error("the changefeed's description is not usable")]
     Config(#[from] heartbeatpb::config::ConfigError),
+    /// No node of the cluster has the id.
+    #[error("node {0} is not in the cluster")]
+    NodeNotExists(String),
+    /// The drain cannot be.
+    #[error("{0}")]
+    Drain(&'static str),
     /// The coordinator has not yet heard from every node.
     #[error("the coordinator is starting; try again in a moment")]
     NotInitialized,
@@ -72,6 +78,8 @@ impl Error {
             Self::UpdateRefused { .. } => "CDC:ErrChangefeedUpdateRefused",
             Self::InvalidName(_) | Self::InvalidClusterId(_) => "CDC:ErrAPIInvalidParam",
             Self::Config(e) => e.code(),
+            Self::NodeNotExists(_) => "CDC:ErrCaptureNotExist",
+            Self::Drain(_) => "CDC:ErrSchedulerRequestFailed",
             Self::NotInitialized | Self::Stopped => "CDC:ErrCaptureNotInitialized",
             Self::NotOwner => "CDC:ErrNotOwner",
             Self::EpochOverflow(_) => "CDC:ErrSchedulerRequestFailed",
@@ -93,6 +101,8 @@ impl Error {
             | Self::Retention(_) => true,
             Self::Store(e) => e.is_retryable(),
             Self::NotExists(_)
+            | Self::NodeNotExists(_)
+            | Self::Drain(_)
             | Self::AlreadyExists(_)
             | Self::UpdateRefused { .. }
             | Self::InvalidName(_)

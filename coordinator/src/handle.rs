@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use heartbeatpb::Ts;
 use heartbeatpb::config::ChangefeedInfo;
+use heartbeatpb::{NodeId, Ts};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::core::{ChangefeedView, Command, Reply};
+use crate::core::{ChangefeedView, Command, DrainView, Reply};
 use crate::error::Error;
 use crate::meta::{Meta, Stored};
 
@@ -64,7 +64,9 @@ impl CoordinatorHandle {
                     tokio::time::sleep(REMOVAL_POLL).await;
                 }
                 Ok(Reply::Info(info)) => return Ok(*info),
-                Ok(Reply::Checkpoint(_) | Reply::One(_) | Reply::Many(_)) => return Err(Error::Stopped),
+                Ok(Reply::Checkpoint(_) | Reply::One(_) | Reply::Many(_) | Reply::Drain(_) | Reply::Done) => {
+                    return Err(Error::Stopped);
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -100,7 +102,9 @@ impl CoordinatorHandle {
     async fn checkpoint(&self, command: Command) -> Result<Ts, Error> {
         match self.ask(command).await? {
             Reply::Checkpoint(checkpoint) => Ok(checkpoint),
-            Reply::Info(_) | Reply::One(_) | Reply::Many(_) => Err(Error::Stopped),
+            Reply::Info(_) | Reply::One(_) | Reply::Many(_) | Reply::Drain(_) | Reply::Done => {
+                Err(Error::Stopped)
+            }
         }
     }
 
@@ -111,7 +115,9 @@ impl CoordinatorHandle {
     pub async fn update(&self, info: ChangefeedInfo) -> Result<ChangefeedInfo, Error> {
         match self.ask(Command::Update { info: Box::new(info) }).await? {
             Reply::Info(info) => Ok(*info),
-            Reply::Checkpoint(_) | Reply::One(_) | Reply::Many(_) => Err(Error::Stopped),
+            Reply::Checkpoint(_) | Reply::One(_) | Reply::Many(_) | Reply::Drain(_) | Reply::Done => {
+                Err(Error::Stopped)
+            }
         }
     }
 
@@ -122,7 +128,9 @@ impl CoordinatorHandle {
     pub async fn get(&self, keyspace: &str, name: &str) -> Result<ChangefeedView, Error> {
         match self.ask(Command::Get { keyspace: keyspace.to_owned(), name: name.to_owned() }).await? {
             Reply::One(view) => Ok(*view),
-            Reply::Info(_) | Reply::Checkpoint(_) | Reply::Many(_) => Err(Error::Stopped),
+            Reply::Info(_) | Reply::Checkpoint(_) | Reply::Many(_) | Reply::Drain(_) | Reply::Done => {
+                Err(Error::Stopped)
+            }
         }
     }
 
@@ -133,8 +141,47 @@ impl CoordinatorHandle {
     pub async fn list(&self, keyspace: Option<&str>) -> Result<Vec<ChangefeedView>, Error> {
         match self.ask(Command::List { keyspace: keyspace.map(str::to_owned) }).await? {
             Reply::Many(views) => Ok(views),
-            Reply::Info(_) | Reply::Checkpoint(_) | Reply::One(_) => Err(Error::Stopped),
+            Reply::Info(_) | Reply::Checkpoint(_) | Reply::One(_) | Reply::Drain(_) | Reply::Done => {
+                Err(Error::Stopped)
+            }
         }
+    }
+
+    /// Empties a node, and says what is left. Asked again, about every second, until nothing remains: 0 is a
+    /// promise that the node holds nothing, or says that a node of an older version cannot take part.
+    ///
+    /// # Errors
+    /// [`Error::NodeNotExists`], or [`Error::Drain`] when no epoch can be had for the drain.
+    pub async fn drain_node(&self, node: &NodeId) -> Result<DrainView, Error> {
+        let clock = SystemTime::now().duration_since(UNIX_EPOCH).ok();
+        let clock = clock.and_then(|time| u64::try_from(time.as_nanos()).ok());
+        match self.ask(Command::Drain { node: node.clone(), clock }).await? {
+            Reply::Drain(view) => Ok(*view),
+            Reply::Info(_) | Reply::Checkpoint(_) | Reply::One(_) | Reply::Many(_) | Reply::Done => {
+                Err(Error::Stopped)
+            }
+        }
+    }
+
+    /// How far the drain under way is; `None` when there is none. Changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::NotInitialized`].
+    pub async fn drain_progress(&self) -> Result<Option<DrainView>, Error> {
+        match self.ask(Command::DrainProgress).await? {
+            Reply::Drain(view) => Ok(Some(*view)),
+            Reply::Done => Ok(None),
+            Reply::Info(_) | Reply::Checkpoint(_) | Reply::One(_) | Reply::Many(_) => Err(Error::Stopped),
+        }
+    }
+
+    /// Takes a drain back, once that is stored. The node keeps what it still has and gets nothing new until it
+    /// is restarted.
+    ///
+    /// # Errors
+    /// [`Error::Drain`] when no drain of this node is under way, or [`Error::NotInitialized`].
+    pub async fn cancel_drain(&self, node: &NodeId) -> Result<(), Error> {
+        self.ask(Command::CancelDrain { node: node.clone() }).await.map(|_| ())
     }
 
     /// A changefeed as it is stored, past everything in memory.

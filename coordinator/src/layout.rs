@@ -57,6 +57,12 @@ impl Layout {
         format!("{}/__cdc_meta__/owner", self.base)
     }
 
+    /// What is known of drains.
+    #[must_use]
+    pub fn drain(&self) -> String {
+        format!("{}/__cdc_meta__/drain", self.base)
+    }
+
     /// Registered nodes.
     #[must_use]
     pub fn capture_prefix(&self) -> String {

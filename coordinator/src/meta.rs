@@ -10,6 +10,7 @@ use heartbeatpb::config::{ChangefeedInfo, ChangefeedState, ChangefeedStatusDoc, 
 use heartbeatpb::{ChangefeedId, MaintainerEpoch, RunningError, Ts};
 
 use crate::backend::{Compare, KeyValue, Leadership, MAX_TXN_OPS, Op, Store, Txn};
+use crate::drain::DrainDoc;
 use crate::error::Error;
 use crate::layout::{ChangefeedKey, Layout};
 
@@ -121,6 +122,36 @@ impl Meta {
             }
         }
         Ok((all, unreadable))
+    }
+
+    /// Reads what is stored about drains. What cannot be read counts as nothing: the person asks again.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn get_drain(&self) -> Result<Option<DrainDoc>, Error> {
+        let Some(kv) = self.store.get(&self.layout.drain()).await?.found else { return Ok(None) };
+        match serde_json::from_slice(&kv.value) {
+            Ok(doc) => Ok(Some(doc)),
+            Err(error) => {
+                tracing::warn!(%error, "the document of drains cannot be read; a drain has to be asked for again");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Stores what is to be known of drains. Only the owner writes it, so the fence is the only condition.
+    ///
+    /// # Errors
+    /// When the store fails or this coordinator was replaced.
+    pub async fn put_drain(&self, doc: &DrainDoc) -> Result<(), Error> {
+        let value =
+            serde_json::to_vec(doc).map_err(|_| Error::Drain("the document of drains cannot be written"))?;
+        let txn = Txn {
+            when: vec![self.fence()],
+            then: vec![Op::put(self.layout.drain(), value)],
+            or_else: Vec::new(),
+        };
+        if self.store.txn(txn).await?.succeeded { Ok(()) } else { Err(Error::NotOwner) }
     }
 
     async fn repair(

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "core/drain.rs"]
+mod drain;
 #[path = "core/histories.rs"]
 mod histories;
 #[path = "core/placement.rs"]

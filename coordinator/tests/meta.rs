@@ -12,6 +12,7 @@ use coordinator::backend::{
     Compare, KeyValue, Leadership, LeaseId, LocalStore, Op, Session, Snapshot, Store, StoreError, Txn,
     TxnOutcome, Watch, memory,
 };
+use coordinator::drain::{DrainDoc, NodeName};
 use coordinator::meta::{CheckpointWrite, Meta, Stored};
 use coordinator::{Error, Layout};
 use heartbeatpb::config::{
@@ -324,6 +325,7 @@ async fn a_replaced_coordinator_writes_nothing() {
     assert!(matches!(meta.set_progress(&id, Progress::Removing).await, Err(Error::NotOwner)));
     assert!(matches!(meta.update_checkpoints(&[checkpoint(&id, 20, 5)]).await, Err(Error::NotOwner)));
     assert!(matches!(meta.delete(&id).await, Err(Error::NotOwner)));
+    assert!(matches!(meta.put_drain(&DrainDoc::default()).await, Err(Error::NotOwner)));
     assert_eq!(world.store.scan("").await.unwrap().revision, before);
 }
 
@@ -346,4 +348,16 @@ async fn an_update_keeps_identity_state_and_epoch() {
     let other = ChangefeedId::fresh("a");
     world.meta.delete(&other).await.unwrap();
     assert!(world.meta.get("default", "a").await.is_ok(), "another incarnation of the name is not deleted");
+}
+
+#[tokio::test]
+async fn the_state_of_drains_reads_back_and_what_cannot_be_read_counts_as_nothing() {
+    let (world, _) = World::with("a", 5).await;
+    assert_eq!(world.meta.get_drain().await.unwrap(), None);
+    let doc = DrainDoc { epoch: 7, target: Some(NodeName("n2".to_owned())), ..DrainDoc::default() };
+    world.meta.put_drain(&doc).await.unwrap();
+    assert_eq!(world.meta.get_drain().await.unwrap(), Some(doc));
+    assert_eq!(world.meta.get_all().await.unwrap().0.len(), 1, "it is no changefeed");
+    world.raw(world.layout.drain(), b"{").await;
+    assert_eq!(world.meta.get_drain().await.unwrap(), None);
 }

@@ -33,6 +33,11 @@ impl Core {
         mut answer: CoordinatorBootstrapResponse,
         now: Instant,
     ) {
+        if self.members.contains(from) {
+            let record = self.nodes.entry(from.clone()).or_default();
+            record.protocol = Some(answer.drain_protocol_version);
+            self.on_drain_applied(from, answer.drain_target.take(), answer.drain_epoch, now);
+        }
         if !self.initialized {
             match self.bootstrapper.on_answer(from, answer) {
                 Heard::Completed => self.try_finish_bootstrap(now),
@@ -49,6 +54,7 @@ impl Core {
         for status in &statuses {
             self.on_status(from, status, now);
         }
+        self.on_drain_joined(from);
     }
 
     /// Fills the table once everybody has answered and everything is loaded.
@@ -74,6 +80,7 @@ impl Core {
                 self.refuse_unknown(&node, &status, now);
             }
         }
+        self.resume_drain(now);
         tracing::info!(
             changefeeds = self.feeds.len(),
             nodes = self.members.len(),

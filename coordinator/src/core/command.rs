@@ -3,9 +3,9 @@
 use std::time::Instant;
 
 use heartbeatpb::config::{ChangefeedInfo, ChangefeedState, SinkKind, is_valid_keyspace, is_valid_name};
-use heartbeatpb::{ChangefeedId, MaintainerEpoch, Ts};
+use heartbeatpb::{ChangefeedId, MaintainerEpoch, NodeId, Ts};
 
-use super::{Action, ChangefeedView, Core, OpId, Write, key_of};
+use super::{Action, ChangefeedView, Core, DrainView, OpId, Write, key_of};
 use crate::changefeed::Group;
 use crate::error::Error;
 
@@ -54,6 +54,20 @@ pub enum Command {
         /// Name.
         name: String,
     },
+    /// Empty a node. Asked again until nothing remains.
+    Drain {
+        /// The node.
+        node: NodeId,
+        /// Nanoseconds since 1970, if the clock is usable: epochs of drains are not smaller.
+        clock: Option<u64>,
+    },
+    /// How far the drain under way is.
+    DrainProgress,
+    /// Take a drain back.
+    CancelDrain {
+        /// The node.
+        node: NodeId,
+    },
     /// All changefeeds.
     List {
         /// Of one keyspace only.
@@ -72,6 +86,10 @@ pub enum Reply {
     One(Box<ChangefeedView>),
     /// Several changefeeds, by keyspace and name.
     Many(Vec<ChangefeedView>),
+    /// How far a drain is.
+    Drain(Box<DrainView>),
+    /// It is done, or there is nothing to tell.
+    Done,
 }
 
 impl Core {
@@ -87,10 +105,20 @@ impl Core {
     }
 
     fn try_command(&mut self, op: OpId, command: Command, now: Instant) -> Result<Option<Reply>, Error> {
+        // A drain is answered also while the coordinator starts: something remains.
+        if let Command::Drain { node, clock } = &command {
+            return self.drain_node(op, node, *clock, now);
+        }
         if !self.initialized {
             return Err(Error::NotInitialized);
         }
         match command {
+            Command::Drain { node, clock } => self.drain_node(op, &node, clock, now),
+            Command::DrainProgress => {
+                let view = self.drain_view(now);
+                Ok(Some(view.map_or(Reply::Done, |view| Reply::Drain(Box::new(view)))))
+            }
+            Command::CancelDrain { node } => self.cancel_drain(op, &node, now).map(|()| None),
             Command::Create { info, candidate } => self.create(op, *info, candidate).map(|()| None),
             Command::Pause { keyspace, name } => {
                 let id = self.find(&keyspace, &name)?;

@@ -1,20 +1,22 @@
 //! Which changefeed goes to which node: the least loaded one that takes work (coordinator §15).
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
 
-use heartbeatpb::{ChangefeedId, NodeId, NodeLiveness};
+use heartbeatpb::{ChangefeedId, NodeId};
 
 use super::{Core, Write};
 use crate::changefeed::Group;
+use crate::drain::NodeState;
 
 impl Core {
     /// Gives changefeeds that are on no node to nodes, within the budget of operators. Each placement begins
     /// with a larger epoch; the operator follows once that is durable.
     pub(super) fn schedule(&mut self, now: Instant) {
-        if !self.initialized {
+        if !self.initialized || self.is_frozen() {
             return;
         }
+        self.empty_nodes(now);
         let budget = self.config.batch.saturating_sub(self.busy());
         // Waits until there is room for a good many: small portions would be spread badly.
         if budget == 0 || budget < self.config.batch / 2 {
@@ -30,7 +32,7 @@ impl Core {
         if waiting.is_empty() {
             return;
         }
-        let mut load = self.load();
+        let mut load = self.load(now);
         for id in waiting {
             let Some(dest) = least(&load) else { return };
             if let Some(count) = load.get_mut(&dest) {
@@ -40,15 +42,60 @@ impl Core {
         }
     }
 
+    /// Moves changefeeds away from nodes that are being emptied, to the least loaded others. What else changes
+    /// does not count against it, and several nodes take turns.
+    fn empty_nodes(&mut self, now: Instant) {
+        let mut nodes = self.emptied_nodes();
+        if nodes.is_empty() {
+            return;
+        }
+        let under_way: usize = nodes.iter().map(|node| self.moves_from(node)).sum();
+        let budget = self.config.batch.saturating_sub(under_way);
+        let mut load = self.load(now);
+        if let Some(last) = &self.drain_cursor {
+            let next = nodes.iter().position(|node| node > last).unwrap_or(0);
+            nodes.rotate_left(next);
+        }
+        let mut stocks: VecDeque<(NodeId, VecDeque<ChangefeedId>)> =
+            nodes.into_iter().map(|node| (node.clone(), self.movable(&node))).collect();
+        let mut moves = 0;
+        while moves < budget
+            && let Some((origin, mut stock)) = stocks.pop_front()
+        {
+            let Some(id) = stock.pop_front() else { continue };
+            let Some(dest) = least(&load) else { return };
+            if let Some(count) = load.get_mut(&dest) {
+                *count += 1;
+            }
+            moves += 1;
+            self.drain_cursor = Some(origin.clone());
+            stocks.push_back((origin.clone(), stock));
+            self.want(&id, Write::BumpForMove { origin, dest }, now);
+        }
+    }
+
+    /// Changefeeds that run on a node and that nothing else is being done with.
+    fn movable(&self, node: &NodeId) -> VecDeque<ChangefeedId> {
+        let movable = |feed: &super::Feed| feed.is_idle() && !feed.removing && feed.replicates_on(node);
+        self.feeds.iter().filter(|(_, feed)| movable(feed)).map(|(id, _)| id.clone()).collect()
+    }
+
     /// Moves changefeeds from nodes with more than their share to nodes with less. It waits until nothing
     /// else changes; when a whole batch was needed it looks again as soon as that is done.
     pub(super) fn balance(&mut self, now: Instant) {
         let at = *self.balance_at.get_or_insert(now + self.config.balance_interval);
         let unsettled = |feed: &super::Feed| !feed.is_idle() || feed.changefeed.group() == Group::Absent;
-        if now < at || self.feeds.values().any(unsettled) {
+        let leaving = self.drain.session().is_some() || self.members.iter().any(|node| self.is_leaving(node));
+        if leaving {
+            self.leaving_seen = Some(now);
+        }
+        // What left a node is not to come back at once.
+        let quiet = self.config.balance_interval.max(Duration::from_secs(1));
+        let lately = self.leaving_seen.is_some_and(|seen| now < seen + quiet);
+        if now < at || leaving || lately || self.feeds.values().any(unsettled) {
             return;
         }
-        let moves = even_out(self.holdings(), self.config.batch);
+        let moves = even_out(self.holdings(now), self.config.batch);
         let full = moves.len() == self.config.batch;
         self.balance_at = Some(if full { now } else { now + self.config.balance_interval });
         for (id, origin, dest) in moves {
@@ -57,11 +104,11 @@ impl Core {
     }
 
     /// What each node that takes work holds.
-    fn holdings(&self) -> BTreeMap<NodeId, BTreeSet<ChangefeedId>> {
+    fn holdings(&self, now: Instant) -> BTreeMap<NodeId, BTreeSet<ChangefeedId>> {
         let mut holdings: BTreeMap<NodeId, BTreeSet<ChangefeedId>> = self
             .members
             .iter()
-            .filter(|node| self.takes_work(node))
+            .filter(|node| self.takes_work(node, now))
             .map(|node| (node.clone(), BTreeSet::new()))
             .collect();
         for (id, feed) in &self.feeds {
@@ -78,9 +125,13 @@ impl Core {
     }
 
     /// Maintainers on, or on their way to, each node that takes work.
-    pub(super) fn load(&self) -> BTreeMap<NodeId, usize> {
-        let mut load: BTreeMap<NodeId, usize> =
-            self.members.iter().filter(|node| self.takes_work(node)).map(|node| (node.clone(), 0)).collect();
+    pub(super) fn load(&self, now: Instant) -> BTreeMap<NodeId, usize> {
+        let mut load: BTreeMap<NodeId, usize> = self
+            .members
+            .iter()
+            .filter(|node| self.takes_work(node, now))
+            .map(|node| (node.clone(), 0))
+            .collect();
         for feed in self.feeds.values() {
             if let Some(count) = feed.home().and_then(|node| load.get_mut(node)) {
                 *count += 1;
@@ -90,16 +141,19 @@ impl Core {
     }
 
     /// Whether a node may be given a maintainer.
-    pub(super) fn takes_work(&self, node: &NodeId) -> bool {
-        let alive = self.nodes.get(node).is_none_or(|record| record.liveness == NodeLiveness::Alive);
-        self.members.contains(node) && self.bootstrapper.has_answered(node) && alive
+    pub(super) fn takes_work(&self, node: &NodeId, now: Instant) -> bool {
+        let alive = self.nodes.get(node).is_none_or(|record| record.state(now) == NodeState::Alive);
+        self.members.contains(node)
+            && self.bootstrapper.has_answered(node)
+            && alive
+            && self.drain_admits(node)
     }
 
     /// Changes of placement under way that concern a node.
     #[must_use]
     pub fn operators_on(&self, node: &NodeId) -> usize {
         let concerns = |feed: &super::Feed| {
-            feed.slot.as_ref().is_some_and(|slot| slot.operator.involves(node))
+            feed.slot.as_ref().is_some_and(|slot| !slot.finishing && slot.operator.involves(node))
                 || feed.coming() == Some(node)
                 || feed.leaving() == Some(node)
         };

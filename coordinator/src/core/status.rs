@@ -33,6 +33,9 @@ impl Core {
             return;
         }
         let change = feed.changefeed.on_status(status, now);
+        if let (Some(progress), Some(session)) = (&status.drain, self.drain.active_mut()) {
+            session.on_report(id, status.epoch, progress);
+        }
         let gone = matches!(status.state, ComponentState::Stopped | ComponentState::Removed);
         if gone && status.errors.is_empty() && feed.slot.is_none() && feed.writing.is_none() {
             // The current maintainer ended by itself: it needs a new place and a new epoch.

@@ -126,7 +126,7 @@ impl Core {
             if let Some(at) = feed.changefeed.backoff.waits_until().filter(|at| *at > now) {
                 return Some(format!("the next attempt after an error, in {} s", (at - now).as_secs() + 1));
             }
-            if !self.members.iter().any(|node| self.takes_work(node)) {
+            if !self.members.iter().any(|node| self.takes_work(node, now)) {
                 return Some("a node that takes work".to_owned());
             }
         }

@@ -327,10 +327,10 @@ impl Core {
             return;
         };
         let epoch = feed.changefeed.info.epoch;
-        let dest = if self.takes_work(&dest) {
+        let dest = if self.takes_work(&dest, now) {
             dest
         } else {
-            let mut load = self.load();
+            let mut load = self.load(now);
             load.remove(&origin);
             super::schedule::least(&load).unwrap_or_else(|| origin.clone())
         };

@@ -4,8 +4,7 @@ use coordinator::core::Command;
 use coordinator::meta::Stored;
 use expect_test::expect;
 use heartbeatpb::config::{ChangefeedState, Progress};
-use heartbeatpb::{MaintainerStatus, NodeHeartbeat, NodeId, NodeLiveness};
-use messaging::ToCoordinator;
+use heartbeatpb::{MaintainerStatus, NodeId};
 
 use crate::world::{NORMAL, World, answer, doc, erring, running, stopped, working};
 
@@ -507,26 +506,6 @@ fn a_maintainer_that_ends_by_itself_gets_a_new_place() {
     w.expect(&expect![[r#"
         wrote bump for n1
         n1: Add a epoch 6 at 100"#]]);
-}
-
-#[test]
-fn a_draining_node_gets_no_work_and_late_news_of_it_changes_nothing() {
-    let mut w = World::started(vec![], &[("n1", vec![]), ("n2", vec![])]);
-    let liveness = |liveness, node_epoch| {
-        ToCoordinator::NodeHeartbeat(NodeHeartbeat {
-            liveness,
-            node_epoch,
-            drain_target: None,
-            drain_epoch: 0,
-        })
-    };
-    w.hear("n1", liveness(NodeLiveness::Draining, 8));
-    w.hear("n1", liveness(NodeLiveness::Alive, 8));
-    w.hear("n1", liveness(NodeLiveness::Alive, 7));
-    w.hear("n9", liveness(NodeLiveness::Draining, 8));
-    let info = doc("a", NORMAL, 0, Progress::None).info;
-    w.ask(Command::Create { info: Box::new(info), candidate: 1 });
-    assert!(w.log.iter().any(|line| line.starts_with("n2: Add a")), "{:?}", w.log);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use coordinator::core::{Action, Command, Core, OpId, Reply, Write};
+use coordinator::drain::DrainDoc;
 use coordinator::meta::{CheckpointWrite, Stored};
 use coordinator::{CoordinatorConfig, Error};
 use expect_test::Expect;
@@ -24,6 +25,12 @@ pub(crate) struct World {
     pub(crate) disk: Vec<Stored>,
     /// Writes under way that the test has yet to let happen.
     pub(crate) pending: Vec<(ChangefeedId, Write)>,
+    /// What is stored about drains.
+    pub(crate) drain: Option<DrainDoc>,
+    /// A write of it that the test has yet to let happen.
+    pub(crate) pending_drain: Option<DrainDoc>,
+    /// It waits for `settle_drain` while set.
+    pub(crate) held_drain: bool,
     /// Writes fail with a lost connection while set.
     pub(crate) failing: bool,
     /// Writes wait for `settle` while set.
@@ -100,6 +107,9 @@ impl World {
             now: Instant::now(),
             disk,
             pending: Vec::new(),
+            drain: None,
+            pending_drain: None,
+            held_drain: false,
             failing: false,
             held: false,
             log: Vec::new(),
@@ -176,6 +186,7 @@ impl World {
                     }
                     self.pending.push((id, write));
                 }
+                Action::WriteDrain(doc) => self.pending_drain = Some(doc),
                 Action::SaveCheckpoints(writes) => {
                     let shown: Vec<String> = writes
                         .iter()
@@ -195,6 +206,9 @@ impl World {
         if !self.held {
             self.settle();
         }
+        if !self.held_drain {
+            self.settle_drain();
+        }
     }
 
     pub(crate) fn save(&mut self, writes: &[CheckpointWrite]) -> Vec<CheckpointWrite> {
@@ -204,6 +218,19 @@ impl World {
             }
         }
         writes.to_vec()
+    }
+
+    /// Lets the write of the document of drains happen.
+    pub(crate) fn settle_drain(&mut self) {
+        let Some(doc) = self.pending_drain.take() else { return };
+        let result = if self.failing {
+            Err(Error::Conflict("drain".to_owned()))
+        } else {
+            self.drain = Some(doc);
+            Ok(())
+        };
+        let actions = self.core.on_drain_written(result, self.now);
+        self.perform(actions);
     }
 
     /// Lets every write under way happen.
@@ -307,9 +334,14 @@ pub(crate) fn show(message: &ToMaintainerManager) -> String {
         ToMaintainerManager::CheckpointTs(message) => {
             format!("Checkpoint {} {}", message.changefeed.name, message.checkpoint)
         }
-        other @ (ToMaintainerManager::SetNodeLiveness(_)
-        | ToMaintainerManager::SetDrainTarget(_)
-        | ToMaintainerManager::HeartBeat(_)
+        ToMaintainerManager::SetNodeLiveness(request) => {
+            format!("Liveness {:?} epoch {}", request.target, request.node_epoch)
+        }
+        ToMaintainerManager::SetDrainTarget(request) => {
+            let target = request.target.as_ref().map_or("-", |node| node.as_str());
+            format!("Target {target} epoch {}", request.epoch)
+        }
+        other @ (ToMaintainerManager::HeartBeat(_)
         | ToMaintainerManager::BlockStatus(_)
         | ToMaintainerManager::BootstrapResponse(_)
         | ToMaintainerManager::PostBootstrapResponse(_)) => format!("{other:?}"),
@@ -323,6 +355,8 @@ pub(crate) fn show_reply(result: &Result<Reply, Error>) -> String {
         }
         Ok(Reply::Checkpoint(checkpoint)) => format!("checkpoint {checkpoint}"),
         Ok(Reply::One(view)) => format!("one {}", view.info.id.name),
+        Ok(Reply::Drain(view)) => format!("remaining {}", view.remaining),
+        Ok(Reply::Done) => "done".to_owned(),
         Ok(Reply::Many(views)) => format!("many {}", views.len()),
         Err(error) => error.code().to_owned(),
     }
@@ -362,5 +396,19 @@ impl World {
                 Some(_) | None => {}
             }
         }
+    }
+}
+
+impl World {
+    pub(crate) fn create(&mut self, name: &str) {
+        let info = Box::new(doc(name, NORMAL, 0, Progress::None).info);
+        self.log.clear();
+        self.ask(Command::Create { info, candidate: 9 });
+    }
+
+    /// The nodes that were told to start a maintainer since the last time.
+    pub(crate) fn placed(&mut self) -> Vec<String> {
+        let node = |line: &String| line.split_once(": Add ").map(|(node, _)| node.to_owned());
+        std::mem::take(&mut self.log).iter().filter_map(node).collect()
     }
 }
