@@ -6,15 +6,17 @@
 mod credit;
 mod feed;
 mod pump;
+mod reads;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use heartbeatpb::{ChangefeedId, DispatcherId, Gid, NodeId, TableSpan, Ts};
+use heartbeatpb::{ChangefeedId, DispatcherId, Gid, NodeId, TableSpan, Ts, WallTime};
 use messaging::{Inbound, MessageCenter};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::event_store::{Position, Store};
@@ -24,12 +26,17 @@ use crate::topic::{
 use crate::{Error, metrics};
 use credit::{Credit, Report};
 use feed::{Feed, Stream};
-use pump::{Pumped, pump};
+use pump::{Pump, Pumped};
+use reads::{Loaded, Reads, Ticket};
 
 /// Waiting requests. Collectors repeat what is lost.
 const INBOX: usize = 16_384;
 /// A registered dispatcher that was not reset yet is told again that it is ready.
 const READY_AGAIN: Duration = Duration::from_secs(1);
+/// A dispatcher whose collector says nothing for so long is forgotten: its node is gone, or it lives elsewhere. What
+/// only it had not read may be dropped then, so that it does not fill the store; if it comes back, it registers
+/// again. Collectors report every second.
+const SILENT: Duration = Duration::from_secs(60);
 /// Shortest time between two resolved positions of a dispatcher that has no rows.
 const RESOLVED_INTERVAL: Duration = Duration::from_millis(25);
 /// Dispatchers for which one resolved message is paid in full; more of them are told less often.
@@ -50,6 +57,7 @@ pub(crate) struct EventService {
     feeds: BTreeMap<Gid, Feed>,
     /// By changefeed and receiving node. They outlive a feed: the receiver counts on.
     credits: BTreeMap<(Gid, NodeId), Credit>,
+    reads: Reads,
     metrics: metrics::ServiceMetrics,
 }
 
@@ -60,6 +68,7 @@ impl EventService {
             stores,
             feeds: BTreeMap::new(),
             credits: BTreeMap::new(),
+            reads: Reads::default(),
             metrics: metrics::ServiceMetrics::new(),
         }
     }
@@ -85,10 +94,16 @@ impl EventService {
                     }
                 }
                 () = changed.notified() => self.collect_dirty(),
-                _ = again.tick() => self.repeat_ready(),
+                Some((ticket, number, result)) = self.reads.next(), if self.reads.any() => {
+                    self.on_read(&ticket, number, result);
+                }
+                _ = again.tick() => {
+                    self.repeat_ready();
+                    self.forget_silent();
+                }
                 _ = tick.tick(), if pending => {}
             }
-            let unsent = self.send_rows().await;
+            let unsent = self.send_rows();
             let put_off = self.send_resolved();
             pending = unsent || put_off;
         }
@@ -171,6 +186,19 @@ impl EventService {
         }
     }
 
+    /// Forgets dispatchers and receivers that say nothing any more.
+    fn forget_silent(&mut self) {
+        let Some(since) = Instant::now().checked_sub(SILENT) else { return };
+        for (gid, feed) in &mut self.feeds {
+            let silent = feed.streams.iter().filter(|(_, stream)| stream.heard <= since);
+            for id in silent.map(|(id, _)| *id).collect::<Vec<_>>() {
+                tracing::info!(changefeed = %gid, dispatcherID = %id, "a silent dispatcher is forgotten");
+                feed.remove(id);
+            }
+        }
+        self.credits.retain(|_, credit| credit.heard_after(since));
+    }
+
     fn reset(
         &mut self,
         gid: Gid,
@@ -183,16 +211,19 @@ impl EventService {
             return self.tell_unknown(from, gid, id);
         };
         let Some(stream) = feed.streams.get_mut(&id) else { return };
-        if epoch <= stream.epoch || stream.node != *from {
+        if epoch < stream.epoch || stream.node != *from {
+            return;
+        }
+        stream.heard = Instant::now();
+        if epoch == stream.epoch {
+            // Its receiver has heard nothing of this epoch.
+            let answer = begun(gid, id, stream, &feed.store);
+            let _ = self.center.send::<EventCollectorTopic>(from, answer);
             return;
         }
         let again = stream.epoch > 0;
         stream.begin(epoch, start_ts, position);
-        let handshake = ToEventCollector::Handshake {
-            head: EventHead { changefeed: gid, dispatcher: id, epoch, seq: 1 },
-            start_ts,
-            table: feed.store.table_at(stream.span.table, start_ts),
-        };
+        let handshake = begun(gid, id, stream, &feed.store);
         feed.queue(id);
         let _ = self.center.send::<EventCollectorTopic>(from, handshake);
         if again {
@@ -216,6 +247,7 @@ impl EventService {
         if stream.epoch != entry.epoch || stream.node != *from {
             return;
         }
+        stream.heard = Instant::now();
         let table = stream.span.table;
         let durable = Position::after(entry.checkpoint).max(entry.copied.unwrap_or_default());
         stream.progress = Some((entry.checkpoint, durable));
@@ -251,9 +283,36 @@ impl EventService {
         }
     }
 
+    /// Takes what was read from disk. Whoever began again meanwhile does not want it any more.
+    fn on_read(&mut self, ticket: &Ticket, number: u64, result: Result<Loaded, Error>) {
+        let (gid, id) = (ticket.changefeed, ticket.dispatcher);
+        if let Some(credit) = self.credits.get_mut(&(gid, ticket.node.clone())) {
+            credit.release(ticket.bytes);
+        }
+        let feed = self.feeds.get_mut(&gid).filter(|feed| Arc::ptr_eq(&feed.store, &ticket.store));
+        let Some(feed) = feed else { return };
+        let stream = feed.streams.get_mut(&id).filter(|stream| stream.reading == Some(number));
+        let Some(stream) = stream else { return };
+        match result {
+            Ok(loaded) => {
+                stream.reading = None;
+                stream.loaded = Some(loaded);
+                feed.queue(id);
+            }
+            // A closed store lost its files; its streams end with the feed. Until then the read stays open, so
+            // that no resolved position passes what could not be read.
+            Err(_) if feed.store.is_closed() => {}
+            Err(error) => {
+                stream.reading = None;
+                fail(&self.center, gid, id, stream, &error);
+            }
+        }
+    }
+
     /// Sends what there is and what fits; says whether somebody must try again without being asked.
-    async fn send_rows(&mut self) -> bool {
+    fn send_rows(&mut self) -> bool {
         let mut congested = false;
+        let mut pump = Pump { center: &self.center, reads: &mut self.reads, metrics: &self.metrics };
         for (gid, feed) in &mut self.feeds {
             let mut waiting = VecDeque::new();
             while let Some(id) = feed.ready.pop_front() {
@@ -263,20 +322,17 @@ impl EventService {
                     continue;
                 }
                 let credit = self.credits.entry((*gid, stream.node.clone())).or_default();
-                match pump(&self.center, &feed.store, (*gid, id), stream, credit, &self.metrics).await {
-                    Ok(Pumped::All | Pumped::AtDdl) => {}
+                match pump.run(&feed.store, (*gid, id), stream, credit) {
+                    Ok(Pumped::All | Pumped::AtDdl | Pumped::Reading) => {}
                     Ok(Pumped::MoreToSend) => {
                         stream.queued = true;
                         feed.ready.push_back(id);
                     }
-                    Ok(pumped @ (Pumped::NoRoom | Pumped::Congested)) => {
+                    Ok(pumped @ (Pumped::NoRoom | Pumped::DiskBusy | Pumped::Congested)) => {
                         congested |= matches!(pumped, Pumped::Congested);
                         stream.queued = true;
                         waiting.push_back(id);
                     }
-                    // A closed store lost its files; its streams end with the feed. Until then no resolved
-                    // position may pass what could not be read.
-                    Err(_) if feed.store.is_closed() => stream.queued = true,
                     Err(error) => fail(&self.center, *gid, id, stream, &error),
                 }
             }
@@ -324,6 +380,18 @@ impl EventService {
         }
         put_off
     }
+}
+
+/// The first event of a stream. When more was sent, the position where it began with the number of the last event:
+/// a receiver that has not got that far sees that something is missing.
+fn begun(gid: Gid, id: DispatcherId, stream: &Stream, store: &Store) -> ToEventCollector {
+    let head = EventHead { changefeed: gid, dispatcher: id, epoch: stream.epoch, seq: stream.seq };
+    if stream.seq > 1 {
+        let entries = [(head, stream.start_ts)].into();
+        return ToEventCollector::Resolved { entries, time: WallTime::default() };
+    }
+    let table = store.table_at(stream.span.table, stream.start_ts);
+    ToEventCollector::Handshake { head, start_ts: stream.start_ts, table }
 }
 
 fn fail(center: &MessageCenter, gid: Gid, id: DispatcherId, stream: &mut Stream, error: &Error) {

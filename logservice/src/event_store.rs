@@ -88,6 +88,13 @@ pub struct DiskChunk {
     from: Position,
 }
 
+impl DiskChunk {
+    /// Bytes that it takes on disk.
+    pub(crate) fn bytes(&self) -> usize {
+        self.extent.len
+    }
+}
+
 impl std::fmt::Debug for DiskChunk {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("DiskChunk")
@@ -201,6 +208,7 @@ impl Store {
         ddls_after: Ts,
     ) -> Result<(Scan, Option<Arc<event::DdlEvent>>), Error> {
         let state = self.state.lock();
+        state.check_ddls(table, ddls_after)?;
         let ddl = state.first_ddl(table, ddls_after);
         let rows = if table == TableId::DDL { Scan::End } else { state.scan(table, from)? };
         Ok((rows, ddl))

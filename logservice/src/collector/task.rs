@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use event::{BlockEvent, DdlEvent, RowBatch, TableInfo};
 use heartbeatpb::{ChangefeedId, DispatcherId, Gid, NodeId, Ts, WallTime};
 use messaging::MessageCenter;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::check::{StreamCheck, Verdict};
@@ -30,8 +31,9 @@ const LATE: Duration = Duration::from_millis(25);
 const DDL_PASSED: Duration = Duration::from_millis(10);
 /// Dispatchers at schema changes that are looked at each time.
 const DDL_LOOKS: usize = 4096;
-/// How long a stream that was reset may stay silent before it is reset again.
-const SILENCE: Duration = Duration::from_secs(10);
+/// How long a stream that was reset may stay silent before the same reset is asked for again. A new epoch would make
+/// what is on its way worthless, and on a slow link nothing would ever begin.
+const RESET_AGAIN: Duration = Duration::from_millis(500);
 
 pub(super) enum Request {
     Open { changefeed: ChangefeedId, window: u64, sender: mpsc::Sender<Delivery> },
@@ -44,6 +46,8 @@ pub(super) enum Request {
 struct Stream {
     subscription: Subscription,
     check: StreamCheck,
+    /// Where the current epoch begins.
+    start_ts: Ts,
     copied: Option<Position>,
     /// Whether the event service has answered.
     ready: bool,
@@ -63,6 +67,7 @@ impl Stream {
         Self {
             subscription,
             check: StreamCheck::new(base),
+            start_ts: Ts::ZERO,
             copied: None,
             ready: false,
             begun: false,
@@ -82,14 +87,14 @@ impl Stream {
         }
     }
 
-    /// Begins a new epoch: what is on its way of the one before is ignored. Answers its epoch and start.
-    fn begin_again(&mut self) -> (u64, Ts) {
-        let start_ts = self.subscription.checkpoint.get().max(self.subscription.start_ts);
+    /// Begins a new epoch: what is on its way of the one before is ignored.
+    fn begin_again(&mut self) {
+        self.start_ts = self.subscription.checkpoint.get().max(self.subscription.start_ts);
         self.begun = false;
         self.late = None;
         self.at_ddl = None;
         self.asked = Instant::now();
-        (self.check.reset(start_ts), start_ts)
+        self.check.reset(self.start_ts);
     }
 }
 
@@ -354,8 +359,11 @@ impl Collector {
                 if !stream.ready && silent >= HEARTBEAT {
                     stream.asked = now;
                     register(&self.center, &stream.subscription);
-                } else if stream.ready && (stream.overflowed || (!stream.begun && silent >= SILENCE)) {
+                } else if stream.ready && stream.overflowed {
                     reset(&self.center, stream);
+                } else if stream.ready && !stream.begun && silent >= RESET_AGAIN {
+                    stream.asked = now;
+                    ask_reset(&self.center, stream);
                 } else if stream.begun {
                     let service = stream.subscription.event_service.clone();
                     progress.entry(service).or_default().push(stream.progress(*id));
@@ -487,14 +495,20 @@ fn register(center: &MessageCenter, subscription: &Subscription) {
     let _ = center.send::<EventServiceTopic>(&subscription.event_service, message);
 }
 
+/// Begins a new epoch and asks for it.
 fn reset(center: &MessageCenter, stream: &mut Stream) {
-    let (epoch, start_ts) = stream.begin_again();
+    stream.begin_again();
     stream.overflowed = false;
+    ask_reset(center, stream);
+}
+
+/// Asks for the current epoch.
+fn ask_reset(center: &MessageCenter, stream: &Stream) {
     let message = ToEventService::Reset {
         changefeed: stream.subscription.changefeed.clone(),
         dispatcher: stream.subscription.dispatcher,
-        epoch,
-        start_ts,
+        epoch: stream.check.epoch(),
+        start_ts: stream.start_ts,
         copied: stream.copied,
     };
     let _ = center.send::<EventServiceTopic>(&stream.subscription.event_service, message);

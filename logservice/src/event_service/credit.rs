@@ -1,6 +1,8 @@
 //! What a receiver may be sent: pure.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 /// A receiver that reports, and to which nothing arrives for so long, will not get what was on its way.
 const LOST: Duration = Duration::from_secs(5);
@@ -20,17 +22,36 @@ pub(super) struct Credit {
     opening: u64,
     /// Bytes sent, in the receiver's count: what it had received when the account was opened, and more.
     sent: u64,
+    /// Bytes that are read from disk to be sent.
+    reserved: u64,
     received: u64,
     freed: u64,
     window: u64,
     /// When something arrived last, or nothing was on its way.
     moved: Option<Instant>,
+    /// When the receiver reported last.
+    heard: Option<Instant>,
 }
 
 impl Credit {
     /// Whether there is room for another batch.
     pub(super) fn available(&self) -> bool {
-        self.sent.saturating_sub(self.freed) < self.window
+        (self.sent + self.reserved).saturating_sub(self.freed) < self.window
+    }
+
+    /// Whether the receiver has reported after `since`.
+    pub(super) fn heard_after(&self, since: Instant) -> bool {
+        self.heard.is_some_and(|at| at > since)
+    }
+
+    /// Keeps room for a batch that is read from disk.
+    pub(super) fn reserve(&mut self, bytes: u64) {
+        self.reserved += bytes;
+    }
+
+    /// Gives back what was kept: the batch is there.
+    pub(super) fn release(&mut self, bytes: u64) {
+        self.reserved = self.reserved.saturating_sub(bytes);
     }
 
     /// Counts a batch that was sent.
@@ -44,8 +65,9 @@ impl Credit {
             return;
         }
         if report.opening > self.opening {
-            *self = Self { opening: report.opening, ..Self::default() };
+            *self = Self { opening: report.opening, reserved: self.reserved, ..Self::default() };
         }
+        self.heard = Some(now);
         if report.received > self.received {
             self.received = report.received;
             self.moved = Some(now);
@@ -91,6 +113,18 @@ mod tests {
         credit.on_report(report(5000, 4950), Instant::now());
         credit.take(50);
         assert!(!credit.available(), "50 are held and 50 are on their way");
+    }
+
+    #[test]
+    fn room_that_is_kept_for_a_read_is_not_given_away() {
+        let mut credit = Credit::default();
+        credit.on_report(report(0, 0), Instant::now());
+        credit.reserve(100);
+        assert!(!credit.available());
+        credit.on_report(Report { opening: 8, ..report(0, 0) }, Instant::now());
+        assert!(!credit.available(), "what is read for an opening before is still to come");
+        credit.release(100);
+        assert!(credit.available());
     }
 
     #[test]

@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::Instant;
 
 use heartbeatpb::{DispatcherId, NodeId, TableId, TableSpan, Ts, WallTime};
 use rustc_hash::FxHashMap;
+use tokio::time::Instant;
 
+use super::reads::Loaded;
 use crate::event_store::{Position, Store};
 
 /// One registered dispatcher.
@@ -21,10 +22,20 @@ pub(super) struct Stream {
     /// A schema change that was sent and that the dispatcher has not passed. Nothing behind it is sent: at a barrier
     /// that would take room which other dispatchers need to come to it.
     pub(super) at_ddl: Option<Ts>,
+    /// There are rows, and room is what they need.
+    pub(super) wants_room: bool,
+    /// Number of the read from disk that brings the next rows.
+    pub(super) reading: Option<u64>,
+    /// What the last read brought.
+    pub(super) loaded: Option<Loaded>,
     pub(super) resolved_sent: Ts,
     /// Checkpoint and durable position that its receiver told in this registration.
     pub(super) progress: Option<(Ts, Position)>,
     pub(super) ready_sent: Instant,
+    /// When its receiver was heard last.
+    pub(super) heard: Instant,
+    /// Where the current epoch began.
+    pub(super) start_ts: Ts,
     pub(super) queued: bool,
     pub(super) failed: bool,
 }
@@ -39,9 +50,14 @@ impl Stream {
             position: Position::after(start),
             ddl_sent: start,
             at_ddl: None,
+            wants_room: false,
+            reading: None,
+            loaded: None,
             resolved_sent: Ts::ZERO,
             progress: None,
             ready_sent: Instant::now(),
+            heard: Instant::now(),
+            start_ts: start,
             queued: false,
             failed: false,
         }
@@ -51,9 +67,13 @@ impl Stream {
     pub(super) fn begin(&mut self, epoch: u64, start_ts: Ts, position: Position) {
         self.epoch = epoch;
         self.seq = 1;
+        self.start_ts = start_ts;
         self.position = position;
         self.ddl_sent = start_ts;
         self.at_ddl = None;
+        self.wants_room = false;
+        self.reading = None;
+        self.loaded = None;
         self.resolved_sent = Ts::ZERO;
         self.failed = false;
     }
@@ -73,7 +93,8 @@ impl Stream {
     /// The position to tell when everything at or before `resolved` was queued; `None` when there is nothing new.
     pub(super) fn resolved_to_send(&self, resolved: Ts) -> Option<Ts> {
         let ts = self.at_ddl.map_or(resolved, |at| at.min(resolved));
-        (self.epoch > 0 && !self.queued && !self.failed && self.resolved_sent < ts).then_some(ts)
+        let all_sent = !self.queued && !self.failed && self.reading.is_none();
+        (self.epoch > 0 && all_sent && self.resolved_sent < ts).then_some(ts)
     }
 }
 

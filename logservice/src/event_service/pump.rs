@@ -6,8 +6,9 @@ use event::{RowBatch, TxnMark};
 use heartbeatpb::{DispatcherId, Gid, Ts};
 use messaging::MessageCenter;
 
-use super::Stream;
 use super::credit::Credit;
+use super::feed::Stream;
+use super::reads::{Reads, Ticket};
 use crate::event_store::{Position, Scan, Store};
 use crate::topic::{EventCollectorTopic, EventHead, SharedBatch, ToEventCollector};
 use crate::{Error, metrics};
@@ -22,74 +23,119 @@ pub(super) enum Pumped {
     AtDdl,
     /// There is more, and it is another stream's turn.
     MoreToSend,
+    /// The next rows are being read from disk.
+    Reading,
+    /// The next rows are on disk, and as much as may be is being read.
+    DiskBusy,
     /// The receiver has no room: it will tell when it has.
     NoRoom,
     /// The message center took no more: try again soon.
     Congested,
 }
 
-/// Sends a few chunks of one stream, schema changes at their place between them.
-pub(super) async fn pump(
-    center: &MessageCenter,
-    store: &Store,
-    (gid, id): (Gid, DispatcherId),
-    stream: &mut Stream,
-    credit: &mut Credit,
-    metrics: &metrics::ServiceMetrics,
-) -> Result<Pumped, Error> {
-    for _ in 0..FAIR_CHUNKS {
-        if stream.at_ddl.is_some() {
-            return Ok(Pumped::AtDdl);
-        }
-        if !credit.available() {
-            return Ok(Pumped::NoRoom);
-        }
-        let (found, ddl) = store.next(stream.span.table, stream.position, stream.ddl_sent)?;
-        let found = match found {
-            Scan::Rows(batch, next) => Some((batch, next)),
-            Scan::OnDisk(chunk) => Some(
-                tokio::task::spawn_blocking(move || Store::load(&chunk))
-                    .await
-                    .map_err(|_| Error::Closed { what: "the event store's reader" })??,
-            ),
-            Scan::End => None,
-        };
-        let head = EventHead { changefeed: gid, dispatcher: id, epoch: stream.epoch, seq: stream.seq + 1 };
-        let next_rows = found.as_ref().and_then(|(batch, _)| batch.first_commit_ts()).unwrap_or(Ts::MAX);
-        // At one commit ts rows come before a schema change.
-        if let Some(ddl) = ddl.as_ref().filter(|ddl| ddl.commit_ts < next_rows) {
-            let message = ToEventCollector::Ddl { head, ddl: Arc::clone(ddl) };
-            if center.send::<EventCollectorTopic>(&stream.node, message).is_err() {
+/// What streams share.
+pub(super) struct Pump<'a> {
+    pub(super) center: &'a MessageCenter,
+    pub(super) reads: &'a mut Reads,
+    pub(super) metrics: &'a metrics::ServiceMetrics,
+}
+
+impl Pump<'_> {
+    /// Sends a few chunks of one stream, schema changes at their place between them. Only rows need room: a stream
+    /// that has none to send is not held up by those that do.
+    pub(super) fn run(
+        &mut self,
+        store: &Arc<Store>,
+        (gid, id): (Gid, DispatcherId),
+        stream: &mut Stream,
+        credit: &mut Credit,
+    ) -> Result<Pumped, Error> {
+        for _ in 0..FAIR_CHUNKS {
+            if stream.at_ddl.is_some() {
+                return Ok(Pumped::AtDdl);
+            }
+            if stream.reading.is_some() {
+                return Ok(Pumped::Reading);
+            }
+            if stream.wants_room && !credit.available() {
+                return Ok(Pumped::NoRoom);
+            }
+            let (found, ddl) = store.next(stream.span.table, stream.position, stream.ddl_sent)?;
+            stream.wants_room = !matches!(found, Scan::End);
+            let found = match (stream.loaded.take(), found) {
+                (Some(loaded), _) => Some(loaded),
+                (None, Scan::Rows(batch, next)) => Some((batch, next)),
+                (None, Scan::OnDisk(_)) if !credit.available() => return Ok(Pumped::NoRoom),
+                (None, Scan::OnDisk(chunk)) => {
+                    let bytes = chunk.bytes() as u64;
+                    let (node, store) = (stream.node.clone(), Arc::clone(store));
+                    let ticket = Ticket { changefeed: gid, dispatcher: id, node, store, bytes };
+                    stream.reading = self.reads.begin(ticket, chunk);
+                    if stream.reading.is_none() {
+                        return Ok(Pumped::DiskBusy);
+                    }
+                    credit.reserve(bytes);
+                    return Ok(Pumped::Reading);
+                }
+                (None, Scan::End) => None,
+            };
+            let head = EventHead { changefeed: gid, dispatcher: id, epoch: stream.epoch, seq: stream.seq + 1 };
+            let next_rows = found.as_ref().and_then(|(batch, _)| batch.first_commit_ts()).unwrap_or(Ts::MAX);
+            // At one commit ts rows come before a schema change.
+            if let Some(ddl) = ddl.as_ref().filter(|ddl| ddl.commit_ts < next_rows) {
+                return Ok(self.send_ddl(head, stream, ddl));
+            }
+            let Some((batch, next)) = found else { return Ok(Pumped::All) };
+            if !credit.available() {
+                return Ok(Pumped::NoRoom);
+            }
+            let (batch, next) = match ddl {
+                Some(ddl) if batch.last_commit_ts() > Some(ddl.commit_ts) => cut_at(&batch, ddl.commit_ts),
+                Some(_) | None => (batch, next),
+            };
+            if !self.send_rows(head, stream, batch, credit) {
                 return Ok(Pumped::Congested);
             }
-            stream.seq = head.seq;
-            stream.ddl_sent = ddl.commit_ts;
-            stream.at_ddl = Some(ddl.commit_ts);
-            // Its rows came before, so that the dispatcher has everything at its commit ts. When this is lost, it
-            // is told again with the next report of progress.
-            let entries = [(head, ddl.commit_ts)].into();
-            let message = ToEventCollector::Resolved { entries, time: ddl.commit_time };
-            if center.send::<EventCollectorTopic>(&stream.node, message).is_ok() {
-                stream.resolved_sent = ddl.commit_ts;
-            }
-            return Ok(Pumped::AtDdl);
+            stream.position = next;
         }
-        let Some((batch, next)) = found else { return Ok(Pumped::All) };
-        let (batch, next) = match ddl {
-            Some(ddl) if batch.last_commit_ts() > Some(ddl.commit_ts) => cut_at(&batch, ddl.commit_ts),
-            Some(_) | None => (batch, next),
-        };
+        Ok(Pumped::MoreToSend)
+    }
+
+    fn send_rows(
+        &self,
+        head: EventHead,
+        stream: &mut Stream,
+        batch: RowBatch,
+        credit: &mut Credit,
+    ) -> bool {
         let (rows, bytes) = (batch.row_count(), batch.bytes() as u64);
         let message = ToEventCollector::Rows { head, batch: SharedBatch(batch) };
-        if center.send::<EventCollectorTopic>(&stream.node, message).is_err() {
-            return Ok(Pumped::Congested);
+        if self.center.send::<EventCollectorTopic>(&stream.node, message).is_err() {
+            return false;
         }
         stream.seq = head.seq;
-        stream.position = next;
         credit.take(bytes);
-        metrics.sent(rows, bytes);
+        self.metrics.sent(rows, bytes);
+        true
     }
-    Ok(Pumped::MoreToSend)
+
+    fn send_ddl(&self, head: EventHead, stream: &mut Stream, ddl: &Arc<event::DdlEvent>) -> Pumped {
+        let message = ToEventCollector::Ddl { head, ddl: Arc::clone(ddl) };
+        if self.center.send::<EventCollectorTopic>(&stream.node, message).is_err() {
+            return Pumped::Congested;
+        }
+        stream.seq = head.seq;
+        stream.ddl_sent = ddl.commit_ts;
+        stream.at_ddl = Some(ddl.commit_ts);
+        // Its rows came before, so that the dispatcher has everything at its commit ts. When this is lost, it
+        // is told again with the next report of progress.
+        let entries = [(head, ddl.commit_ts)].into();
+        let message = ToEventCollector::Resolved { entries, time: ddl.commit_time };
+        if self.center.send::<EventCollectorTopic>(&stream.node, message).is_ok() {
+            stream.resolved_sent = ddl.commit_ts;
+        }
+        Pumped::AtDdl
+    }
 }
 
 /// The rows at or before `ts`, and the place after them.

@@ -74,6 +74,8 @@ pub(super) struct TableLog {
     ddls: VecDeque<Arc<DdlEvent>>,
     /// Everything up to here may be gone.
     trimmed: Position,
+    /// Commit ts of the last schema change that is gone.
+    ddls_trimmed: Ts,
 }
 
 struct Segment {
@@ -223,6 +225,19 @@ impl State {
         (ddl.commit_ts <= self.resolved).then(|| Arc::clone(ddl))
     }
 
+    /// Whether no schema change of a table after `after` is gone.
+    ///
+    /// # Errors
+    /// When one is: whoever comes back so late must not skip it.
+    pub(super) fn check_ddls(&self, table: TableId, after: Ts) -> Result<(), Error> {
+        match self.tables.get(&table) {
+            Some(log) if after < log.ddls_trimmed => {
+                Err(Error::OutOfRange { from: after, to: self.resolved })
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
     pub(super) fn scan(&self, table: TableId, from: Position) -> Result<Scan, Error> {
         let Some(log) = self.tables.get(&table) else { return Ok(Scan::End) };
         if from < log.trimmed {
@@ -257,8 +272,8 @@ impl State {
                 dropped.push((chunk.cost(), chunk.data));
             }
         }
-        while log.ddls.front().is_some_and(|ddl| ddl.commit_ts <= checkpoint) {
-            log.ddls.pop_front();
+        while let Some(ddl) = log.ddls.pop_front_if(|ddl| ddl.commit_ts <= checkpoint) {
+            log.ddls_trimmed = ddl.commit_ts;
         }
         for (cost, data) in dropped {
             freed.bytes += cost as u64;

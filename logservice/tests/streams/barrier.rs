@@ -52,6 +52,35 @@ async fn rows_behind_a_schema_change_do_not_take_the_room_that_its_barrier_needs
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_idle_table_advances_and_gets_schema_changes_while_another_one_has_taken_the_whole_window() {
+    let rig = Rig::new(at_once());
+    let mut writer = rig.open(Ts(1));
+    let mut manager = rig.manager(128 << 10);
+    manager.hold = true;
+    for table in 1..=2 {
+        register(&mut writer, table);
+    }
+    manager.subscribe(1, Ts(1));
+    let mut sent = Sent::default();
+    for n in 0..16 {
+        sent.transaction(&mut writer, 100 + n, &[(1, LARGE)]).await;
+    }
+    publish(&mut writer, 200);
+    while manager.held_bytes() < 128 << 10 {
+        assert!(manager.take(PATIENCE).await);
+    }
+    let idle = manager.subscribe(2, Ts(1));
+    sent.wide_ddl(&mut writer, 300, &[2]).await;
+    publish(&mut writer, 400);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while manager.resolved(idle) < Ts(400) {
+        assert!(Instant::now() < deadline, "the idle table stands still at {}", manager.resolved(idle));
+        manager.take(Duration::from_millis(100)).await;
+    }
+    assert_eq!(manager.seen(2), [Seen::Ddl(300)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stream_passes_schema_changes_over_a_link_that_loses_messages() {
     for seed in 1..=3 {
         let rig = Rig::over_network(at_once(), seed);

@@ -3,7 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
 mod barrier;
+mod disk;
+mod reset;
 mod rig;
+mod silence;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

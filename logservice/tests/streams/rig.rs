@@ -38,7 +38,7 @@ struct Running {
     shutdown: CancellationToken,
     network: Option<Network>,
     nodes: (NodeId, NodeId),
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Drop for Running {
@@ -87,7 +87,7 @@ impl Rig {
         tokio::spawn(async move { service.run(stop).await });
         let (task, collector) = Collector::new(center);
         tokio::spawn(task.run(shutdown.clone()));
-        let running = Arc::new(Running { shutdown, network, nodes, _dir: dir });
+        let running = Arc::new(Running { shutdown, network, nodes, dir });
         Self { running, log, collector, changefeed: ChangefeedId::fresh("one") }
     }
 
@@ -99,6 +99,45 @@ impl Rig {
             collector: self.collector.clone(),
             changefeed: ChangefeedId::fresh("other"),
         }
+    }
+
+    /// A further node with dispatchers of the same changefeed.
+    pub(crate) fn other_node(&self, name: &str) -> Self {
+        let center = MessageCenter::new(NodeId::from(name), MessagingConfig::default());
+        self.network().join(&center);
+        let (task, collector) = Collector::new(center);
+        tokio::spawn(task.run(self.running.shutdown.clone()));
+        let running = Arc::clone(&self.running);
+        Self { running, log: self.log.clone(), collector, changefeed: self.changefeed.clone() }
+    }
+
+    fn network(&self) -> &Network {
+        self.running.network.as_ref().unwrap()
+    }
+
+    /// Loses everything between the log and the first node with dispatchers, or nothing any more.
+    pub(crate) fn cut_off(&self, cut: bool) {
+        let (log, dispatchers) = &self.running.nodes;
+        for (from, to) in [(log, dispatchers), (dispatchers, log)] {
+            let faults = Faults { loss: if cut { 1.0 } else { 0.0 }, ..Faults::NONE };
+            self.network().set_link_faults(from, to, faults);
+        }
+    }
+
+    /// The files of the stores.
+    pub(crate) fn segments(&self) -> Vec<std::path::PathBuf> {
+        let (mut found, mut dirs) = (Vec::new(), vec![self.running.dir.path().to_owned()]);
+        while let Some(dir) = dirs.pop() {
+            for entry in std::fs::read_dir(dir).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    dirs.push(path);
+                } else if path.extension().is_some_and(|extension| extension == "seg") {
+                    found.push(path);
+                }
+            }
+        }
+        found
     }
 
     pub(crate) fn open(&self, checkpoint: Ts) -> StoreWriter {
@@ -114,12 +153,12 @@ impl Rig {
     }
 
     pub(crate) fn set_faults(&self, faults: Faults) {
-        self.running.network.as_ref().unwrap().set_faults(faults);
+        self.network().set_faults(faults);
     }
 
     /// Loses every event while `action` runs.
     pub(crate) async fn lose_one_event<F: Future<Output = ()>>(&self, action: impl FnOnce() -> F) {
-        let network = self.running.network.as_ref().unwrap();
+        let network = self.network();
         let (log, dispatchers) = &self.running.nodes;
         network.set_link_faults(log, dispatchers, Faults { loss: 1.0, ..Faults::NONE });
         action().await;
@@ -132,11 +171,14 @@ impl Rig {
             collector: self.collector.clone(),
             changefeed: self.changefeed.clone(),
             service: self.running.nodes.0.clone(),
+            first_id: 1,
             hold: false,
             wait_at_ddls: false,
             held: Vec::new(),
             streams: BTreeMap::new(),
             begins: 0,
+            may_fail: false,
+            failed: Vec::new(),
         }
     }
 }
@@ -173,6 +215,8 @@ pub(crate) struct Manager {
     collector: CollectorHandle,
     changefeed: ChangefeedId,
     service: NodeId,
+    /// First part of its dispatchers' ids.
+    pub(crate) first_id: u64,
     /// Whether credits are kept until [`Manager::free_held`].
     pub(crate) hold: bool,
     /// Whether dispatchers wait at a schema change until [`Manager::pass_ddls`], as at a barrier; else they
@@ -181,12 +225,16 @@ pub(crate) struct Manager {
     held: Vec<(usize, Credit)>,
     streams: BTreeMap<DispatcherId, Stream>,
     begins: usize,
+    /// Whether a stream may fail; else a failure ends the test.
+    pub(crate) may_fail: bool,
+    /// Codes of failures.
+    pub(crate) failed: Vec<String>,
 }
 
 impl Manager {
     pub(crate) fn subscribe(&mut self, table: i64, start_ts: Ts) -> DispatcherId {
         // The same id each time for a table, unless it is in use.
-        let mut id = DispatcherId::new(1, table.cast_unsigned());
+        let mut id = DispatcherId::new(self.first_id, table.cast_unsigned());
         while self.streams.contains_key(&id) {
             id = DispatcherId::new(id.high + 1, id.low);
         }
@@ -292,7 +340,10 @@ impl Manager {
                 stream.at_ddl = Some(ddl.commit_ts);
             }
             DispatcherEvent::Block(BlockEvent::SyncPoint(_)) => {}
-            DispatcherEvent::Failed { code, message } => panic!("{}: {code} {message}", stream.id),
+            DispatcherEvent::Failed { code, message } => {
+                assert!(self.may_fail, "{}: {code} {message}", stream.id);
+                self.failed.push(code);
+            }
         }
         true
     }
@@ -303,6 +354,10 @@ impl Manager {
             assert!(Instant::now() < deadline, "stands still at {}", self.resolved_of_all());
             self.take(Duration::from_millis(100)).await;
         }
+    }
+
+    pub(crate) fn resolved(&self, id: DispatcherId) -> Ts {
+        self.streams[&id].resolved
     }
 
     pub(crate) fn resolved_of_all(&self) -> Ts {
