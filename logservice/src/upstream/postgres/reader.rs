@@ -324,6 +324,7 @@ impl Session {
 struct Link {
     conn: Connection,
     ticker: Interval,
+    last_status: Instant,
     /// Newest position seen.
     received: u64,
     persisted: watch::Receiver<Ts>,
@@ -340,6 +341,7 @@ impl Link {
         Self {
             conn,
             ticker,
+            last_status: Instant::now(),
             received: session.resolved.0,
             persisted: session.persisted.clone(),
             bounds: Arc::clone(&session.bounds),
@@ -350,6 +352,7 @@ impl Link {
 
     /// Tells the server what has been received, and what is persisted and need not be kept.
     async fn send_status(&mut self, ask: bool) -> Result<(), Error> {
+        self.last_status = Instant::now();
         let persisted = self.persisted.borrow_and_update().0.min(self.received);
         // Zero: nothing new is said about what need not be kept.
         let confirmed = self.bounds.lock().confirm(persisted).unwrap_or_default();
@@ -421,6 +424,14 @@ impl Stream<'_> {
                 self.publish();
             }
             if filled {
+                // A server that is always ahead must still hear what is confirmed, and so must who stops this.
+                if self.session.shutdown.is_cancelled() {
+                    return Ok(self.stop().await);
+                }
+                if self.link.last_status.elapsed() >= STATUS_EVERY {
+                    self.link.send_status(false).await?;
+                }
+                tokio::task::coop::consume_budget().await;
                 continue;
             }
             let pause = std::mem::take(&mut busy);
