@@ -29,7 +29,8 @@ pub use copy::CopyWriter;
 pub use writer::StoreWriter;
 
 use crate::Error;
-use segment::{Extent, Pieces};
+pub(crate) use segment::remove_left_overs;
+use segment::{Extent, Pieces, StoreDir};
 use state::{ChunkData, Group, Place, State};
 
 /// Largest chunk: what one scan returns and one message carries.
@@ -41,7 +42,8 @@ const MIN_INDEX: usize = 1 << 20;
 /// Limits of one changefeed's store.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct StoreConfig {
-    /// Directory for segment files; emptied when the store opens.
+    /// Directory below which the store makes one of its own for its files. What earlier stores left there is removed
+    /// when it opens; one that is still open keeps its files.
     pub dir: PathBuf,
     /// Bytes of chunks kept in memory. What must be known about chunks on disk may take as much again.
     pub memory_bytes: usize,
@@ -121,6 +123,7 @@ pub struct StoreStats {
 pub struct Store {
     changefeed: ChangefeedId,
     config: StoreConfig,
+    dir: StoreDir,
     state: Mutex<State>,
     /// Room came back: for the writer.
     room: Notify,
@@ -135,7 +138,7 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    /// Opens an empty store at `start_ts`; what its directory held is removed. `changed` is notified whenever
+    /// Opens an empty store at `start_ts`. `changed` is notified whenever
     /// something becomes visible.
     ///
     /// # Errors
@@ -146,9 +149,9 @@ impl Store {
         start_ts: Ts,
         changed: Arc<Notify>,
     ) -> Result<(Arc<Self>, StoreWriter), Error> {
-        segment::prepare(&config.dir)?;
+        let dir = StoreDir::open(&config.dir)?;
         let state = Mutex::new(State::new(start_ts));
-        let store = Arc::new(Self { changefeed, config, state, room: Notify::new(), changed });
+        let store = Arc::new(Self { changefeed, config, dir, state, room: Notify::new(), changed });
         let writer = StoreWriter::new(Arc::clone(&store));
         Ok((store, writer))
     }
@@ -207,7 +210,8 @@ impl Store {
         from: Position,
         ddls_after: Ts,
     ) -> Result<(Scan, Option<Arc<event::DdlEvent>>), Error> {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
+        state.want(table);
         state.check_ddls(table, ddls_after)?;
         let ddl = state.first_ddl(table, ddls_after);
         let rows = if table == TableId::DDL { Scan::End } else { state.scan(table, from)? };
@@ -257,7 +261,7 @@ impl Store {
     pub fn close(&self) {
         self.state.lock().closed = true;
         self.room.notify_waiters();
-        segment::discard(&self.config.dir);
+        self.dir.discard();
     }
 
     /// Waits until memory and disk are within their limits, moving the oldest chunks to disk.
@@ -319,12 +323,17 @@ impl Store {
 
     async fn write_file(&self, chunks: Vec<Pieces>) -> Result<(u64, Arc<PathBuf>, Vec<Extent>), Error> {
         let id = self.state.lock().next_segment();
-        let path = Arc::new(self.config.dir.join(format!("{id:012}.seg")));
+        let path = Arc::new(self.dir.path.join(format!("{id:012}.seg")));
         let target = Arc::clone(&path);
         let extents = tokio::task::spawn_blocking(move || segment::write(&target, &chunks))
             .await
-            .map_err(|_| Error::Closed { what: "the event store's writer" })??;
-        Ok((id, path, extents))
+            .map_err(|_| Error::Closed { what: "the event store's writer" })?;
+        match extents {
+            Ok(extents) => Ok((id, path, extents)),
+            // Closing removed the directory meanwhile.
+            Err(_) if self.is_closed() => Err(Error::Closed { what: "the event store" }),
+            Err(error) => Err(error),
+        }
     }
 
     /// Waits until the disk has room for `more` bytes of an open transaction that has `own` bytes there. False: it

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use event::{DdlEvent, RowBatch, TableInfo, TxnMark};
-use heartbeatpb::{TableId, Ts, WallTime};
+use heartbeatpb::{InfluencedTables, TableId, Ts, WallTime};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::segment::{Extent, Pieces};
@@ -71,6 +71,7 @@ pub(super) struct Group {
 pub(super) struct TableLog {
     versions: Vec<Arc<TableInfo>>,
     chunks: VecDeque<Chunk>,
+    /// Schema changes that name the table.
     ddls: VecDeque<Arc<DdlEvent>>,
     /// Everything up to here may be gone.
     trimmed: Position,
@@ -91,6 +92,8 @@ pub(super) struct Freed {
 
 pub(super) struct State {
     pub(super) tables: FxHashMap<TableId, TableLog>,
+    /// Schema changes that concern a schema or everything.
+    wide: VecDeque<Arc<DdlEvent>>,
     pub(super) resolved: Ts,
     pub(super) resolved_time: WallTime,
     /// Chunks in memory.
@@ -112,6 +115,7 @@ impl State {
     pub(super) fn new(start_ts: Ts) -> Self {
         Self {
             tables: FxHashMap::default(),
+            wide: VecDeque::new(),
             resolved: start_ts,
             resolved_time: WallTime::default(),
             memory_bytes: 0,
@@ -158,14 +162,20 @@ impl State {
         self.tables.entry(id).or_default().chunks.push_back(chunk);
     }
 
+    /// A schema change goes to those who take part in it and to nobody else: whoever gets it executes it or
+    /// waits for the others.
     pub(super) fn add_ddl(&mut self, ddl: &Arc<DdlEvent>) {
-        let mut tables = vec![TableId::DDL];
-        if ddl.table_id != TableId::DDL {
-            tables.push(ddl.table_id);
-        }
-        if let Some(heartbeatpb::InfluencedTables::Normal(blocked)) = &ddl.blocked {
-            tables.extend(blocked.iter().copied());
-        }
+        let mut tables = match &ddl.blocked {
+            Some(InfluencedTables::Normal(tables)) => tables.clone(),
+            Some(InfluencedTables::Schema(_) | InfluencedTables::All) => {
+                self.wide.push_back(Arc::clone(ddl));
+                self.dirty.extend(self.tables.keys());
+                vec![TableId::DDL]
+            }
+            None if ddl.added.is_empty() => vec![ddl.table_id],
+            // A new table has nobody yet.
+            None => vec![TableId::DDL],
+        };
         tables.sort_unstable();
         tables.dedup();
         for table in tables {
@@ -220,9 +230,50 @@ impl State {
         })
     }
 
+    /// The first schema change after `after` that concerns a table: one that names it, or its schema, or all.
     pub(super) fn first_ddl(&self, table: TableId, after: Ts) -> Option<Arc<DdlEvent>> {
-        let ddl = self.tables.get(&table)?.ddls.iter().find(|ddl| ddl.commit_ts > after)?;
-        (ddl.commit_ts <= self.resolved).then(|| Arc::clone(ddl))
+        let is_later = |ddl: &&Arc<DdlEvent>| ddl.commit_ts > after;
+        let named = self.tables.get(&table).and_then(|log| log.ddls.iter().find(is_later));
+        // The table trigger finds them among those that name it.
+        let is_wide = |ddl: &&Arc<DdlEvent>| table != TableId::DDL && self.reaches(ddl, table);
+        let wide = self.wide.iter().filter(is_later).find(is_wide);
+        let first = named.into_iter().chain(wide).min_by_key(|ddl| ddl.commit_ts)?;
+        (first.commit_ts <= self.resolved).then(|| Arc::clone(first))
+    }
+
+    /// Whether a wide schema change concerns a table. One whose shape nobody has told may be in any schema: its
+    /// dispatcher knows.
+    fn reaches(&self, ddl: &DdlEvent, table: TableId) -> bool {
+        match &ddl.blocked {
+            Some(InfluencedTables::All) => true,
+            Some(InfluencedTables::Schema(schema)) => {
+                self.table_at(table, ddl.commit_ts).is_none_or(|info| info.schema_id == *schema)
+            }
+            Some(InfluencedTables::Normal(_)) | None => false,
+        }
+    }
+
+    /// Somebody reads a table, of which nothing may have been told yet: wide schema changes concern it too.
+    pub(super) fn want(&mut self, table: TableId) {
+        self.tables.entry(table).or_default();
+    }
+
+    /// Forgets wide schema changes that everybody has passed. The table trigger arrives at one only when all who
+    /// take part have passed the one before; so the last of each kind at or before its checkpoint is kept.
+    fn trim_wide(&mut self, checkpoint: Ts) {
+        let mut later: Vec<Option<InfluencedTables>> = Vec::new();
+        let mut keep = VecDeque::new();
+        for ddl in self.wide.drain(..).rev() {
+            let everything = Some(InfluencedTables::All);
+            if later.contains(&ddl.blocked) || later.contains(&everything) {
+                continue;
+            }
+            if ddl.commit_ts <= checkpoint {
+                later.push(ddl.blocked.clone());
+            }
+            keep.push_front(ddl);
+        }
+        self.wide = keep;
     }
 
     /// Whether no schema change of a table after `after` is gone.
@@ -263,6 +314,9 @@ impl State {
 
     pub(super) fn trim(&mut self, table: TableId, checkpoint: Ts, copied: Option<Position>) -> Freed {
         let mut freed = Freed { bytes: 0, files: Vec::new() };
+        if table == TableId::DDL {
+            self.trim_wide(checkpoint);
+        }
         let Some(log) = self.tables.get_mut(&table) else { return freed };
         let until = copied.unwrap_or_default().max(Position::after(checkpoint));
         let mut dropped = Vec::new();

@@ -1,8 +1,8 @@
 //! The store against a plain list of rows.
 
 use super::*;
-use event::{Datum, ReplicaIdentity, RowOp, TupleWriter};
-use heartbeatpb::SchemaId;
+use event::{Datum, DdlEvent, DdlKind, ReplicaIdentity, RowOp, TupleWriter};
+use heartbeatpb::{InfluencedTables, SchemaId};
 use proptest::prelude::*;
 
 fn table(id: i64) -> Arc<TableInfo> {
@@ -360,4 +360,69 @@ fn a_damaged_or_cut_file_is_a_named_error_and_never_rows() {
         let error = Store::load(&chunk).unwrap_err();
         assert!(matches!(error, Error::StoreDamaged { .. }), "{error}");
     }
+}
+
+fn change(commit_ts: u64, blocked: Option<InfluencedTables>) -> DdlEvent {
+    DdlEvent {
+        commit_ts: Ts(commit_ts),
+        start_ts: Ts(commit_ts - 1),
+        commit_time: WallTime(1),
+        kind: DdlKind::Other,
+        schema_id: SchemaId(1),
+        table_id: TableId(7),
+        schema: "public".to_owned(),
+        table: "t7".to_owned(),
+        query: "ALTER TABLE t7".to_owned(),
+        table_info: None,
+        blocked,
+        dropped: None,
+        added: Vec::new(),
+        schema_changes: Vec::new(),
+        not_sync: false,
+        error: None,
+    }
+}
+
+/// Whoever gets a schema change executes it or waits for the others: so it goes to those who take part, the table
+/// trigger only if it does, and everybody at one that concerns everything.
+#[test]
+fn a_schema_change_is_visible_to_those_who_take_part_in_it_and_to_nobody_else() {
+    let (_dir, store, mut writer) = open(1 << 20, 1 << 30);
+    let other = Arc::new(TableInfo { schema_id: SchemaId(2), ..(*table(8)).clone() });
+    writer.register_table(table(7));
+    writer.register_table(other);
+    let (own, everything) = (SchemaId(1), InfluencedTables::All);
+    let changes = [
+        (10, None),
+        (20, Some(InfluencedTables::Normal(vec![TableId(7)]))),
+        (30, Some(InfluencedTables::Normal(vec![TableId::DDL]))),
+        (40, Some(InfluencedTables::Normal(vec![TableId(8), TableId::DDL]))),
+        (50, Some(InfluencedTables::Schema(own))),
+        (60, Some(everything)),
+    ];
+    for (commit_ts, blocked) in changes {
+        block_on(async {
+            writer.begin(Ts(commit_ts - 1));
+            writer.ddl(change(commit_ts, blocked));
+            writer.commit(Ts(commit_ts), WallTime(1)).await.unwrap();
+        });
+    }
+    writer.publish(Ts(70), WallTime(1));
+    let seen = |table: TableId| {
+        let mut after = Ts::ZERO;
+        std::iter::from_fn(|| {
+            let (_, ddl) = store.next(table, Position::after(Ts(70)), after).unwrap();
+            after = ddl?.commit_ts;
+            Some(after.0)
+        })
+        .collect::<Vec<_>>()
+    };
+    assert_eq!(seen(TableId(7)), [10, 20, 50, 60]);
+    assert_eq!(seen(TableId(8)), [40, 60], "of another schema");
+    assert_eq!(seen(TableId::DDL), [30, 40, 50, 60]);
+    // Nothing was told of this table yet; its dispatcher knows its schema.
+    assert_eq!(seen(TableId(9)), [50, 60]);
+    // The trigger has passed everything; a dispatcher that begins again may still need the last change of each kind.
+    store.trim(TableId::DDL, Ts(70), None);
+    assert_eq!(seen(TableId(7)), [10, 20, 60], "who is at the later one has passed the earlier one");
 }
