@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Error;
 use crate::event_service::{EventService, Stores};
-use crate::event_store::{Store, StoreConfig, StoreStats, StoreWriter};
+use crate::event_store::{Store, StoreConfig, StoreStats, StoreWriter, remove_left_overs};
 
 /// Limits of the log side.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -37,9 +37,10 @@ impl std::fmt::Debug for LogService {
 }
 
 impl LogService {
-    /// A log side without stores.
+    /// A log side without stores. What stores of an earlier process left in its directory is removed.
     #[must_use]
     pub fn new(center: MessageCenter, config: LogConfig) -> Self {
+        remove_left_overs(&config.dir);
         Self { config, center, stores: Arc::default() }
     }
 

@@ -79,7 +79,8 @@ impl Pump<'_> {
                 }
                 (None, Scan::End) => None,
             };
-            let head = EventHead { changefeed: gid, dispatcher: id, epoch: stream.epoch, seq: stream.seq + 1 };
+            let head =
+                EventHead { changefeed: gid, dispatcher: id, epoch: stream.epoch, seq: stream.seq + 1 };
             let next_rows = found.as_ref().and_then(|(batch, _)| batch.first_commit_ts()).unwrap_or(Ts::MAX);
             // At one commit ts rows come before a schema change.
             if let Some(ddl) = ddl.as_ref().filter(|ddl| ddl.commit_ts < next_rows) {
@@ -101,13 +102,7 @@ impl Pump<'_> {
         Ok(Pumped::MoreToSend)
     }
 
-    fn send_rows(
-        &self,
-        head: EventHead,
-        stream: &mut Stream,
-        batch: RowBatch,
-        credit: &mut Credit,
-    ) -> bool {
+    fn send_rows(&self, head: EventHead, stream: &mut Stream, batch: RowBatch, credit: &mut Credit) -> bool {
         let (rows, bytes) = (batch.row_count(), batch.bytes() as u64);
         let message = ToEventCollector::Rows { head, batch: SharedBatch(batch) };
         if self.center.send::<EventCollectorTopic>(&stream.node, message).is_err() {

@@ -1,9 +1,10 @@
 //! Segment files: chunks one after the other; the index in memory knows where each begins, and its checksum.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use event::TxnMark;
@@ -19,19 +20,89 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> E
     move |source| Error::StoreIo { action, path, source }
 }
 
-/// Makes an empty directory.
-pub(super) fn prepare(dir: &Path) -> Result<(), Error> {
-    match std::fs::remove_dir_all(dir) {
-        Ok(()) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(failed("empty", dir)(error)),
-    }
-    std::fs::create_dir_all(dir).map_err(failed("create", dir))
+/// File in a store's directory that is locked as long as the store lives.
+const LIVE: &str = "live";
+/// File beside the directories of stores; whoever makes or removes one holds its lock.
+const TURN: &str = "turn";
+
+/// A store's own directory.
+pub(super) struct StoreDir {
+    pub(super) path: PathBuf,
+    /// Its lock tells others that the directory is in use.
+    _live: File,
 }
 
-/// Removes the directory; what cannot be removed now is removed when the store opens again.
-pub(super) fn discard(dir: &Path) {
-    let _ = std::fs::remove_dir_all(dir);
+impl Drop for StoreDir {
+    /// What cannot be removed now is removed when a store opens beside it.
+    fn drop(&mut self) {
+        self.discard();
+    }
+}
+
+impl StoreDir {
+    /// Makes a new directory below `parent`, and removes what earlier stores left there. A name is never used twice
+    /// in a process: what a closed store still writes or removes is not taken for another one's.
+    pub(super) fn open(parent: &Path) -> Result<Self, Error> {
+        static OPENED: AtomicU64 = AtomicU64::new(0);
+        std::fs::create_dir_all(parent).map_err(failed("create", parent))?;
+        let turn_path = parent.join(TURN);
+        let turn = File::create(&turn_path).map_err(failed("create", &turn_path))?;
+        turn.lock().map_err(failed("lock", &turn_path))?;
+        remove_unused(parent).map_err(failed("empty", parent))?;
+        loop {
+            let number = OPENED.fetch_add(1, Ordering::Relaxed);
+            let path = parent.join(format!("{}-{number}", std::process::id()));
+            match std::fs::create_dir(&path) {
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => continue,
+                made => made.map_err(failed("create", &path))?,
+            }
+            let live_path = path.join(LIVE);
+            let live = File::create_new(&live_path).map_err(failed("create", &live_path))?;
+            live.lock().map_err(failed("lock", &live_path))?;
+            return Ok(Self { path, _live: live });
+        }
+    }
+
+    /// Removes the files.
+    pub(super) fn discard(&self) {
+        let _ = std::fs::remove_dir_all(&self.path);
+    }
+}
+
+/// Removes below `dir` what belongs to no live store; says whether nothing is left but the lock.
+fn remove_unused(dir: &Path) -> std::io::Result<bool> {
+    let mut empty = true;
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            match is_live(&path) {
+                true => empty = false,
+                false => std::fs::remove_dir_all(&path)?,
+            }
+        } else if path.file_name().is_some_and(|name| name != TURN) {
+            std::fs::remove_file(&path)?;
+        }
+    }
+    Ok(empty)
+}
+
+fn is_live(dir: &Path) -> bool {
+    let Ok(file) = File::open(dir.join(LIVE)) else { return false };
+    matches!(file.try_lock(), Err(TryLockError::WouldBlock))
+}
+
+/// Removes what stores of any changefeed left below `root`: no store of this process is open yet.
+pub(crate) fn remove_left_overs(root: &Path) {
+    let Ok(entries) = std::fs::read_dir(root) else { return };
+    for dir in entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()) {
+        let removed = remove_unused(&dir).and_then(|empty| match empty {
+            true => std::fs::remove_dir_all(&dir),
+            false => Ok(()),
+        });
+        if let Err(error) = removed {
+            tracing::warn!(path = %dir.display(), %error, "cannot remove what an event store left");
+        }
+    }
 }
 
 /// What becomes one chunk of a file: pieces in their order.
