@@ -109,7 +109,7 @@ impl std::fmt::Debug for DiskChunk {
 /// Sizes, for metrics and diagnosis.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct StoreStats {
-    /// Bytes in memory.
+    /// Bytes in memory, those of the open transaction among them.
     pub memory_bytes: usize,
     /// Bytes in segment files.
     pub disk_bytes: u64,
@@ -250,7 +250,7 @@ impl Store {
     pub fn stats(&self) -> StoreStats {
         let state = self.state.lock();
         StoreStats {
-            memory_bytes: state.memory_bytes,
+            memory_bytes: state.memory_bytes + state.held_bytes,
             disk_bytes: state.disk_bytes,
             tables: state.tables.len(),
             resolved: state.resolved,
@@ -276,7 +276,10 @@ impl Store {
                     return Err(Error::Closed { what: "the event store" });
                 }
                 let index_limit = self.config.memory_bytes.max(MIN_INDEX);
-                if state.memory_bytes <= self.config.memory_bytes && state.index_bytes <= index_limit {
+                // What the writer itself holds cannot be waited for; it takes up to half of the memory from the chunks.
+                let limit = self.config.memory_bytes;
+                let limit = limit - state.held_bytes.min(limit / 2);
+                if state.memory_bytes <= limit && state.index_bytes <= index_limit {
                     return Ok(());
                 }
                 if state.disk_bytes < self.config.disk_bytes && state.index_bytes <= index_limit {

@@ -113,7 +113,81 @@ async fn what_an_earlier_process_left_is_removed() {
     let center = MessageCenter::new(NodeId::from("one"), MessagingConfig::default());
     let config = LogConfig { dir: root.path().to_owned(), memory_bytes: 1 << 20, disk_bytes: 1 << 20 };
     let _log = LogService::new(center, config);
-    assert_eq!(dirs(root.path()), [live.clone()]);
+    assert_eq!(dirs(root.path()), std::slice::from_ref(&live));
     assert_eq!(dirs(&live).len(), 1);
     assert_eq!(read(&store, 1), (300, (10..310).sum()), "a live store keeps its files");
+}
+
+#[tokio::test]
+async fn a_transaction_of_five_million_rows_passes_through_the_default_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let memory = 48 << 20;
+    let (store, mut writer) = open(dir.path(), memory, 4 << 30);
+    writer.register_table(table(1));
+    let rows = 5_000_000;
+    writer.begin(Ts(9));
+    let mut most = 0;
+    for value in 0..rows {
+        put(&mut writer, 1, value);
+        if value % 1000 == 0 {
+            writer.room().await.unwrap();
+            most = most.max(store.stats().memory_bytes);
+        }
+    }
+    writer.commit(Ts(10), WallTime(1)).await.unwrap();
+    writer.publish(Ts(10), WallTime(1));
+    assert!(most > 1 << 20, "an open transaction counts");
+    assert!(most <= memory, "{most} bytes in memory");
+    assert_eq!(read(&store, 1), (rows, (0..rows).sum()));
+    store.trim(TableId(1), Ts(10), None);
+    assert_eq!((store.stats().memory_bytes, store.stats().disk_bytes), (0, 0));
+}
+
+#[tokio::test]
+async fn a_transaction_over_very_many_tables_counts_against_memory_and_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let memory = 4 << 20;
+    let (store, mut writer) = open(dir.path(), memory, 1 << 30);
+    let (tables, rows) = (2_000, 100);
+    for id in 1..=tables {
+        writer.register_table(table(id));
+    }
+    writer.begin(Ts(9));
+    let mut most = 0;
+    for value in 0..rows {
+        for id in 1..=tables {
+            put(&mut writer, id, value);
+        }
+        writer.room().await.unwrap();
+        most = most.max(store.stats().memory_bytes);
+    }
+    assert!(store.stats().disk_bytes > 8 << 20, "{:?}", store.stats());
+    assert!((100_000..=memory).contains(&most), "{most} bytes in memory");
+    writer.commit(Ts(10), WallTime(1)).await.unwrap();
+    writer.publish(Ts(10), WallTime(1));
+    for id in [1, 7, tables] {
+        assert_eq!(read(&store, id), (rows, (0..rows).sum()));
+    }
+}
+
+#[tokio::test]
+async fn a_transaction_over_very_many_tables_that_the_disk_cannot_hold_is_a_named_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_store, mut writer) = open(dir.path(), 1 << 20, 2 << 20);
+    for id in 1..=200 {
+        writer.register_table(table(id));
+    }
+    writer.begin(Ts(9));
+    for value in 0..10_000 {
+        for id in 1..=200 {
+            put(&mut writer, id, value);
+        }
+        let room = tokio::time::timeout(std::time::Duration::from_secs(20), writer.room());
+        if let Err(error) = room.await.expect("it hangs") {
+            assert!(matches!(error, Error::TransactionTooLarge { .. }), "{error}");
+            assert!(error.to_string().contains("event-store.disk-bytes"), "{error}");
+            return;
+        }
+    }
+    panic!("the store took it");
 }

@@ -98,6 +98,8 @@ pub(super) struct State {
     pub(super) resolved_time: WallTime,
     /// Chunks in memory.
     pub(super) memory_bytes: usize,
+    /// What the writer has in memory and has not published.
+    pub(super) held_bytes: usize,
     /// What is kept in memory about chunks on disk.
     pub(super) index_bytes: usize,
     pub(super) disk_bytes: u64,
@@ -119,6 +121,7 @@ impl State {
             resolved: start_ts,
             resolved_time: WallTime::default(),
             memory_bytes: 0,
+            held_bytes: 0,
             index_bytes: 0,
             disk_bytes: 0,
             closed: false,

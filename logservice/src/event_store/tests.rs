@@ -101,7 +101,7 @@ fn a_large_transaction_keeps_memory_bounded_and_comes_back_from_disk() {
             put(&mut writer, TableId(7), n);
             if n % 1000 == 0 {
                 writer.room().await.unwrap();
-                assert!(writer.cut_bytes_for_test() <= (1 << 20) + CHUNK_BYTES);
+                assert!(writer.open_bytes_for_test() <= (1 << 20) + CHUNK_BYTES);
             }
         }
         writer.commit(Ts(10), WallTime(1)).await.unwrap();

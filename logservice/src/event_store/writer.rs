@@ -11,6 +11,10 @@ use super::state::ChunkData;
 use super::{CHUNK_BYTES, CopyWriter, Store};
 use crate::Error;
 
+/// Smaller buffers of an open transaction are made to chunks only when there is no other way: each chunk takes its
+/// place in the index.
+const WORTH_CUTTING: usize = 16 << 10;
+
 /// Writes one image of a row.
 pub(crate) type PutImage<'a> = &'a mut dyn FnMut(&mut BytesMut);
 
@@ -58,8 +62,12 @@ pub struct StoreWriter {
     dirty: Vec<TableId>,
     ddls: Vec<Arc<DdlEvent>>,
     unpublished_bytes: usize,
-    /// Bytes of the open transaction's full chunks in memory.
-    cut_bytes: usize,
+    /// Bytes of the open transaction in memory.
+    open_bytes: usize,
+    /// Bytes of committed transactions that are not published.
+    committed_bytes: usize,
+    /// Chunks of the open transaction.
+    cuts: usize,
     /// Bytes of the open transaction on disk.
     spilled_bytes: u64,
 }
@@ -80,7 +88,9 @@ impl StoreWriter {
             dirty: Vec::new(),
             ddls: Vec::new(),
             unpublished_bytes: 0,
-            cut_bytes: 0,
+            open_bytes: 0,
+            committed_bytes: 0,
+            cuts: 0,
             spilled_bytes: 0,
         }
     }
@@ -99,7 +109,7 @@ impl StoreWriter {
             Some(table) => {
                 if table.txn_rows > 0 {
                     // The open transaction changed the table: what it wrote before keeps the old shape.
-                    self.cut_bytes += table.rows.len() - table.txn_offset;
+                    self.cuts += 1;
                     table.cut();
                 }
                 table.seal();
@@ -137,8 +147,9 @@ impl StoreWriter {
         put_row(&mut open.rows, op, old, new);
         open.txn_rows += 1;
         self.unpublished_bytes += open.rows.len() - before;
+        self.open_bytes += open.rows.len() - before;
         if open.rows.len() - open.txn_offset >= CHUNK_BYTES {
-            self.cut_bytes += open.rows.len() - open.txn_offset;
+            self.cuts += 1;
             open.cut();
         }
         Ok(())
@@ -159,7 +170,8 @@ impl StoreWriter {
     pub async fn commit(&mut self, commit_ts: Ts, commit_time: WallTime) -> Result<(), Error> {
         let Some(txn) = self.txn.take() else { return Ok(()) };
         let start_ts = txn.start_ts;
-        self.cut_bytes = 0;
+        self.committed_bytes += std::mem::take(&mut self.open_bytes);
+        self.cuts = 0;
         self.spilled_bytes = 0;
         for id in self.touched.drain(..) {
             let Some(table) = self.tables.get_mut(&id) else { continue };
@@ -170,6 +182,7 @@ impl StoreWriter {
             }
         }
         self.ddls.extend(txn.ddls.into_iter().map(Arc::new));
+        self.tell_held();
         // Many small published transactions fill the store as one large one does.
         self.store.wait_for_room().await
     }
@@ -177,7 +190,9 @@ impl StoreWriter {
     /// Forgets the open transaction, if any: the connection broke and it will come again.
     pub fn abort(&mut self) {
         self.txn = None;
-        self.cut_bytes = 0;
+        let held = self.open_bytes > 0 || self.cuts > 0;
+        self.open_bytes = 0;
+        self.cuts = 0;
         self.spilled_bytes = 0;
         let mut on_disk = Vec::new();
         for id in self.touched.drain(..) {
@@ -187,7 +202,19 @@ impl StoreWriter {
                 table.forget_txn();
             }
         }
+        if held {
+            self.tell_held();
+        }
         self.store.discard_chunks(on_disk);
+    }
+
+    /// Bytes in memory that the store does not see yet.
+    fn held(&self) -> usize {
+        self.open_bytes + self.committed_bytes + self.cuts * size_of::<Cut>()
+    }
+
+    fn tell_held(&self) {
+        self.store.state.lock().held_bytes = self.held();
     }
 
     /// Bytes that were written since the last publish.
@@ -200,8 +227,10 @@ impl StoreWriter {
     /// must not be smaller than the last commit. Cheap; called when the upstream has nothing more to say for
     /// the moment, and every few milliseconds.
     pub fn publish(&mut self, resolved: Ts, time: WallTime) {
+        self.committed_bytes = 0;
         {
             let mut state = self.store.state.lock();
+            state.held_bytes = self.held();
             for id in self.dirty.drain(..) {
                 let Some(table) = self.tables.get_mut(&id) else { continue };
                 table.seal();
@@ -222,23 +251,44 @@ impl StoreWriter {
     }
 
     #[cfg(test)]
-    pub(super) fn cut_bytes_for_test(&self) -> usize {
-        self.cut_bytes
+    pub(super) fn open_bytes_for_test(&self) -> usize {
+        self.open_bytes
     }
 
     /// Waits while the store is full. For use inside a large transaction.
     ///
     /// # Errors
-    /// When the store was closed or cannot write, or when the open transaction alone is larger than the disk quota.
+    /// When the store was closed or cannot write, or when the open transaction alone is larger than the quotas.
     pub async fn room(&mut self) -> Result<(), Error> {
-        self.store.wait_for_room().await?;
-        if self.cut_bytes > self.store.config.memory_bytes / 4 {
+        self.tell_held();
+        if self.open_bytes > self.store.config.memory_bytes / 4 {
+            self.cut_large();
             self.spill_cut().await?;
+            self.tell_held();
         }
-        Ok(())
+        self.store.wait_for_room().await
     }
 
-    /// Moves the open transaction's full chunks to disk: its commit ts is not known yet, so nobody can read them.
+    /// Makes chunks of the open transaction's rows: of large buffers, and of all when it is many small ones that
+    /// take the memory.
+    fn cut_large(&mut self) {
+        let buffered = |table: &OpenTable| table.rows.len() - table.txn_offset;
+        let tables = self.touched.iter().filter_map(|id| self.tables.get(id));
+        let (mut all, mut large) = (0, 0);
+        for bytes in tables.map(buffered) {
+            all += bytes;
+            large += if bytes >= WORTH_CUTTING { bytes } else { 0 };
+        }
+        let least = if all - large > self.store.config.memory_bytes / 8 { 1 } else { WORTH_CUTTING };
+        for id in &self.touched {
+            if let Some(table) = self.tables.get_mut(id).filter(|table| buffered(table) >= least) {
+                self.cuts += 1;
+                table.cut();
+            }
+        }
+    }
+
+    /// Moves the open transaction's chunks to disk: its commit ts is not known yet, so nobody can read them.
     async fn spill_cut(&mut self) -> Result<(), Error> {
         let mut chunks = Vec::new();
         for id in &self.touched {
@@ -248,20 +298,22 @@ impl StoreWriter {
                 ChunkData::Disk(_) => None,
             }));
         }
-        let bytes = chunks.iter().map(|chunk| chunk.len() as u64).sum();
-        if !self.store.wait_for_disk(self.spilled_bytes, bytes).await? {
-            // It does not fit the disk; as long as it fits the memory, that is no matter.
-            let (held, limits) = (self.cut_bytes, &self.store.config);
-            return match held > limits.memory_bytes {
+        let bytes: usize = chunks.iter().map(bytes::Bytes::len).sum();
+        let limits = &self.store.config;
+        let fits = self.store.wait_for_disk(self.spilled_bytes, bytes as u64).await?;
+        if !fits || self.cuts * size_of::<Cut>() > limits.memory_bytes {
+            // As long as it fits the memory, it is no matter that the disk is too small.
+            return match self.held() > limits.memory_bytes {
                 true => Err(Error::TransactionTooLarge {
-                    bytes: self.spilled_bytes + held as u64,
+                    bytes: self.spilled_bytes + self.open_bytes as u64,
                     quota: limits.disk_bytes,
                 }),
                 false => Ok(()),
             };
         }
         let mut places = self.store.write_segment(chunks).await?.into_iter();
-        self.spilled_bytes += bytes;
+        self.spilled_bytes += bytes as u64;
+        self.open_bytes -= bytes;
         for id in &self.touched {
             let Some(table) = self.tables.get_mut(id) else { continue };
             for cut in &mut table.cut {
@@ -272,7 +324,6 @@ impl StoreWriter {
                 }
             }
         }
-        self.cut_bytes = 0;
         Ok(())
     }
 
