@@ -8,5 +8,7 @@ mod drain;
 mod histories;
 #[path = "core/placement.rs"]
 mod placement;
+#[path = "core/walk.rs"]
+mod walk;
 #[path = "core/world.rs"]
 mod world;

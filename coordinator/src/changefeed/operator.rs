@@ -118,6 +118,16 @@ impl Operator {
         }
     }
 
+    /// Whether it tells this very maintainer to stop.
+    #[must_use]
+    pub fn stops(&self, on: &NodeId, of: Option<MaintainerEpoch>) -> bool {
+        match self {
+            Self::Move { origin: node, origin_epoch: epoch, phase: MovePhase::Removing, .. }
+            | Self::Stop { node, epoch, .. } => node == on && *epoch == of,
+            Self::Move { phase: MovePhase::Adding, .. } | Self::Add { .. } => false,
+        }
+    }
+
     /// The maintainer that still runs although a larger epoch is stored already.
     #[must_use]
     pub fn outgoing(&self) -> Option<(&NodeId, Option<MaintainerEpoch>)> {

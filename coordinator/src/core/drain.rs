@@ -15,6 +15,8 @@ use crate::error::Error;
 
 /// A document that could not be stored is tried again after this time.
 const RETRY: Duration = Duration::from_secs(1);
+/// A maintainer that should not be on the node was reported within this time: three heartbeats.
+const LATE: Duration = Duration::from_secs(3);
 
 /// How far the drain of a node is.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -194,7 +196,11 @@ impl Core {
         let session = self.drain.session()?;
         let target = &session.target;
         let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
-        let maintainers = self.feeds.values().filter(|feed| feed.changefeed.node() == Some(target)).count();
+        let late = |at: Option<&Instant>| at.is_some_and(|at| now.duration_since(*at) < LATE);
+        let holds =
+            |feed: &&Feed| feed.changefeed.node() == Some(target) || late(feed.stale_told.get(target));
+        let unknown = self.unknown_told.iter().filter(|((_, node), at)| node == target && late(Some(at)));
+        let maintainers = self.feeds.values().filter(holds).count() + unknown.count();
         let (dispatchers, moves) = session.reported();
         let record = self.nodes.get(target);
         let state = record.map_or(NodeState::Unknown, |record| record.state(now));

@@ -23,9 +23,10 @@ impl Core {
         };
         let bound = feed.changefeed.node() == Some(from);
         if !bound || !epoch_matches(status.epoch, feed.changefeed.info.epoch, tolerate) {
-            // During a change of placement the old maintainer's reports concern the operator alone.
-            let idle = feed.slot.is_none() && feed.writing.is_none();
-            if idle && status.state == ComponentState::Working {
+            // The operator tells the maintainer that it stops. Any other is in its way: a node that runs one takes
+            // neither a start nor the stop of another.
+            let told = feed.slot.as_ref().is_some_and(|slot| slot.operator.stops(from, status.epoch));
+            if !told && status.state == ComponentState::Working {
                 self.refuse_stale(from, id, status.epoch, now);
             } else {
                 tracing::debug!(changefeed = %id, node = %from, epoch = ?status.epoch, "report of another maintainer dropped");
@@ -33,7 +34,10 @@ impl Core {
             return;
         }
         let change = feed.changefeed.on_status(status, now);
-        if let (Some(progress), Some(session)) = (&status.drain, self.drain.active_mut()) {
+        // Before its bootstrap a maintainer does not know its dispatchers: what it counts is no proof.
+        if let (Some(progress), Some(session), true) =
+            (&status.drain, self.drain.active_mut(), status.bootstrap_done)
+        {
             session.on_report(id, status.epoch, progress);
         }
         let gone = matches!(status.state, ComponentState::Stopped | ComponentState::Removed);

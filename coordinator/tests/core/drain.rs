@@ -553,6 +553,25 @@ fn several_nodes_that_leave_share_the_moves_and_others_do_not_take_them() {
 }
 
 #[test]
+fn what_a_maintainer_counts_before_its_bootstrap_is_no_proof() {
+    let mut w = draining();
+    w.beat("n1", MaintainerStatus { bootstrap_done: false, ..reporting(working("a", 5, 100), 1001, 0, 0) });
+    assert_eq!(w.view().pending, 2);
+}
+
+#[test]
+fn a_maintainer_that_should_not_be_on_the_node_holds_the_drain() {
+    let mut w = emptied();
+    w.node("n2", Stopping, "n2", 1001);
+    w.beat("n2", working("b", 5, 100));
+    assert_eq!(w.view().remaining, 1);
+    w.beat("n2", working("zzz", 5, 100));
+    assert_eq!(w.view().remaining, 2);
+    w.tick(3000);
+    assert_eq!(w.view().remaining, 0);
+}
+
+#[test]
 fn a_node_that_fell_silent_is_not_proven_empty() {
     let mut w = emptied();
     w.node("n2", Stopping, "n2", 1001);

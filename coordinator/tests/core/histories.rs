@@ -27,7 +27,9 @@ fn a_stored_changefeed_is_placed_under_a_durable_larger_epoch_and_repeated_until
     assert_eq!(w.table(), "a normal Scheduling n1 saved=100");
     w.beat("n1", working("a", 6, 100));
     assert_eq!(w.table(), "a normal Replicating n1 saved=100");
-    w.expect(&expect!["n1: Checkpoint a 100"]);
+    w.expect(&expect![[r#"
+        n1: Remove a epoch 5 cascade
+        n1: Checkpoint a 100"#]]);
     w.tick(500);
     w.expect(&expect![""]);
 }

@@ -244,3 +244,19 @@ fn balancing_ends_when_nothing_may_move() {
     w.log.retain(|line| line.contains("bump"));
     w.expect(&expect![""]);
 }
+
+#[test]
+fn a_maintainer_in_the_way_of_a_start_or_a_stop_is_told_to_go() {
+    let mut w = World::started(vec![doc("a", NORMAL, 5, Progress::None)], &[("n1", vec![])]);
+    w.log.clear();
+    w.beat("n1", working("a", 4, 100));
+    w.expect(&expect!["n1: Remove a epoch 4 cascade"]);
+    w.pause("a");
+    w.log.clear();
+    w.beat("n1", working("a", 6, 100));
+    w.expect(&expect![""]);
+    w.tick(1000);
+    w.log.clear();
+    w.beat("n1", working("a", 4, 100));
+    w.expect(&expect!["n1: Remove a epoch 4 cascade"]);
+}

@@ -270,17 +270,24 @@ impl World {
             Write::State { state, error } => {
                 stored.info.state = *state;
                 stored.info.error.clone_from(error);
+                let ends = if state.should_run() { Progress::None } else { Progress::Stopping };
+                set_progress(stored, ends);
             }
-            Write::Pause { .. } => stored.info.state = ChangefeedState::Stopped,
+            Write::Pause { .. } => {
+                stored.info.state = ChangefeedState::Stopped;
+                set_progress(stored, Progress::Stopping);
+            }
             Write::Resume { overwrite, .. } => {
                 bump(stored);
                 stored.info.state = ChangefeedState::Normal;
                 stored.info.error = None;
+                stored.status.progress = Progress::None;
                 stored.status.checkpoint_ts = overwrite.unwrap_or(stored.status.checkpoint_ts);
             }
             Write::Update { info, .. } => stored.info.sink_uri.clone_from(&info.sink_uri),
             Write::Removing { .. } => stored.status.progress = Progress::Removing,
-            Write::Create { .. } | Write::StopDone | Write::DropRetention { .. } | Write::Delete => {}
+            Write::StopDone => set_progress(stored, Progress::None),
+            Write::Create { .. } | Write::DropRetention { .. } | Write::Delete => {}
         }
         Ok(Some(stored.clone()))
     }
@@ -298,6 +305,13 @@ impl World {
             format!("{} {state} {:?} {node} saved={}", view.info.id.name, view.group, view.saved_checkpoint)
         };
         self.core.views(None, self.now).iter().map(shown).collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// An intent to remove is taken back by nothing.
+fn set_progress(stored: &mut Stored, progress: Progress) {
+    if stored.status.progress != Progress::Removing {
+        stored.status.progress = progress;
     }
 }
 
