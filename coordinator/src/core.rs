@@ -310,9 +310,17 @@ impl Core {
 
     fn on_node_removed(&mut self, gone: &NodeId, now: Instant) {
         let me = self.me.clone();
-        let (mut ended, mut handed_over) = (Vec::new(), Vec::new());
+        let (mut ended, mut handed_over, mut strays) = (Vec::new(), Vec::new(), Vec::new());
         for (id, feed) in &mut self.feeds {
-            feed.stale_told.remove(gone);
+            let stops = feed.slot.as_ref().is_some_and(|slot| matches!(slot.operator, Operator::Stop { .. }));
+            if stops && feed.replicates_on(gone) {
+                // The stop is that of a stale maintainer elsewhere; the current one is gone.
+                feed.changefeed.mark_absent();
+            }
+            let stray = feed.stale_told.remove(gone).is_some();
+            if stray && feed.is_idle() && feed.changefeed.group() == Group::Stopped {
+                strays.push((id.clone(), feed.changefeed.info.epoch));
+            }
             match feed.slot.as_mut().map(|slot| (slot.operator.on_node_removed(gone, &me), slot)) {
                 None if feed.changefeed.node() == Some(gone) => feed.changefeed.mark_absent(),
                 None | Some((NodeLoss::Unaffected, _)) => {}
@@ -329,6 +337,10 @@ impl Core {
         }
         for id in handed_over {
             self.hand_over(&id, now);
+        }
+        for (id, epoch) in strays {
+            // A maintainer that a late command brought back is gone with its node; what it had elsewhere is not.
+            self.stop(&id, None, false, epoch, now);
         }
         self.resend_due(now);
     }

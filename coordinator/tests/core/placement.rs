@@ -260,3 +260,28 @@ fn a_maintainer_in_the_way_of_a_start_or_a_stop_is_told_to_go() {
     w.beat("n1", working("a", 4, 100));
     w.expect(&expect!["n1: Remove a epoch 4 cascade"]);
 }
+
+#[test]
+fn what_a_maintainer_that_came_back_left_on_other_nodes_is_closed() {
+    let disk = vec![doc("a", ChangefeedState::Stopped, 5, Progress::None)];
+    let mut w = World::started(disk, &[("n1", vec![]), ("n2", vec![])]);
+    w.beat("n2", working("a", 5, 100));
+    w.nodes(&["n1"]);
+    w.expect(&expect![[r#"
+        n2: Remove a epoch 5 cascade
+        n1: Remove a epoch 5 cascade"#]]);
+}
+
+#[test]
+fn the_loss_of_the_owner_is_seen_while_a_stale_maintainer_is_being_stopped() {
+    let disk = vec![doc("a", NORMAL, 5, Progress::None)];
+    let (owner, stale) = (working("a", 5, 100), working("a", 4, 100));
+    let mut w = World::started(disk, &[("n1", vec![]), ("n2", vec![owner]), ("n3", vec![stale])]);
+    w.log.clear();
+    w.nodes(&["n1", "n3"]);
+    w.beat("n3", stopped("a", 4));
+    w.expect(&expect![[r#"
+        wrote stop done
+        wrote bump for n1
+        n1: Add a epoch 6 at 100"#]]);
+}
