@@ -1,7 +1,8 @@
 //! The event service: per dispatcher a stream of rows, schema changes and resolved positions, in order.
 //!
-//! One task per node. It wakes when a store publishes, when a collector asks or frees room, and on a slow
-//! timer for repetition; it never polls. What it may send is bounded by the receiver's credit.
+//! One task per node. It wakes when a store publishes, when a collector asks or frees room, when a read from disk
+//! ends, and on a slow timer for repetition; it never polls and never waits for a disk. The rows that it may send are
+//! bounded by the receiver's credit.
 
 mod credit;
 mod feed;

@@ -11,6 +11,9 @@
 //! - **LS-3** A lost, repeated or reordered event is noticed by epoch and sequence, and repaired by a reset.
 //! - **LS-4** Memory and disk are bounded; a full store stops the reader, it never drops.
 //! - **LS-5** The upstream is told only persisted checkpoints.
+//! - **LS-6** Behind a schema change a dispatcher gets nothing, neither rows nor a resolved ts, before it has told
+//!   a checkpoint at or after the change: at a barrier nobody holds room that another one needs to come to it.
+//! - **LS-7** A stream waits for its own rows' room, disk and dispatcher, never for another one's.
 
 mod collector;
 mod error;
