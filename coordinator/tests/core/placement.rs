@@ -229,7 +229,6 @@ fn nodes_that_join_get_their_share_and_what_a_lost_node_had_runs_on_the_rest() {
 }
 
 #[test]
-// behaviour: coordinator-SC-10
 fn balancing_ends_when_nothing_may_move() {
     let disk: Vec<_> =
         ["a", "b"].iter().map(|name| doc(name, ChangefeedState::Stopped, 5, Progress::None)).collect();

@@ -562,7 +562,6 @@ impl Walk {
 }
 
 #[test]
-// behaviour: coordinator-CO-4
 fn one_owner_durable_epochs_honest_drains_and_everything_placed_in_the_end() {
     let seeds = match std::env::var("COORDINATOR_SEED") {
         Ok(seed) => vec![seed.parse().unwrap()],
