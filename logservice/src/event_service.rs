@@ -59,6 +59,8 @@ pub(crate) struct EventService {
     /// By changefeed and receiving node. They outlive a feed: the receiver counts on.
     credits: BTreeMap<(Gid, NodeId), Credit>,
     reads: Reads,
+    /// When silent dispatchers were looked for last.
+    looked: Instant,
     metrics: metrics::ServiceMetrics,
 }
 
@@ -70,6 +72,7 @@ impl EventService {
             feeds: BTreeMap::new(),
             credits: BTreeMap::new(),
             reads: Reads::default(),
+            looked: Instant::now(),
             metrics: metrics::ServiceMetrics::new(),
         }
     }
@@ -189,7 +192,15 @@ impl EventService {
 
     /// Forgets dispatchers and receivers that say nothing any more.
     fn forget_silent(&mut self) {
-        let Some(since) = Instant::now().checked_sub(SILENT) else { return };
+        let now = Instant::now();
+        let pause = now.duration_since(std::mem::replace(&mut self.looked, now));
+        if pause > SILENT / 6 {
+            // It is this process that stood still; what the others said meanwhile is waiting to be read.
+            let streams = self.feeds.values_mut().flat_map(|feed| feed.streams.values_mut());
+            streams.for_each(|stream| stream.heard = now);
+            return;
+        }
+        let Some(since) = now.checked_sub(SILENT) else { return };
         for (gid, feed) in &mut self.feeds {
             let silent = feed.streams.iter().filter(|(_, stream)| stream.heard <= since);
             for id in silent.map(|(id, _)| *id).collect::<Vec<_>>() {

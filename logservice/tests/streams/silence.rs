@@ -102,3 +102,23 @@ async fn a_schema_change_that_was_forgotten_is_not_skipped_by_whoever_comes_back
     assert_eq!(gone.failed, ["CDC:ErrEventStoreOutOfRange"]);
     assert_eq!(gone.resolved_of_all(), Ts(5), "nothing is promised beyond the change");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_stood_still_itself_forgets_nobody() {
+    let rig = Rig::over_network(small(), 4);
+    let mut writer = rig.open(Ts(1));
+    let other = rig.other_node("other");
+    let (mut manager, mut idle) = (rig.manager(64 << 20), other.manager(64 << 20));
+    register(&mut writer, 1);
+    manager.subscribe(1, Ts(1));
+    publish(&mut writer, 10);
+    manager.until_resolved(10, PATIENCE).await;
+    let begins = manager.begins();
+    for _ in 0..3 {
+        tokio::time::advance(Duration::from_secs(200)).await;
+        go_on(5, &mut manager, &mut idle).await;
+    }
+    publish(&mut writer, 20);
+    manager.until_resolved(20, PATIENCE).await;
+    assert_eq!(manager.begins(), begins);
+}
