@@ -147,7 +147,7 @@ impl PostgresSink {
 /// Executes a DDL once: the transaction that runs it also notes that it ran.
 async fn run_ddl(connection: &Connection, shared: &Shared, ddl: &DdlEvent) -> Result<(), Failure> {
     let (client, own, feed) = (&connection.client, &shared.config.own_schema, &shared.gid);
-    let doing = || format!("executing a DDL of {}", sql::qualified(&ddl.schema, &ddl.table));
+    let doing = || format!("executing {} of {}", statement(ddl.kind), sql::qualified(&ddl.schema, &ddl.table));
     // Waits for an attempt whose connection was lost while the server went on with it.
     let lock = "SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended($1, $2))";
     client.batch_execute("BEGIN").await.map_err(|e| classify(e, &doing()))?;
@@ -175,6 +175,19 @@ async fn run_ddl(connection: &Connection, shared: &Shared, ddl: &DdlEvent) -> Re
     }
     progress::set_last_ddl(client, own, feed, ddl.table_id, ddl.commit_ts).await?;
     client.batch_execute("COMMIT").await.map_err(|e| classify(e, &doing()))
+}
+
+/// What a statement is, for people. Its text may hold values, such as those of a default.
+const fn statement(kind: DdlKind) -> &'static str {
+    match kind {
+        DdlKind::CreateSchema => "a CREATE SCHEMA",
+        DdlKind::DropSchema => "a DROP SCHEMA",
+        DdlKind::CreateTable => "a CREATE TABLE",
+        DdlKind::DropTable => "a DROP TABLE",
+        DdlKind::RenameTable => "a rename",
+        DdlKind::AlterTable => "an ALTER TABLE",
+        DdlKind::Other | _ => "a DDL",
+    }
 }
 
 /// Whether the failure says that the target already is as the DDL would make it.
