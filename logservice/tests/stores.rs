@@ -191,3 +191,23 @@ async fn a_transaction_over_very_many_tables_that_the_disk_cannot_hold_is_a_name
     }
     panic!("the store took it");
 }
+
+#[tokio::test]
+async fn what_was_committed_and_not_published_makes_no_transaction_too_large() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, mut writer) = open(dir.path(), 1 << 20, 0);
+    writer.register_table(table(1));
+    let rows = 10_000;
+    for commit_ts in [10, 20] {
+        writer.begin(Ts(commit_ts - 1));
+        for value in 0..rows {
+            put(&mut writer, 1, value);
+            if value % 1000 == 0 {
+                writer.room().await.unwrap();
+            }
+        }
+        writer.commit(Ts(commit_ts), WallTime(1)).await.unwrap();
+    }
+    writer.publish(Ts(20), WallTime(1));
+    assert_eq!(read(&store, 1), (2 * rows, 2 * (0..rows).sum::<u64>()));
+}

@@ -303,7 +303,8 @@ impl StoreWriter {
         let fits = self.store.wait_for_disk(self.spilled_bytes, bytes as u64).await?;
         if !fits || self.cuts * size_of::<Cut>() > limits.memory_bytes {
             // As long as it fits the memory, it is no matter that the disk is too small.
-            return match self.held() > limits.memory_bytes {
+            let own = self.open_bytes + self.cuts * size_of::<Cut>();
+            return match own > limits.memory_bytes {
                 true => Err(Error::TransactionTooLarge {
                     bytes: self.spilled_bytes + self.open_bytes as u64,
                     quota: limits.disk_bytes,
