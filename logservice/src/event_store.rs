@@ -175,10 +175,12 @@ impl Store {
         self.state.lock().time_of(ts)
     }
 
-    /// Shape of a table at `ts`: the newest one that is valid there.
+    /// Shape of a table at `ts`: the newest one that is valid there. `None` where nobody knows: the table was not
+    /// told yet, or the log has not come to `ts`, so that a schema change may be missing.
     #[must_use]
     pub fn table_at(&self, table: TableId, ts: Ts) -> Option<Arc<TableInfo>> {
-        self.state.lock().table_at(table, ts)
+        let state = self.state.lock();
+        if ts > state.resolved { None } else { state.table_at(table, ts) }
     }
 
     /// Tables with newly visible rows since the last call, and the resolved ts at the same moment.

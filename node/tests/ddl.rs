@@ -10,7 +10,7 @@ use heartbeatpb::Ts;
 use heartbeatpb::config::ReplicaConfig;
 use logservice::upstream::generator::expected_state;
 use serde_json::{Value, json};
-use testkit::{Api, Millrace, PgServer};
+use testkit::{Api, Millrace, PgServer, Random};
 
 /// How long a state may take to come: the machines that run this are busy.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -120,6 +120,32 @@ async fn changes_of_a_table_are_executed_once_between_its_rows() {
     let (mut millrace, api) = server(dir.path()).await;
     let uri = from(0);
     api.create("f", &uri, &target.uri(TARGET), &json!({})).await.unwrap();
+    until("the checkpoint reaches the end", &api, &millrace, |feed| checkpoint(feed) >= end().0).await;
+    check_database(&target, &uri).await;
+    millrace.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_is_killed_at_schema_changes_executes_none_twice() {
+    let target = target().await;
+    target.sql(TARGET, NOTES).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (mut millrace, api) = server(dir.path()).await;
+    let uri = from(400);
+    api.create("f", &uri, &target.uri(TARGET), &json!({})).await.unwrap();
+    let mut random = Random::new(7, 0);
+    let client = target.client(TARGET).await.unwrap();
+    for round in 1..=4 {
+        // Somewhere behind a few more changes: the checkpoint is behind what was executed.
+        let wanted = round * 7;
+        let deadline = Instant::now() + PATIENCE;
+        while client.query_one("SELECT count(*) FROM notes", &[]).await.unwrap().get::<_, i64>(0) < wanted {
+            assert!(Instant::now() < deadline, "stands still\n{}", millrace.log_tail(40));
+            tokio::time::sleep(Duration::from_millis(random.between(1, 20))).await;
+        }
+        millrace.kill().unwrap();
+        millrace.start().await.unwrap();
+    }
     until("the checkpoint reaches the end", &api, &millrace, |feed| checkpoint(feed) >= end().0).await;
     check_database(&target, &uri).await;
     millrace.stop().await.unwrap();

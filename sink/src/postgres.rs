@@ -147,7 +147,8 @@ impl PostgresSink {
 /// Executes a DDL once: the transaction that runs it also notes that it ran.
 async fn run_ddl(connection: &Connection, shared: &Shared, ddl: &DdlEvent) -> Result<(), Failure> {
     let (client, own, feed) = (&connection.client, &shared.config.own_schema, &shared.gid);
-    let doing = || format!("executing {} of {}", statement(ddl.kind), sql::qualified(&ddl.schema, &ddl.table));
+    let doing =
+        || format!("executing {} of {}", statement(ddl.kind), sql::qualified(&ddl.schema, &ddl.table));
     // Waits for an attempt whose connection was lost while the server went on with it.
     let lock = "SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended($1, $2))";
     client.batch_execute("BEGIN").await.map_err(|e| classify(e, &doing()))?;
@@ -246,23 +247,30 @@ impl Sink for PostgresSink {
         table: TableId,
         start_ts: Ts,
     ) -> Result<TableStart, Error> {
-        let start = TableStart { start_ts, skip_dml_at_start: false };
         if table == TableId::DDL {
-            return Ok(start);
+            return Ok(TableStart { start_ts, skip_dml_at_start: false });
         }
         self.admit(dispatcher, table)?;
         let shared = &self.shared;
         let read = with_control!(self, connection => {
-            progress::load(&connection.client, &shared.config, &shared.gid, table).await
+            let read = progress::load(&connection.client, &shared.config, &shared.gid, table).await;
+            let own = &shared.config.own_schema;
+            let last = progress::last_ddl(&connection.client, own, &shared.gid, table).await;
+            read.and_then(|read| Ok((read, last?)))
         });
         match read {
-            Ok(read) => shared.learn(table, &read),
+            Ok((read, last_ddl)) => {
+                shared.learn(table, &read);
+                // Every row before the table's last DDL was flushed before it ran, and had a shape that the target
+                // does not have any more.
+                let start_ts = last_ddl.map_or(start_ts, |last| last.max(start_ts));
+                Ok(TableStart { start_ts, skip_dml_at_start: false })
+            }
             Err(error) => {
                 self.close_dispatcher(dispatcher);
-                return Err(error);
+                Err(error)
             }
         }
-        Ok(start)
     }
 
     async fn open_table(&self, _dispatcher: DispatcherId, table: &TableInfo) -> Result<(), Error> {
