@@ -314,6 +314,7 @@ impl Collector {
         else {
             return tell_removed(&self.center, from, feed.id.clone(), head.dispatcher);
         };
+        let before = stream.check;
         let verdict = event.check(&mut stream.check, head);
         if let Arrival::Ddl(ddl) = &event
             && verdict != Verdict::Reset
@@ -334,6 +335,8 @@ impl Collector {
                         self.late = true;
                     }
                     Err(TrySendError::Full(_)) => {
+                        // It was not delivered: when it comes again, it is not old.
+                        stream.check = before;
                         stream.begin_again();
                         stream.overflowed = true;
                     }

@@ -112,3 +112,34 @@ async fn a_stream_passes_schema_changes_over_a_link_that_loses_messages() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schema_change_that_finds_no_place_in_the_managers_queue_comes_again() {
+    let rig = Rig::new(at_once());
+    let mut writer = rig.open(Ts(1));
+    let mut manager = rig.manager(64 << 20);
+    for table in 1..=2 {
+        register(&mut writer, table);
+        manager.subscribe(table, Ts(1));
+    }
+    publish(&mut writer, 9);
+    manager.until_resolved(9, PATIENCE).await;
+    // More events of table 1 than may wait for a manager, then one of table 2.
+    let mut sent = Sent::default();
+    for commit_ts in 10..70_010 {
+        sent.transaction(&mut writer, commit_ts, &[(1, 1)]).await;
+        publish(&mut writer, commit_ts);
+        if commit_ts % 64 == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    sent.wide_ddl(&mut writer, 80_000, &[2]).await;
+    publish(&mut writer, 80_000);
+    let idle = Instant::now() + Duration::from_secs(2);
+    while Instant::now() < idle {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    manager.until_resolved(80_000, PATIENCE).await;
+    assert_eq!(manager.seen(2), [Seen::Ddl(80_000)]);
+    assert!(manager.rows(1) == sent.rows(1));
+}
