@@ -70,8 +70,13 @@ pub(super) fn plan(input: &Input<'_>, ids: &mut IdSource) -> Result<Plan, &'stat
     for (node, span) in reported.values() {
         by_table.entry(span.span.table).or_default().push((node, span));
     }
+    let mut restored: BTreeMap<TableId, BTreeSet<DispatcherId>> = BTreeMap::new();
+    for (id, span) in &plan.spans {
+        restored.entry(span.span.table).or_default().insert(*id);
+    }
     for table in wanted.values() {
-        plan.cover(table, by_table.remove(&table.id).unwrap_or_default(), input, ids);
+        let spans = by_table.remove(&table.id).unwrap_or_default();
+        plan.cover(table, spans, restored.remove(&table.id).unwrap_or_default(), input, ids);
     }
     for (table, spans) in by_table {
         // Their nodes are told to remove them when they next report that they work.
@@ -176,11 +181,12 @@ impl Plan {
         }
     }
 
-    /// Makes every key of a table somebody's.
+    /// Makes every key of a table somebody's. `spans`: those of the table that are planned already.
     fn cover(
         &mut self,
         table: &SourceTable,
         mut reported: Vec<(&NodeId, &BootstrapTableSpan)>,
+        mut spans: BTreeSet<DispatcherId>,
         input: &Input<'_>,
         ids: &mut IdSource,
     ) {
@@ -188,9 +194,10 @@ impl Plan {
         self.reject_overlaps(&mut reported);
         for (node, span) in &reported {
             self.spans.entry(span.id).or_insert_with(|| replica(span, Some(table), node));
+            spans.insert(span.id);
         }
-        let known: Vec<&TableSpan> =
-            self.spans.values().map(|span| &span.span).filter(|range| range.table == table.id).collect();
+        let known = spans.iter().filter_map(|id| self.spans.get(id)).map(|span| &span.span);
+        let known: Vec<&TableSpan> = known.filter(|range| range.table == table.id).collect();
         for range in holes(table.id, known) {
             let id = ids();
             let mut span = SpanReplica::absent(id, table.schema_id, range, input.start);
