@@ -236,7 +236,8 @@ impl PgServer {
     pub fn kill(&self) -> Result<()> {
         let pid_file = fs::read_to_string(self.data().join("postmaster.pid"))?;
         let pid = pid_file.lines().next().context("postmaster.pid is empty")?.trim();
-        run(as_postgres("kill").args(["-KILL", pid]))
+        // The shell's own: a small system has no program of that name.
+        run(as_postgres("sh").args(["-c", "kill -KILL \"$0\"", pid]))
     }
 
     /// Changes a parameter that a reload applies.

@@ -224,7 +224,7 @@ impl Millrace {
         self.still_running()?;
         self.peak_bytes = self.peak_bytes();
         let Some(mut child) = self.child.take() else { return Ok(()) };
-        let asked = Command::new("kill").args(["-TERM", &child.id().to_string()]).status()?;
+        let asked = Command::new("sh").args(["-c", "kill -TERM \"$0\"", &child.id().to_string()]).status()?;
         let deadline = Instant::now() + PATIENCE;
         while asked.success() && Instant::now() < deadline {
             if let Some(status) = child.try_wait()? {

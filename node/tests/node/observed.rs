@@ -358,7 +358,8 @@ async fn the_log_of_a_process_at_its_loudest_has_neither_passwords_nor_values() 
     ];
     told.push(client.get("/api/v2/changefeeds?state=all").await.unwrap().to_string());
     told.push(client.get("/api/v2/changefeeds/f/progress").await.unwrap().to_string());
-    std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    let pid = child.id().to_string();
+    std::process::Command::new("sh").args(["-c", "kill -TERM \"$0\"", &pid]).status().unwrap();
     let ended = tokio::task::spawn_blocking(move || child.wait()).await.unwrap().unwrap();
     assert!(ended.success());
     told.push(std::fs::read_to_string(&log).unwrap());
