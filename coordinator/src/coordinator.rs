@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use async_trait::async_trait;
 use heartbeatpb::config::ChangefeedInfo;
@@ -142,13 +142,13 @@ impl Coordinator {
             let actions = tokio::select! {
                 biased; // shutdown first; timers before queues, or a busy inbox starves repetition
                 () = shutdown.cancelled() => break Ok(()),
-                _ = tick.tick() => self.core.on_tick(Instant::now()),
+                _ = tick.tick() => self.core.on_tick(now()),
                 _ = publish.tick() => { self.publish(); continue; }
                 changed = members.changed(), if open => {
                     // When nobody maintains the set any more it stays as it was.
                     open = changed.is_ok();
                     let alive: BTreeSet<NodeId> = members.borrow_and_update().keys().cloned().collect();
-                    self.core.on_nodes(alive, Instant::now())
+                    self.core.on_nodes(alive, now())
                 }
                 Some(done) = self.jobs.join_next() => match done {
                     Ok(done) => match self.on_done(done) {
@@ -161,20 +161,20 @@ impl Coordinator {
                     self.next_op += 1;
                     let op = OpId(self.next_op);
                     self.waiting.insert(op, request.reply);
-                    self.core.on_command(op, request.command, Instant::now())
+                    self.core.on_command(op, request.command, now())
                 }
                 inbound = self.inbox.recv() => match inbound {
-                    Some(inbound) => self.core.on_message(&inbound.from, inbound.message, Instant::now()),
+                    Some(inbound) => self.core.on_message(&inbound.from, inbound.message, now()),
                     // Another coordinator of this process took the topic over.
                     None => break Err(Error::NotOwner),
                 },
             };
-            let started = Instant::now();
+            let started = now();
             for action in actions {
                 self.perform(action);
             }
-            if started.elapsed() > SLOW_EVENT {
-                tracing::warn!(seconds = started.elapsed().as_secs_f64(), "a coordinator event took long");
+            if now().saturating_duration_since(started) > SLOW_EVENT {
+                tracing::warn!(seconds = now().saturating_duration_since(started).as_secs_f64(), "a coordinator event took long");
             }
         };
         if result.is_ok() {
@@ -185,7 +185,7 @@ impl Coordinator {
 
     /// What was reported before an orderly stop is not reported again to this process: store it now.
     async fn save_last(mut self) {
-        let now = Instant::now();
+        let now = self::now();
         // The writes under way first: the tick below leaves out checkpoints while others are being stored.
         let drain = async {
             while let Some(Ok(done)) = self.jobs.join_next().await {
@@ -207,7 +207,7 @@ impl Coordinator {
     }
 
     fn on_done(&mut self, done: Done) -> Result<Vec<Action>, Error> {
-        let now = Instant::now();
+        let now = self::now();
         match done {
             Done::Loaded(Ok((all, unreadable, drain))) => {
                 if !unreadable.is_empty() {
@@ -254,18 +254,18 @@ impl Coordinator {
             Action::SaveCheckpoints(writes) => {
                 let meta = Arc::clone(&self.meta);
                 self.jobs.spawn(async move {
-                    let started = Instant::now();
+                    let started = now();
                     let result = meta.update_checkpoints(&writes).await;
-                    metrics::count_store("checkpoints", result.is_ok(), started.elapsed());
+                    metrics::count_store("checkpoints", result.is_ok(), now().saturating_duration_since(started));
                     Done::Saved(result)
                 });
             }
             Action::WriteDrain(doc) => {
                 let meta = Arc::clone(&self.meta);
                 self.jobs.spawn(async move {
-                    let started = Instant::now();
+                    let started = now();
                     let result = meta.put_drain(&doc).await;
-                    metrics::count_store("drain", result.is_ok(), started.elapsed());
+                    metrics::count_store("drain", result.is_ok(), now().saturating_duration_since(started));
                     Done::DrainWritten(result)
                 });
             }
@@ -285,9 +285,9 @@ impl Coordinator {
         self.jobs.spawn(async move {
             let mut wait = std::time::Duration::from_millis(100);
             loop {
-                let started = Instant::now();
+                let started = now();
                 let result = load(&meta).await;
-                metrics::count_store("load", result.is_ok(), started.elapsed());
+                metrics::count_store("load", result.is_ok(), now().saturating_duration_since(started));
                 match result {
                     Err(error) if error.is_retryable() && !is_fatal(&error) => {
                         tracing::warn!(%error, "changefeeds cannot be loaded yet");
@@ -320,9 +320,9 @@ impl Coordinator {
                 | Write::StopDone
                 | Write::Delete => writes.acquire_owned().await.ok(),
             };
-            let started = Instant::now();
+            let started = now();
             let (op, result) = perform_write(&meta, retention.as_ref(), &id, write).await;
-            metrics::count_store(op, result.is_ok(), started.elapsed());
+            metrics::count_store(op, result.is_ok(), now().saturating_duration_since(started));
             Done::Written(id, Box::new(result))
         });
     }
@@ -330,10 +330,10 @@ impl Coordinator {
     fn publish(&self) {
         metrics::count_ownership(metrics::PERIOD.as_secs());
         metrics::set_counts(self.core.counts());
-        let now = wall_now();
-        for view in self.core.views(None, Instant::now()) {
+        let wall = WallTime::now();
+        for view in self.core.views(None, now()) {
             let time = self.neighbours.clock.time_of(&view.info.id, view.saved_checkpoint);
-            metrics::set_changefeed(&view, time, now);
+            metrics::set_changefeed(&view, time, wall);
         }
     }
 }
@@ -408,7 +408,7 @@ async fn perform_write(
     }
 }
 
-fn wall_now() -> WallTime {
-    let micros = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_micros());
-    WallTime(i64::try_from(micros).unwrap_or(i64::MAX))
+/// The clock of the runtime, which tests may hold.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }

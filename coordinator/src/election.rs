@@ -62,6 +62,7 @@ impl Election {
         pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                biased;
                 () = shutdown.cancelled() => return Ok(()),
                 () = session.done.cancelled() => return Err(StoreError::LeaseGone.into()),
                 _ = pace.tick() => {}
@@ -102,6 +103,7 @@ impl Election {
         let node = self.neighbours.center.node().as_str();
         let prefix = self.layout.owner_prefix();
         let fence = tokio::select! {
+            biased;
             () = shutdown.cancelled() => return Ok(()),
             fence = self.store.campaign(&prefix, session.lease, node) => fence?,
         };
@@ -118,6 +120,7 @@ impl Election {
         tokio::pin!(run);
         let result = loop {
             tokio::select! {
+                biased;
                 result = &mut run => break result,
                 changed = liveness.changed() => {
                     // Somebody else can lead without interruption: the sooner the better.

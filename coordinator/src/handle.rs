@@ -1,10 +1,10 @@
 //! How the rest of the process talks to the coordinator.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use heartbeatpb::config::ChangefeedInfo;
-use heartbeatpb::{NodeId, Ts};
+use heartbeatpb::{NodeId, Ts, WallTime};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::core::{ChangefeedView, Command, DrainView, Reply};
@@ -153,8 +153,7 @@ impl CoordinatorHandle {
     /// # Errors
     /// [`Error::NodeNotExists`], or [`Error::Drain`] when no epoch can be had for the drain.
     pub async fn drain_node(&self, node: &NodeId) -> Result<DrainView, Error> {
-        let clock = SystemTime::now().duration_since(UNIX_EPOCH).ok();
-        let clock = clock.and_then(|time| u64::try_from(time.as_nanos()).ok());
+        let clock = u64::try_from(WallTime::now().0).ok().and_then(|micros| micros.checked_mul(1_000));
         match self.ask(Command::Drain { node: node.clone(), clock }).await? {
             Reply::Drain(view) => Ok(*view),
             Reply::Info(_) | Reply::Checkpoint(_) | Reply::One(_) | Reply::Many(_) | Reply::Done => {
@@ -195,9 +194,5 @@ impl CoordinatorHandle {
 
 /// A number that makes epochs fresh across deletion and creation; correctness rests on compare-and-set.
 pub(crate) fn epoch_candidate() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .ok()
-        .and_then(|time| u64::try_from(time.as_nanos()).ok())
-        .unwrap_or(1)
+    u64::try_from(WallTime::now().0).ok().and_then(|micros| micros.checked_mul(1_000)).unwrap_or(1)
 }

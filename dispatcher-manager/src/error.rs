@@ -1,7 +1,7 @@
 //! What goes wrong in a dispatcher manager, and how it is told to the owner.
 
 use heartbeatpb::config::ConfigError;
-use heartbeatpb::{NodeId, RunningError};
+use heartbeatpb::{NodeId, RunningError, WallTime};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -84,9 +84,10 @@ impl Fault {
     }
 
     /// The form that travels, stamped with the time and the node.
-    pub(crate) fn running(&self, node: &NodeId, at: OffsetDateTime) -> RunningError {
+    pub(crate) fn running(&self, node: &NodeId, at: WallTime) -> RunningError {
+        let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(at.0) * 1_000);
         RunningError {
-            time: at.format(&Rfc3339).unwrap_or_default(),
+            time: at.ok().and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_default(),
             node: node.as_str().into(),
             code: self.code.clone(),
             message: self.message.clone(),

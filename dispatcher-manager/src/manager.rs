@@ -12,7 +12,7 @@ use std::sync::Arc;
 use heartbeatpb::config::DispatcherManagerConfig;
 use heartbeatpb::{
     ChangefeedId, DispatcherId, MaintainerBootstrapRequest, MaintainerBootstrapResponse, MaintainerEpoch,
-    MaintainerPostBootstrapRequest, MaintainerPostBootstrapResponse, NodeId, Owner, Ts, Watermark,
+    MaintainerPostBootstrapRequest, MaintainerPostBootstrapResponse, NodeId, Owner, Ts, WallTime, Watermark,
 };
 use messaging::{MessageCenter, ToHeartbeatCollector};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -282,7 +282,7 @@ pub fn failed_bootstrap(
     MaintainerBootstrapResponse {
         changefeed: changefeed.clone(),
         spans: Vec::new(),
-        error: Some(fault.running(node, time::OffsetDateTime::now_utc())),
+        error: Some(fault.running(node, WallTime::now())),
         checkpoint: Ts::ZERO,
         redo_checkpoint: Ts::ZERO,
         operators: Vec::new(),

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::surroundings;
+
 /// One server process. A fresh random id per process start: a restarted process is another node.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -14,7 +16,8 @@ impl NodeId {
     /// A fresh random id.
     #[must_use]
     pub fn random() -> Self {
-        Self(uuid::Uuid::new_v4().to_string().into())
+        let (high, low) = surroundings::random_pair();
+        Self(uuid::Uuid::from_u64_pair(high, low).to_string().into())
     }
 
     /// The text form used on the wire.
@@ -75,7 +78,7 @@ macro_rules! id128 {
             /// A fresh random id, never zero.
             #[must_use]
             pub fn random() -> Self {
-                let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
+                let (high, low) = surroundings::random_pair();
                 Self { high, low }
             }
 

@@ -18,6 +18,7 @@ mod ids;
 mod request;
 mod span;
 mod status;
+mod surroundings;
 mod ts;
 pub mod wire;
 
@@ -28,4 +29,6 @@ pub use ids::*;
 pub use request::*;
 pub use span::*;
 pub use status::*;
+#[cfg(feature = "test-util")]
+pub use surroundings::simulated;
 pub use ts::*;

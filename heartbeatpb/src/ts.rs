@@ -48,6 +48,12 @@ impl fmt::Debug for Ts {
 pub struct WallTime(pub i64);
 
 impl WallTime {
+    /// The time of day on this node.
+    #[must_use]
+    pub fn now() -> Self {
+        crate::surroundings::wall_time()
+    }
+
     /// Milliseconds since the Unix epoch.
     #[must_use]
     pub const fn millis(self) -> i64 {

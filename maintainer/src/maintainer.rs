@@ -124,7 +124,7 @@ impl Maintainer {
     pub(crate) fn new(setup: Setup) -> (Self, Handle) {
         let Setup { center, upstream, info, epoch, checkpoint, is_new, removal_only, mut drain, prompt } =
             setup;
-        let born = Instant::now();
+        let born = now();
         let mut core = Core::new(Birth {
             me: center.node().clone(),
             info: &info,
@@ -172,27 +172,27 @@ impl Maintainer {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mailbox = Arc::clone(&self.mailbox);
-        let mut measured = Instant::now();
+        let mut measured = now();
         while !self.core.is_stopped() {
             let mut out = Vec::new();
             let started;
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
-                now = tick.tick() => {
-                    started = Instant::now();
-                    self.on_tick(now.into_std(), &mut out);
+                at = tick.tick() => {
+                    started = now();
+                    self.on_tick(at.into_std(), &mut out);
                     if started.duration_since(measured) >= METRICS_INTERVAL {
                         measured = started;
                         self.measure(started);
                     }
                 }
                 step = finished(&mut self.reader) => {
-                    started = Instant::now();
+                    started = now();
                     self.on_reader(step, &mut out);
                 }
                 batch = mailbox.take() => {
-                    started = Instant::now();
+                    started = now();
                     self.on_batch(batch, &mut out);
                 }
             }
@@ -202,7 +202,7 @@ impl Maintainer {
                 self.perform(effect);
             }
             self.publish();
-            let took = started.elapsed();
+            let took = now().saturating_duration_since(started);
             self.metrics.handled(took);
             if took > SLOW_EVENT {
                 tracing::warn!(changefeedID = %self.id, took_ms = took.as_millis(), "a maintainer's event took long");
@@ -250,7 +250,7 @@ impl Maintainer {
                         tracing::warn!(changefeedID = %self.id, errorCode = error.code, error = error.message, "cannot start the log reader");
                     }
                 }
-                self.core.on_loaded(tables, Instant::now(), out);
+                self.core.on_loaded(tables, now(), out);
             }
             Some(ReaderStep::Stopped) => self.core.on_left(),
             None => {
@@ -260,13 +260,13 @@ impl Maintainer {
                     code: "CDC:ErrLogReaderFailed".to_owned(),
                     message: "starting the log reader ended abnormally".to_owned(),
                 };
-                self.core.on_loaded(Err(error), Instant::now(), out);
+                self.core.on_loaded(Err(error), now(), out);
             }
         }
     }
 
     fn on_batch(&mut self, batch: Batch<Control>, out: &mut Vec<Effect>) {
-        let now = Instant::now();
+        let now = self::now();
         for control in batch.control {
             self.on_control(control, now, out);
         }
@@ -328,7 +328,7 @@ impl Maintainer {
                 Ok(())
             }
             Effect::Initialized => {
-                let took = self.born.elapsed();
+                let took = now().saturating_duration_since(self.born);
                 self.metrics.initialized(took);
                 tracing::info!(changefeedID = %self.id, epoch = ?self.epoch, took_ms = took.as_millis(),
                     spans = self.core.placement().spans.len(), "maintainer initialised");
@@ -374,7 +374,7 @@ impl Maintainer {
     fn measure(&mut self, now: Instant) {
         let progress = self.core.progress();
         let lag = |ts| self.upstream.lag_seconds(&self.id, ts);
-        self.metrics.set_lag(wall_time(), lag(progress.checkpoint), lag(progress.resolved));
+        self.metrics.set_lag(WallTime::now(), lag(progress.checkpoint), lag(progress.resolved));
         let (barriers, oldest) = self.core.barriers();
         let placement = self.core.placement();
         let spans = &placement.spans;
@@ -412,11 +412,12 @@ fn same(a: &MaintainerStatus, b: &MaintainerStatus) -> bool {
         && a.errors.len() == b.errors.len()
 }
 
-fn wall_time() -> WallTime {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    WallTime(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+/// The clock of the runtime, which tests may hold.
+pub(crate) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 pub(crate) fn rfc3339() -> String {
-    OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default()
+    let now = OffsetDateTime::from_unix_timestamp_nanos(i128::from(WallTime::now().0) * 1_000);
+    now.ok().and_then(|now| now.format(&Rfc3339).ok()).unwrap_or_default()
 }

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use self::registry::{Admission, Registry, Slot};
 use crate::drain::DrainTarget;
 use crate::liveness::LivenessCell;
-use crate::maintainer::{Control, Maintainer, Setup, rfc3339};
+use crate::maintainer::{Control, Maintainer, Setup, now, rfc3339};
 use crate::upstream::Upstream;
 
 /// Messages that wait for the manager. Its handlers only sort and enqueue, so a full inbox empties by itself.
@@ -106,8 +106,8 @@ impl MaintainerManager {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
-                _ = tick.tick() => self.on_tick(Instant::now()),
-                () = prompt.notified() => self.send_statuses(Instant::now()),
+                _ = tick.tick() => self.on_tick(now()),
+                () = prompt.notified() => self.send_statuses(now()),
                 changed = nodes.changed() => {
                     if changed.is_err() {
                         break;
@@ -242,7 +242,7 @@ impl MaintainerManager {
             drain_epoch: drain.epoch,
         }));
         if sent {
-            self.on_told(&told, Instant::now());
+            self.on_told(&told, now());
         }
         self.node_heartbeat(true);
     }
@@ -268,7 +268,7 @@ impl MaintainerManager {
     }
 
     fn node_heartbeat(&mut self, forced: bool) {
-        let now = Instant::now();
+        let now = self::now();
         let recent = self.node_heartbeat.is_some_and(|at| now.duration_since(at) < NODE_HEARTBEAT);
         if self.coordinator.is_none() || (!forced && recent) {
             return;

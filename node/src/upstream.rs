@@ -287,7 +287,7 @@ impl maintainer::Upstream for UpstreamHub {
     }
 
     fn lag_seconds(&self, changefeed: &ChangefeedId, ts: Ts) -> Option<f64> {
-        self.log.time_of(changefeed, ts).map(|time| time.seconds_until(crate::wiring::now()))
+        self.log.time_of(changefeed, ts).map(|time| time.seconds_until(WallTime::now()))
     }
 }
 

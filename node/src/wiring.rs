@@ -27,12 +27,6 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// How often the exporter forgets what nobody will ask for.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// The wall clock of this node.
-pub(crate) fn now() -> WallTime {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    WallTime(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
-}
-
 /// Now, as documents and errors carry it.
 pub(crate) fn rfc3339_now() -> String {
     time::OffsetDateTime::now_utc().format(&time::format_description::well_known::Rfc3339).unwrap_or_default()
@@ -151,7 +145,7 @@ impl Node {
             center.clone(),
             managed,
             ManagerConfig {
-                node_epoch: u64::try_from(now().0).unwrap_or(1).max(1),
+                node_epoch: u64::try_from(WallTime::now().0).unwrap_or(1).max(1),
                 liveness: Arc::clone(&liveness),
                 nodes: nodes.clone(),
             },

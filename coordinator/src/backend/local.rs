@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use heartbeatpb::Gid;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -148,7 +149,7 @@ impl Store for LocalStore {
     async fn grant(&self, _ttl: Duration) -> Result<LeaseId, StoreError> {
         self.usable()?;
         // Random, so that a lease of this process is never mistaken for one of an earlier process.
-        let lease = LeaseId((uuid::Uuid::new_v4().as_u64_pair().0 >> 1).max(1));
+        let lease = LeaseId((Gid::random().high >> 1).max(1));
         self.shared.image.write().add_lease(lease);
         Ok(lease)
     }
@@ -192,6 +193,7 @@ impl Store for LocalStore {
                 return Ok(Leadership { key, revision: own.mod_revision });
             }
             tokio::select! {
+                biased;
                 changed = committed.changed() => {
                     changed.map_err(|_| StoreError::Broken("the store was closed".to_owned()))?;
                 }
@@ -249,6 +251,7 @@ impl Watch for LocalWatch {
                 }
             }
             tokio::select! {
+                biased;
                 changed = self.committed.changed() => {
                     changed.map_err(|_| StoreError::Broken("the store was closed".to_owned()))?;
                 }

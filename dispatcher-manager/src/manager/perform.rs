@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use event::RowBatch;
-use heartbeatpb::{DispatcherId, HeartBeatRequest, RunningError, Ts};
+use heartbeatpb::{DispatcherId, HeartBeatRequest, RunningError, Ts, WallTime};
 use logservice::event_store::Position;
 use logservice::{CheckpointSlot, Subscription};
 use messaging::{MaintainerManagerTopic, ToMaintainerManager};
@@ -165,7 +165,7 @@ impl Task {
     }
 
     pub(super) fn running(&self, fault: &Fault) -> RunningError {
-        fault.running(self.context.center.node(), time::OffsetDateTime::now_utc())
+        fault.running(self.context.center.node(), WallTime::now())
     }
 
     fn on_bootstrapped(&mut self, step: BootstrapStep) {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use heartbeatpb::{HeartBeatRequest, Owner};
+use heartbeatpb::{HeartBeatRequest, Owner, WallTime};
 use messaging::{MaintainerManagerTopic, ToMaintainerManager};
 use tokio::sync::watch;
 
@@ -36,7 +36,7 @@ pub(super) async fn run(
     tracing::error!(changefeed = %id, "the dispatcher manager panicked");
     let node = context.center.node().clone();
     let error =
-        Fault { retryable: true, ..Error::Ended.fault() }.running(&node, time::OffsetDateTime::now_utc());
+        Fault { retryable: true, ..Error::Ended.fault() }.running(&node, WallTime::now());
     loop {
         let request = HeartBeatRequest {
             changefeed: id.clone(),

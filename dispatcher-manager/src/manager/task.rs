@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use heartbeatpb::{ChangefeedId, DispatcherId, MaintainerEpoch, NodeId, Owner, Ts};
+use heartbeatpb::{ChangefeedId, DispatcherId, MaintainerEpoch, NodeId, Owner, Ts, WallTime};
 use logservice::{CheckpointSlot, Delivery};
 use messaging::ToHeartbeatCollector;
 use sink::{Sink, TableStart};
@@ -229,7 +229,7 @@ impl Task {
         let tables = self.core.dispatchers().len().saturating_sub(triggers);
         self.metrics.sizes(triggers, tables, self.core.waiting_block_statuses());
         let core = &self.core;
-        self.metrics.watermark(core.latest(), wall_now(), |ts| core.time_of(ts));
+        self.metrics.watermark(core.latest(), WallTime::now(), |ts| core.time_of(ts));
     }
 
     /// Tells the collector how far each dispatcher is: one pass over dense arrays.
@@ -427,9 +427,4 @@ async fn until(at: Option<Instant>) {
 /// The clock of the runtime, which tests may hold.
 pub(super) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
-}
-
-fn wall_now() -> heartbeatpb::WallTime {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    heartbeatpb::WallTime(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
 }

@@ -163,7 +163,7 @@ pub(super) async fn progress(State(state): State<Shared>, Path(name): Path<Strin
     let time = state.upstreams.time_of(id, feed.checkpoint);
     value["state"] = json!(feed.info.state.shown().name());
     value["checkpoint_ts"] = json!(feed.checkpoint);
-    value["lag_seconds"] = json!(time.map(|time| time.seconds_until(crate::wiring::now()).max(0.0)));
+    value["lag_seconds"] = json!(time.map(|time| time.seconds_until(WallTime::now()).max(0.0)));
     value["error"] = json!(feed.info.error.as_ref().map(error_value));
     Ok(Json(value))
 }
@@ -173,7 +173,7 @@ pub(super) async fn synced(State(state): State<Shared>, Path(name): Path<String>
     let feed = find(&state, &name).await?;
     let id = &feed.info.id;
     let config = &feed.info.config.synced_status;
-    let now = crate::wiring::now();
+    let now = WallTime::now();
     let at = |ts: Ts| state.upstreams.time_of(id, ts);
     let resolved = state.upstreams.resolved(id).unwrap_or(feed.checkpoint);
     let (checkpoint, last_synced, puller) = (at(feed.checkpoint), at(feed.last_synced), at(resolved));
