@@ -5,23 +5,48 @@ mod cli;
 mod http;
 mod server;
 
+use std::io::{Read, Seek};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 /// A password that must not be found in any answer.
 const SECRET: &str = "s3cr3t-canary";
 
+/// A program that was not refused may run for ever: after this time it is killed, and the test says so.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Runs the program to its end.
 fn millrace(dir: &Path, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_millrace"))
+    let [mut out, mut err] = [(); 2].map(|()| tempfile::tempfile().unwrap());
+    let mut child = Command::new(env!("CARGO_BIN_EXE_millrace"))
         .args(arguments)
         .current_dir(dir)
         .env_remove("MILLRACE_SERVER")
         .env_remove("MILLRACE_UPSTREAM_URI")
         .env_remove("MILLRACE_SINK_URI")
         .stdin(Stdio::null())
-        .output()
-        .unwrap()
+        .stdout(out.try_clone().unwrap())
+        .stderr(err.try_clone().unwrap())
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if Instant::now() > deadline {
+            child.kill().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    let [stdout, stderr] = [&mut out, &mut err].map(|file| {
+        let mut bytes = Vec::new();
+        file.rewind().unwrap();
+        file.read_to_end(&mut bytes).unwrap();
+        bytes
+    });
+    Output { status, stdout, stderr }
 }
 
 /// What was wrong with refusals; all of it is told at the end.

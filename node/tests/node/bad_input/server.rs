@@ -53,7 +53,7 @@ fn configurations_that_cannot_be_used_are_refused_with_the_key_and_what_to_write
         (&["--data-dir", "file", "--addr", "127.0.0.1:0"], &["data directory", "file"]),
         (&["--data-dir", "file/below", "--addr", "127.0.0.1:0"], &["data directory", "file/below"]),
         (&["--data-dir", "/proc/nowhere", "--addr", "127.0.0.1:0"], &["data directory", "/proc/nowhere"]),
-        (&["--data-dir", "/sys", "--addr", "127.0.0.1:0"], &["/sys"]),
+        (&["--data-dir", "/proc/self", "--addr", "127.0.0.1:0"], &["/proc/"]),
         (&["--cluster-id", "-"], &["cluster-id"]),
         (&["--colour", "blue"], &["--colour"]),
     ];
