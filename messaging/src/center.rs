@@ -8,6 +8,7 @@ use parking_lot::RwLock;
 
 use crate::codec::{self, io_type};
 use crate::metrics::{BusMetrics, Drop};
+use crate::order::{Arrivals, Departures};
 use crate::router::{Outcome, Refused, Router};
 use crate::{Inbound, Inbox, SendError, SendErrorKind, StreamClass, Topic, Transport};
 
@@ -30,6 +31,8 @@ struct Shared {
     router: Router,
     transport: RwLock<Option<Arc<dyn Transport>>>,
     metrics: BusMetrics,
+    departures: Departures,
+    arrivals: Arrivals,
 }
 
 /// A node's end of the bus. Cheap to clone; all clones are one center.
@@ -54,6 +57,8 @@ impl MessageCenter {
             router: Router::default(),
             transport: RwLock::default(),
             metrics: BusMetrics::new(),
+            departures: Departures::default(),
+            arrivals: Arrivals::default(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -109,7 +114,15 @@ impl MessageCenter {
             let transport = transport.ok_or_else(|| {
                 SendError::new(SendErrorKind::TargetNotFound, format!("node {to} is not known"))
             })?;
-            return transport.send(to, T::CLASS, codec::envelope(&shared.node, to, T::NAME, &message));
+            let mut envelope = codec::envelope(&shared.node, to, T::NAME, &message);
+            return match T::CLASS {
+                // Events have numbers of their own.
+                StreamClass::Event => transport.send(to, T::CLASS, envelope),
+                StreamClass::Command => shared.departures.next(to, T::NAME, |sequence| {
+                    envelope.sequence = sequence;
+                    transport.send(to, T::CLASS, envelope)
+                }),
+            };
         }
         let through_codec = T::CLASS == StreamClass::Command && shared.config.encode_local_commands;
         let refused = if through_codec {
@@ -142,11 +155,15 @@ impl MessageCenter {
         let Some(queue) = self.shared.router.queue(&envelope.topic) else {
             return self.drop_for_nobody(class, &envelope.topic, envelope.payload.len());
         };
+        if self.is_late(class, peer, envelope) {
+            return;
+        }
         // The first try needs no allocation and is what nearly always happens.
         let outcome = match queue.offer(peer, envelope) {
             Err(Refused::Full) => queue.push(peer, envelope).await,
             done => done,
         };
+        self.shared.arrivals.arrived(peer, envelope);
         self.account(class, envelope, outcome);
     }
 
@@ -167,10 +184,14 @@ impl MessageCenter {
             self.drop_for_nobody(class, &envelope.topic, envelope.payload.len());
             return Ok(());
         };
+        if self.is_late(class, peer, envelope) {
+            return Ok(());
+        }
         let outcome = queue.offer(peer, envelope);
         if outcome == Err(Refused::Full) {
             return Err(full(&envelope.topic));
         }
+        self.shared.arrivals.arrived(peer, envelope);
         self.account(class, envelope, outcome);
         Ok(())
     }
@@ -183,6 +204,16 @@ impl MessageCenter {
             tracing::warn!(%peer, from = envelope.from, to = envelope.to, "dropped a message with a wrong address");
         }
         fine
+    }
+
+    /// Whether an envelope came again, or was overtaken by a later one of its sender and topic.
+    fn is_late(&self, class: StreamClass, peer: &NodeId, envelope: &Envelope) -> bool {
+        let late = self.shared.arrivals.is_late(peer, envelope);
+        if late {
+            self.shared.metrics.of(class).dropped(Drop::Late, envelope.payload.len());
+            tracing::debug!(%peer, topic = envelope.topic, "dropped a command that was overtaken or came again");
+        }
+        late
     }
 
     fn drop_for_nobody(&self, class: StreamClass, topic: &str, count: usize) {

@@ -30,6 +30,7 @@ pub fn envelope<M: WireMessage>(from: &NodeId, to: &NodeId, topic: &str, message
         to: to.as_str().to_owned(),
         topic: topic.to_owned(),
         payload: vec![Bytes::from(payload)],
+        sequence: 0,
     }
 }
 

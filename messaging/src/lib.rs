@@ -14,6 +14,7 @@
 //! - **MS-3** Errors and logs name type, sender and topic, never a message's content.
 //! - **MS-4** An envelope without a usable payload is not delivered.
 //! - **MS-5** A message says the truth about its sender: a peer cannot speak for another node.
+//! - **MS-6** Commands of one sender under one topic are delivered in order and once, whatever the network does.
 
 pub mod binary;
 mod center;
@@ -21,6 +22,7 @@ pub mod codec;
 mod error;
 mod inbox;
 pub mod metrics;
+mod order;
 mod router;
 #[cfg(feature = "test-util")]
 pub mod testing;

@@ -39,6 +39,7 @@ pub(crate) enum Drop {
     Unknown,
     Unreadable,
     Misaddressed,
+    Late,
 }
 
 /// Handles of one stream class.
@@ -52,6 +53,7 @@ pub(crate) struct ClassMetrics {
     unknown: Counter,
     unreadable: Counter,
     misaddressed: Counter,
+    late: Counter,
 }
 
 impl ClassMetrics {
@@ -67,6 +69,7 @@ impl ClassMetrics {
             unknown: dropped("unknown-type"),
             unreadable: dropped("unreadable"),
             misaddressed: dropped("misaddressed"),
+            late: dropped("late"),
         }
     }
 
@@ -76,6 +79,7 @@ impl ClassMetrics {
             Drop::Unknown => &self.unknown,
             Drop::Unreadable => &self.unreadable,
             Drop::Misaddressed => &self.misaddressed,
+            Drop::Late => &self.late,
         };
         counter.increment(count as u64);
     }

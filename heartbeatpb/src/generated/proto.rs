@@ -14,4 +14,7 @@ pub struct Message {
     pub topic: ::prost::alloc::string::String,
     #[prost(bytes = "bytes", repeated, tag = "5")]
     pub payload: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// Ours: grows with every command that a node sends to another under one topic; 0 when the sender does not count.
+    #[prost(uint64, tag = "1000")]
+    pub sequence: u64,
 }
