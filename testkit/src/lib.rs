@@ -11,6 +11,8 @@ pub mod load;
 pub mod postgres;
 pub mod process;
 pub mod random;
+#[cfg(feature = "sim")]
+pub mod sim;
 
 pub use api::Api;
 pub use compare::{Comparison, compare};

@@ -1,0 +1,126 @@
+//! Searches seeds for histories that break a promise of the control plane.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use clap::Parser;
+use testkit::sim::{Outcome, Plan, run, shrink};
+
+/// Simulates clusters under faults and checks what must always hold.
+#[derive(Parser)]
+struct Args {
+    /// How many seeds to run.
+    #[arg(long, default_value_t = 2000)]
+    seeds: u64,
+    /// The first seed.
+    #[arg(long, default_value_t = 0)]
+    from: u64,
+    /// Run one seed and print its history.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// With --seed: the plan as it is, not made smaller.
+    #[arg(long)]
+    whole: bool,
+    /// With --seed: also what the processes log, at this level and above.
+    #[arg(long)]
+    log: Option<tracing::Level>,
+    /// Threads.
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    if let Some(seed) = args.seed {
+        return one(seed, args.whole, args.log);
+    }
+    search(&args)
+}
+
+/// Log lines carry the time of the simulation.
+struct SimulatedTime;
+
+impl tracing_subscriber::fmt::time::FormatTime for SimulatedTime {
+    fn format_time(&self, out: &mut tracing_subscriber::fmt::format::Writer<'_>) -> std::fmt::Result {
+        write!(out, "{:>9.3}", testkit::sim::elapsed())
+    }
+}
+
+fn one(seed: u64, whole: bool, log: Option<tracing::Level>) -> anyhow::Result<()> {
+    let plan = Plan::of(seed);
+    let found = if whole { None } else { shrink(&plan) };
+    let (plan, outcome) = found.unwrap_or_else(|| {
+        let outcome = run(&plan, false);
+        (plan, outcome)
+    });
+    println!("{plan:?}");
+    match log {
+        Some(level) => {
+            tracing_subscriber::fmt()
+                .with_timer(SimulatedTime)
+                .with_max_level(level)
+                .with_writer(std::io::stdout)
+                .with_ansi(false)
+                .init();
+            drop(run(&plan, true));
+        }
+        None => {
+            for (at, what) in &outcome.history {
+                println!("{at:>9.3} {what}");
+            }
+        }
+    }
+    summary(&outcome);
+    match outcome.violation {
+        None => Ok(()),
+        Some(violation) => anyhow::bail!("seed {seed}: {violation}"),
+    }
+}
+
+fn summary(outcome: &Outcome) {
+    println!(
+        "{:.1} s simulated, {} rows, {} schema changes, {} messages, right again after {:.1} s",
+        outcome.simulated as f64 / 1000.0,
+        outcome.rows,
+        outcome.ddls,
+        outcome.messages,
+        outcome.converged as f64 / 1000.0
+    );
+}
+
+fn search(args: &Args) -> anyhow::Result<()> {
+    let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let next = AtomicU64::new(args.from);
+    let end = args.from + args.seeds;
+    let started = Instant::now();
+    let failures = parking_lot::Mutex::new(Vec::new());
+    let simulated = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= end {
+                        return;
+                    }
+                    let outcome = run(&Plan::of(seed), false);
+                    simulated.fetch_add(outcome.simulated, Ordering::Relaxed);
+                    if let Some(violation) = outcome.violation {
+                        eprintln!("seed {seed}: {violation}");
+                        failures.lock().push(seed);
+                    }
+                }
+            });
+        }
+    });
+    let took = started.elapsed().as_secs_f64();
+    let failures = failures.into_inner();
+    println!(
+        "{} seeds, {} failed, {:.0} s simulated in {took:.1} s",
+        args.seeds,
+        failures.len(),
+        simulated.into_inner() as f64 / 1000.0
+    );
+    anyhow::ensure!(failures.is_empty(), "cargo xtask sim --seed {} shows the first", failures[0]);
+    Ok(())
+}

@@ -1,0 +1,40 @@
+//! A whole cluster in one thread: the real shells and cores of coordinator, managers, maintainers, orchestrators and
+//! dispatcher managers, on virtual time, over a network, a metadata store, an upstream and a downstream that are
+//! simulated and do what a seed says.
+//!
+//! Every process has a runtime of its own with a clock that stands still until the simulation moves it, so that one
+//! can be killed (its runtime is dropped), stopped for a while, or have a wrong time of day. Everything random
+//! comes from the seed: the same plan gives the same history. What must always hold is checked while it runs, by
+//! what the databases see rather than by what the nodes believe:
+//!
+//! - `ONE-WRITER`, `OPEN`: a key is written by one dispatcher at a time, and only while that is open.
+//! - `CHECKPOINT`, `CHECKPOINT-BACK`: what is stored never passes a change that is not downstream, and never goes back.
+//! - `DDL-ORDER`: a schema change is executed after the earlier and before the later rows of the tables it concerns.
+//! - `RETENTION`: nobody needs a part of the log that was confirmed.
+//! - `DRAIN-ZERO`: a node of which a drain says that nothing is left has nothing, and gets nothing.
+//! - `STALL`, `EQUAL`: a while after the faults have ended the checkpoint has reached the end, every key is covered by
+//!   exactly one dispatcher, and both ends are equal.
+//!
+//! The downstream refuses a process whose lease has ended, as the fence of a database does; leases and members are
+//! kept by the simulation. Start reading at `run.rs`; `plan.rs` says what can happen.
+
+mod coverage;
+mod feed;
+mod people;
+mod plan;
+mod process;
+mod run;
+mod shrink;
+mod sinks;
+mod store;
+mod streams;
+mod upstream;
+mod wire;
+mod world;
+
+pub use feed::DdlChoice;
+pub use plan::{Event, Plan};
+pub use process::elapsed;
+pub use run::{Outcome, run};
+pub use shrink::shrink;
+pub use wire::Faults;

@@ -1,0 +1,147 @@
+//! What happens in a run, decided before it begins, so that parts of it can be left out again.
+
+use std::fmt;
+
+use super::feed::DdlChoice;
+use super::wire::Faults;
+use crate::Random;
+
+/// Something that happens to the cluster. Machines are numbers; on each, one process runs after the other.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// Kill the process of a machine; the next one starts after this many milliseconds.
+    Crash(u32, u64),
+    /// Kill the process that leads.
+    CrashLeader(u64),
+    /// Kill the process that has a changefeed's maintainer.
+    CrashMaintainer(u64),
+    /// Stop the process of a machine (SIGSTOP) for a while.
+    Pause(u32, u64),
+    /// Cut two machines off from each other; the metadata store stays reachable.
+    Cut(u32, u32, u64),
+    /// Cut one machine off from all others.
+    Isolate(u32, u64),
+    /// Cut one machine off from the metadata store.
+    CutStore(u32, u64),
+    /// Nobody reaches the metadata store.
+    StoreDown(u64),
+    /// The target refuses one machine for a while.
+    SinkFails(u32, u64),
+    /// The clock of a machine is set, by so many milliseconds.
+    Clock(u32, i64),
+    /// Event streams begin again at their checkpoints, this many percent of them in each step, for a while.
+    Gaps(u64, u64),
+    /// A machine that was not there starts.
+    Join(u32),
+    /// A person drains the process of a machine; it is replaced when it is empty.
+    Drain(u32),
+    /// A person takes the drain back.
+    CancelDrain,
+    /// A person pauses the changefeeds, and resumes them after a while.
+    PauseFeeds(u64),
+    /// A schema change.
+    Ddl(DdlChoice),
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self:?}")
+    }
+}
+
+/// A run.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Plan {
+    /// Everything random comes from it.
+    pub seed: u64,
+    /// Machines at the start.
+    pub machines: u32,
+    /// Changefeeds.
+    pub feeds: u32,
+    /// Tables of each changefeed at the start.
+    pub tables: i64,
+    /// What is always wrong with the network.
+    pub faults: Faults,
+    /// Chance in percent that the answer to a write to the metadata store is lost.
+    pub uncertain: u64,
+    /// Milliseconds until faults end.
+    pub chaos: u64,
+    /// What happens, each with its time in milliseconds.
+    pub events: Vec<(u64, Event)>,
+}
+
+impl Plan {
+    /// The run of a seed.
+    #[must_use]
+    pub fn of(seed: u64) -> Self {
+        let mut random = Random::new(seed, 0);
+        let machines = u32::try_from(random.between(2, 4)).unwrap_or(3);
+        let chaos = random.between(8_000, 20_000);
+        let faults = match random.between(0, 5) {
+            0 => Faults { delay: 5, ..Faults::default() },
+            1 => Faults { loss: 2, delay: 20, ..Faults::default() },
+            2 => Faults { loss: 15, duplication: 5, disorder: 0, delay: 30, late: 400 },
+            3 => Faults { loss: 3, duplication: 10, disorder: 5, delay: 50, late: 2_000 },
+            4 => Faults { loss: 0, duplication: 20, disorder: 20, delay: 100, late: 4_000 },
+            _ => Faults { loss: 5, duplication: 5, disorder: 10, delay: 300, late: 6_000 },
+        };
+        let mut plan = Self {
+            seed,
+            machines,
+            feeds: u32::try_from(random.between(1, 2)).unwrap_or(1),
+            tables: i64::try_from(random.between(1, 5)).unwrap_or(3),
+            faults,
+            uncertain: [0, 0, 5, 20][usize::try_from(random.between(0, 3)).unwrap_or(0)],
+            chaos,
+            events: Vec::new(),
+        };
+        for _ in 0..random.between(0, 7) {
+            let event = fault(&mut random, machines);
+            plan.events.push((random.between(1_000, chaos), event));
+        }
+        for _ in 0..random.between(0, 6) {
+            let choice = ddl(&mut random);
+            plan.events.push((random.between(1_000, chaos + 2_000), Event::Ddl(choice)));
+        }
+        plan.events.sort_by_key(|(at, _)| *at);
+        plan
+    }
+}
+
+fn fault(random: &mut Random, machines: u32) -> Event {
+    let machine =
+        |random: &mut Random| u32::try_from(random.between(0, u64::from(machines) - 1)).unwrap_or(0);
+    let one = machine(random);
+    let other = (one + 1 + machine(random) % (machines - 1).max(1)) % machines;
+    let short = random.between(200, 2_500);
+    let long = random.between(500, 9_000);
+    match random.between(0, 18) {
+        0 | 1 => Event::Crash(one, short),
+        2 => Event::CrashLeader(short),
+        3 => Event::CrashMaintainer(short),
+        4 | 5 => Event::Pause(one, long),
+        6 => Event::Cut(one, other, long),
+        7 => Event::Isolate(one, long),
+        8 => Event::CutStore(one, long),
+        9 => Event::StoreDown(short),
+        10 => Event::SinkFails(one, short),
+        11 => Event::Clock(one, i64::try_from(random.between(0, 40_000)).unwrap_or(0) - 20_000),
+        12 => Event::Gaps(random.between(1, 10), long),
+        13 => Event::Join(machines + machine(random)),
+        14 | 15 => Event::Drain(one),
+        16 => Event::CancelDrain,
+        _ => Event::PauseFeeds(short),
+    }
+}
+
+fn ddl(random: &mut Random) -> DdlChoice {
+    match random.between(0, 8) {
+        0 | 1 => DdlChoice::Create,
+        2 => DdlChoice::Drop,
+        3 => DdlChoice::Truncate,
+        4 | 5 => DdlChoice::Alter,
+        6 => DdlChoice::Rename,
+        7 => DdlChoice::DropSchema,
+        _ => DdlChoice::All,
+    }
+}

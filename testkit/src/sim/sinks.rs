@@ -1,0 +1,204 @@
+//! A node's sinks: they hand rows to the simulated database, which takes its time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use dispatcher_manager::SinkFactory;
+use event::{BlockEvent, Datum, RowBatch, RowOp, TableInfo};
+use heartbeatpb::config::DispatcherManagerConfig;
+use heartbeatpb::{DispatcherId, Gid, NodeId, TableId, Ts, WallTime};
+use sink::{Flushed, Sink, TableStart};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::feed::Change;
+use super::world::{Shared, World};
+
+/// How often a sink looks whether its rows are durable.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Makes the sinks of one node.
+pub(super) struct Sinks {
+    pub(super) node: NodeId,
+    pub(super) world: Shared,
+}
+
+#[async_trait]
+impl SinkFactory for Sinks {
+    async fn create(&self, config: &DispatcherManagerConfig) -> Result<Arc<dyn Sink>, sink::Error> {
+        let latency = self.world.lock().random.between(1, 60);
+        tokio::time::sleep(Duration::from_millis(latency)).await;
+        let mut world = self.world.lock();
+        if fails(&world, &self.node) {
+            return Err(gone());
+        }
+        world.sessions += 1;
+        let (sink, gid) = (world.sessions, config.changefeed.gid);
+        let (node, world) = (self.node.clone(), Arc::clone(&self.world));
+        Ok(Arc::new(SimSink { node, world, gid, sink, broken: watch::channel(false).0 }))
+    }
+}
+
+fn gone() -> sink::Error {
+    sink::Error::Unavailable { what: "the target does not answer".to_owned(), source: None }
+}
+
+fn fails(world: &World, node: &NodeId) -> bool {
+    world.processes.get(node).is_none_or(|p| p.fenced || p.sink_fails_until > world.now)
+}
+
+struct SimSink {
+    node: NodeId,
+    world: Shared,
+    gid: Gid,
+    sink: u64,
+    broken: watch::Sender<bool>,
+}
+
+impl SimSink {
+    fn holder(&self, dispatcher: DispatcherId) -> (NodeId, u64, DispatcherId) {
+        (self.node.clone(), self.sink, dispatcher)
+    }
+
+    async fn answer(&self) -> Result<(), sink::Error> {
+        let latency = self.world.lock().random.between(1, 40);
+        tokio::time::sleep(Duration::from_millis(latency)).await;
+        let broken = *self.broken.borrow() || fails(&self.world.lock(), &self.node);
+        if broken {
+            self.broken.send_replace(true);
+            return Err(gone());
+        }
+        Ok(())
+    }
+}
+
+fn key_of(row: &event::RowChange<'_>) -> Option<u64> {
+    let image = row.new.or(row.old)?;
+    let Datum::Text(text) = image.get(0)? else { return None };
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+#[async_trait]
+impl Sink for SimSink {
+    async fn run(&self, shutdown: CancellationToken) -> Result<(), sink::Error> {
+        let mut broken = self.broken.subscribe();
+        let mut look = tokio::time::interval(LOOK * 5);
+        let result = loop {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => break Ok(()),
+                _ = broken.wait_for(|broken| *broken) => break Err(gone()),
+                _ = look.tick() => {
+                    if fails(&self.world.lock(), &self.node) {
+                        self.broken.send_replace(true);
+                    }
+                }
+            }
+        };
+        if let Some(feed) = self.world.lock().feeds.get_mut(&self.gid) {
+            feed.close(&self.node, self.sink, None);
+        }
+        result
+    }
+
+    fn healthy(&self) -> bool {
+        !*self.broken.borrow()
+    }
+
+    async fn open_dispatcher(
+        &self,
+        dispatcher: DispatcherId,
+        table: TableId,
+        start_ts: Ts,
+    ) -> Result<TableStart, sink::Error> {
+        self.answer().await?;
+        let mut world = self.world.lock();
+        world.sessions += 1;
+        let number = world.sessions;
+        let feed = world.feeds.get_mut(&self.gid).ok_or_else(gone)?;
+        let start = feed.open(number, self.holder(dispatcher), table.0, start_ts.0);
+        let text = format!(
+            "{}: session {number} of table {} ({dispatcher:?}) asked from {start_ts}, starts at {start}",
+            self.node, table.0
+        );
+        world.note(text);
+        Ok(TableStart { start_ts: Ts(start), skip_dml_at_start: false })
+    }
+
+    async fn open_table(&self, _dispatcher: DispatcherId, _table: &TableInfo) -> Result<(), sink::Error> {
+        self.answer().await
+    }
+
+    fn write_rows(&self, dispatcher: DispatcherId, batch: RowBatch, flushed: Flushed) {
+        let changes: Vec<Change> = batch
+            .iter()
+            .filter_map(|row| {
+                let key = key_of(&row)?;
+                Some(Change { ts: row.txn.commit_ts.0, key, deleted: row.op == RowOp::Delete })
+            })
+            .collect();
+        if *self.broken.borrow() {
+            return;
+        }
+        let mut world = self.world.lock();
+        let due = world.now + world.random.between(1, 60);
+        let holder = self.holder(dispatcher);
+        let taken =
+            world.feeds.get_mut(&self.gid).is_some_and(|feed| feed.write(&holder, due, changes, flushed));
+        if !taken {
+            let text = format!("{} writes rows of {dispatcher:?}, which is not open there", self.node);
+            world.violated("OPEN", &text);
+        }
+    }
+
+    async fn flush_before_block(&self, dispatcher: DispatcherId) -> Result<(), sink::Error> {
+        let holder = self.holder(dispatcher);
+        loop {
+            if *self.broken.borrow() {
+                return Err(gone());
+            }
+            let pending = self.world.lock().feeds.get(&self.gid).is_some_and(|feed| feed.is_pending(&holder));
+            if !pending {
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    async fn write_block_event(&self, event: &BlockEvent) -> Result<(), sink::Error> {
+        self.answer().await?;
+        let BlockEvent::Ddl(ddl) = event else {
+            return Err(sink::Error::Config("there are no sync points here".to_owned()));
+        };
+        {
+            let mut world = self.world.lock();
+            let mut wrong = Vec::new();
+            if let Some(feed) = world.feeds.get_mut(&self.gid) {
+                feed.execute(ddl, &mut wrong);
+            }
+            let text = format!("{}: executes {} at {}", self.node, ddl.query, ddl.commit_ts);
+            world.note(text);
+            for (invariant, what) in wrong {
+                world.violated(invariant, &what);
+            }
+        }
+        self.answer().await
+    }
+
+    fn publish_checkpoint(&self, _checkpoint: Ts, _time: WallTime) {}
+
+    fn close_dispatcher(&self, dispatcher: DispatcherId) {
+        if let Some(feed) = self.world.lock().feeds.get_mut(&self.gid) {
+            feed.close(&self.node, self.sink, Some(dispatcher));
+        }
+    }
+
+    async fn forget_changefeed(&self) -> Result<(), sink::Error> {
+        Ok(())
+    }
+
+    fn wants_checkpoints(&self) -> bool {
+        false
+    }
+}

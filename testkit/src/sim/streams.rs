@@ -1,0 +1,272 @@
+//! The event streams of one node: what its dispatcher managers subscribed to, served out of the feeds' logs.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use dispatcher_manager::EventSource;
+use event::{
+    BlockEvent, Column, ColumnType, Datum, IdentityKind, ReplicaIdentity, RowBatch, RowOp, TableInfo,
+    TupleWriter, TxnMark, TypeKind, UniqueKey, put_row,
+};
+use heartbeatpb::{ChangefeedId, DispatcherId, Gid, NodeId, SchemaId, TableId, Ts, WallTime};
+use logservice::event_store::Position;
+use logservice::{Credit, Delivery, DispatcherEvent, Subscription};
+use tokio::sync::mpsc;
+
+use super::feed::{Change, Feed, Item};
+use super::world::{Shared, World};
+
+/// Room of a changefeed's queue: more than a step delivers.
+const QUEUE: usize = 4_096;
+/// Events that a stream gets in one step.
+const BURST: usize = 12;
+
+/// One subscription and how far it was served.
+pub(super) struct Stream {
+    pub(super) subscription: Subscription,
+    begun: bool,
+    position: u64,
+    resolved: u64,
+    /// It stands still until its dispatcher has passed this schema change.
+    at_ddl: Option<u64>,
+}
+
+/// The subscriptions of one node.
+#[derive(Default)]
+pub(super) struct Streams {
+    queues: BTreeMap<Gid, mpsc::Sender<Delivery>>,
+    pub(super) streams: BTreeMap<(Gid, DispatcherId), Stream>,
+}
+
+/// A node's way to its streams.
+pub(super) struct Source {
+    pub(super) node: NodeId,
+    pub(super) world: Shared,
+}
+
+impl Source {
+    fn with(&self, f: impl FnOnce(&mut Streams)) {
+        if let Some(process) = self.world.lock().processes.get_mut(&self.node) {
+            f(&mut process.streams);
+        }
+    }
+}
+
+impl EventSource for Source {
+    fn open(&self, changefeed: &ChangefeedId, _quota_bytes: usize) -> mpsc::Receiver<Delivery> {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        self.with(|streams| drop(streams.queues.insert(changefeed.gid, sender)));
+        receiver
+    }
+
+    fn close(&self, changefeed: &ChangefeedId) {
+        self.with(|streams| {
+            streams.queues.remove(&changefeed.gid);
+            streams.streams.retain(|(gid, _), _| *gid != changefeed.gid);
+        });
+    }
+
+    fn subscribe(&self, subscription: Subscription) {
+        let mut world = self.world.lock();
+        let gid = subscription.changefeed.gid;
+        let start = subscription.start_ts.0;
+        let retained = world.feeds.get(&gid).map_or(0, |feed| feed.retained);
+        let text = format!(
+            "{}: stream of {:?} ({:?}) from {start}, read at {}",
+            self.node, subscription.span, subscription.dispatcher, subscription.event_service
+        );
+        world.note(text);
+        if start < retained {
+            let text =
+                format!("{:?} wants the log from {start}, which ends at {retained}", subscription.span);
+            world.violated("RETENTION", &text);
+        }
+        if world.emptied.contains(&self.node) {
+            let text = format!(
+                "{:?} begins on {}, of which a drain said that it is empty",
+                subscription.span, self.node
+            );
+            world.violated("DRAIN-ZERO", &text);
+        }
+        let key = (gid, subscription.dispatcher);
+        let stream = Stream { subscription, begun: false, position: start, resolved: 0, at_ddl: None };
+        if let Some(process) = world.processes.get_mut(&self.node) {
+            process.streams.streams.insert(key, stream);
+        }
+    }
+
+    fn unsubscribe(&self, changefeed: &ChangefeedId, dispatcher: DispatcherId) {
+        self.with(|streams| drop(streams.streams.remove(&(changefeed.gid, dispatcher))));
+    }
+
+    fn copied(&self, _changefeed: &ChangefeedId, _dispatcher: DispatcherId, _position: Position) {}
+}
+
+/// Serves every stream that can be served; `percent` of them in a step. Streams in `restart` percent of the cases
+/// begin again at their dispatcher's checkpoint, as after a gap.
+pub(super) fn serve(world: &mut World, percent: u64, restart: u64) {
+    let nodes: Vec<NodeId> = world.processes.keys().cloned().collect();
+    for node in nodes {
+        let Some(process) = world.processes.get_mut(&node) else { continue };
+        if process.paused {
+            continue;
+        }
+        let mut streams = std::mem::take(&mut process.streams);
+        for (key, stream) in &mut streams.streams {
+            if !world.chance(percent) {
+                continue;
+            }
+            let begin_again = world.chance(restart);
+            let Some(feed) = world.feeds.get(&key.0) else { continue };
+            let service = &stream.subscription.event_service;
+            let read_there = feed.reader.as_ref().is_some_and(|reader| reader.node == *service);
+            let awake = world.processes.get(service).is_some_and(|process| !process.paused);
+            if !read_there || !(awake || *service == node) || !world.linked(&node, service) {
+                continue;
+            }
+            if begin_again && stream.begun {
+                *stream = Stream {
+                    position: stream.subscription.checkpoint.get().0.max(stream.subscription.start_ts.0),
+                    subscription: stream.subscription.clone(),
+                    begun: false,
+                    resolved: 0,
+                    at_ddl: None,
+                };
+            }
+            if let Some(queue) = streams.queues.get(&key.0) {
+                serve_one(feed, queue, stream);
+            }
+        }
+        if let Some(process) = world.processes.get_mut(&node) {
+            process.streams = streams;
+        }
+    }
+}
+
+fn serve_one(feed: &Feed, queue: &mpsc::Sender<Delivery>, stream: &mut Stream) {
+    let dispatcher = stream.subscription.dispatcher;
+    // A full queue is left for the next step; a stream never loses its place.
+    let send = |event| queue.try_send(Delivery { dispatcher, event, credit: Credit::default() }).is_ok();
+    if queue.capacity() < BURST + 4 {
+        return;
+    }
+    let table = stream.subscription.span.table.0;
+    if !stream.begun {
+        let info = feed.tables.get(&table).map(|_| shape(table, stream.position));
+        stream.begun = send(DispatcherEvent::Begin(info));
+    }
+    if let Some(ts) = stream.at_ddl {
+        if stream.subscription.checkpoint.get().0 < ts {
+            return;
+        }
+        stream.at_ddl = None;
+    }
+    let (next, reached, complete) = next_items(feed, table, stream);
+    let mut rows: Vec<Change> = Vec::new();
+    for item in next {
+        match item {
+            Item::Row(change) => rows.push(change),
+            Item::Ddl(ddl) => {
+                let ts = ddl.commit_ts.0;
+                send_rows(&send, table, &mut rows);
+                send(DispatcherEvent::Block(BlockEvent::Ddl(Arc::clone(&ddl))));
+                send(DispatcherEvent::Resolved { ts: Ts(ts), time: WallTime(0) });
+                (stream.position, stream.resolved, stream.at_ddl) = (ts, ts, Some(ts));
+                return;
+            }
+        }
+    }
+    send_rows(&send, table, &mut rows);
+    stream.position = reached;
+    if complete && feed.head > stream.resolved {
+        stream.resolved = feed.head;
+        send(DispatcherEvent::Resolved { ts: Ts(feed.head), time: WallTime(0) });
+    }
+}
+
+/// The next events of a stream, at most a burst; until which commit ts they go, and whether that is all there is.
+/// A transaction is never divided.
+fn next_items(feed: &Feed, table: i64, stream: &Stream) -> (Vec<Item>, u64, bool) {
+    if table == 0 {
+        let from = feed.ddls.partition_point(|ddl| ddl.commit_ts.0 <= stream.position);
+        let ddl = feed.ddls[from..].iter().find(|ddl| Feed::concerns_trigger(ddl));
+        let next: Vec<Item> = ddl.map(|ddl| Item::Ddl(Arc::clone(ddl))).into_iter().collect();
+        return (next, feed.head, true);
+    }
+    let Some(table) = feed.tables.get(&table) else { return (Vec::new(), stream.position, true) };
+    let from = table.items.partition_point(|item| item.ts() <= stream.position);
+    let mut until = (from + BURST).min(table.items.len());
+    while until > from && until < table.items.len() && table.items[until].ts() == table.items[until - 1].ts()
+    {
+        until += 1;
+    }
+    let span = &stream.subscription.span;
+    let wanted = |item: &&Item| match item {
+        Item::Row(change) => span.contains_key(&change.key.to_be_bytes()),
+        Item::Ddl(_) => true,
+    };
+    let next = table.items[from..until].iter().filter(wanted).cloned().collect();
+    let complete = until == table.items.len();
+    let reached = if complete { feed.head } else { table.items[until - 1].ts() };
+    (next, reached, complete)
+}
+
+fn send_rows(send: &impl Fn(DispatcherEvent) -> bool, table: i64, rows: &mut Vec<Change>) {
+    if rows.is_empty() {
+        return;
+    }
+    let mut bytes = BytesMut::new();
+    let mut txns: Vec<TxnMark> = Vec::new();
+    for change in rows.drain(..) {
+        let mut image = |out: &mut BytesMut| {
+            let mut writer = TupleWriter::new(out);
+            writer.push(Datum::Text(change.key.to_string().as_bytes()));
+            writer.push(Datum::Text(change.ts.to_string().as_bytes()));
+            writer.finish();
+        };
+        if change.deleted {
+            put_row(&mut bytes, RowOp::Delete, Some(&mut image), None);
+        } else {
+            put_row(&mut bytes, RowOp::Update, None, Some(&mut image));
+        }
+        match txns.last_mut() {
+            Some(txn) if txn.commit_ts == Ts(change.ts) => txn.rows += 1,
+            Some(_) | None => txns.push(TxnMark {
+                commit_ts: Ts(change.ts),
+                start_ts: Ts(change.ts - 1),
+                commit_time: WallTime(0),
+                rows: 1,
+                first_row: 0,
+            }),
+        }
+    }
+    send(DispatcherEvent::Rows(RowBatch::trusted(shape(table, 1), txns, bytes.freeze())));
+}
+
+/// Two columns: the key and the commit ts of the last change.
+fn shape(id: i64, version: u64) -> Arc<TableInfo> {
+    let column = |name: &str| Column {
+        name: name.to_owned(),
+        ty: ColumnType { kind: TypeKind::Int64, sql: "bigint".to_owned(), oid: 20, definitions: Vec::new() },
+        nullable: false,
+        generated: None,
+        identity: IdentityKind::None,
+        default: None,
+    };
+    Arc::new(TableInfo {
+        id: TableId(id),
+        schema_id: SchemaId(1),
+        schema: "s".to_owned(),
+        name: format!("t{id}"),
+        version: Ts(version),
+        columns: vec![column("k"), column("v")],
+        keys: vec![UniqueKey {
+            name: "pk".to_owned(),
+            columns: vec![0],
+            primary: true,
+            nulls_not_distinct: false,
+        }],
+        identity: ReplicaIdentity::Key(vec![0]),
+    })
+}

@@ -1,0 +1,153 @@
+//! Everything outside of the nodes, in one place: time, connections, the databases, and what was found to be wrong.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use heartbeatpb::{Gid, NodeId};
+use messaging::MessageCenter;
+use parking_lot::Mutex;
+
+use super::feed::Feed;
+use super::streams::Streams;
+use super::wire::Wire;
+use crate::Random;
+
+/// The world as its inhabitants hold it. The lock is never held while a node runs.
+pub(super) type Shared = Arc<Mutex<World>>;
+
+/// Entries of the history that are kept; older ones are dropped, so that a long run needs little memory.
+const HISTORY: usize = 20_000;
+
+/// A process.
+pub(super) struct Process {
+    pub(super) center: MessageCenter,
+    pub(super) streams: Streams,
+    /// It is stopped (SIGSTOP): it hears nothing and does nothing.
+    pub(super) paused: bool,
+    /// The downstream refuses it.
+    pub(super) fenced: bool,
+    /// It does not reach the metadata store before this time.
+    pub(super) store_cut_until: u64,
+    /// Its sinks fail writes before this time.
+    pub(super) sink_fails_until: u64,
+}
+
+/// Everything outside of the nodes.
+pub(super) struct World {
+    /// Milliseconds since the beginning.
+    pub(super) now: u64,
+    pub(super) random: Random,
+    pub(super) processes: BTreeMap<NodeId, Process>,
+    /// Pairs that cannot talk before a time, both ways; the smaller id first.
+    pub(super) cuts: BTreeMap<(NodeId, NodeId), u64>,
+    /// Nobody reaches the metadata store before this time.
+    pub(super) store_down_until: u64,
+    pub(super) wire: Wire,
+    pub(super) feeds: BTreeMap<Gid, Feed>,
+    /// Nodes about which a drain said that nothing is left.
+    pub(super) emptied: BTreeSet<NodeId>,
+    pub(super) sessions: u64,
+    pub(super) violation: Option<String>,
+    pub(super) history: VecDeque<(u64, String)>,
+    /// Print the history while it happens.
+    pub(super) verbose: bool,
+}
+
+impl World {
+    pub(super) fn new(seed: u64) -> Self {
+        Self {
+            now: 0,
+            random: Random::new(seed, 1),
+            processes: BTreeMap::new(),
+            cuts: BTreeMap::new(),
+            store_down_until: 0,
+            wire: Wire::default(),
+            feeds: BTreeMap::new(),
+            emptied: BTreeSet::new(),
+            sessions: 0,
+            violation: None,
+            history: VecDeque::new(),
+            verbose: false,
+        }
+    }
+
+    /// Adds to the history.
+    pub(super) fn note(&mut self, what: String) {
+        if self.verbose {
+            println!("{:>9.3} {what}", seconds(self.now));
+        }
+        if self.history.len() == HISTORY {
+            self.history.pop_front();
+        }
+        self.history.push_back((self.now, what));
+    }
+
+    /// Something happened that must not happen. Only the first is kept: the rest follows from it.
+    pub(super) fn violated(&mut self, invariant: &str, what: &str) {
+        self.note(format!("VIOLATION {invariant}: {what}"));
+        if self.violation.is_none() {
+            self.violation = Some(format!("{invariant}: {what}"));
+        }
+    }
+
+    /// Whether a chance of `percent` in a hundred comes.
+    pub(super) fn chance(&mut self, percent: u64) -> bool {
+        percent > 0 && self.random.between(1, 100) <= percent
+    }
+
+    /// Whether two processes live and can talk.
+    pub(super) fn linked(&self, one: &NodeId, other: &NodeId) -> bool {
+        if !self.processes.contains_key(one) || !self.processes.contains_key(other) {
+            return false;
+        }
+        one == other || self.cuts.get(&pair(one, other)).is_none_or(|until| *until <= self.now)
+    }
+
+    /// Breaks the connection of two processes.
+    pub(super) fn cut(&mut self, one: &NodeId, other: &NodeId, millis: u64) {
+        let until = self.now + millis;
+        let entry = self.cuts.entry(pair(one, other)).or_default();
+        *entry = until.max(*entry);
+        self.wire.lose_between(one, other);
+    }
+
+    /// Whether a process reaches the metadata store.
+    pub(super) fn reaches_store(&self, node: &NodeId) -> bool {
+        self.store_down_until <= self.now
+            && self.processes.get(node).is_some_and(|p| p.store_cut_until <= self.now)
+    }
+
+    /// All faults end.
+    pub(super) fn heal(&mut self) {
+        self.cuts.clear();
+        self.store_down_until = 0;
+        self.wire.faults = super::wire::Faults::default();
+        for process in self.processes.values_mut() {
+            process.store_cut_until = 0;
+            process.sink_fails_until = 0;
+        }
+    }
+
+    /// A process is gone: what it wrote and nobody confirmed may or may not be there.
+    pub(super) fn bury(&mut self, node: &NodeId) {
+        self.processes.remove(node);
+        self.emptied.remove(node);
+        self.cuts.retain(|(one, other), _| one != node && other != node);
+        self.wire.forget(node);
+        let mut feeds = std::mem::take(&mut self.feeds);
+        for feed in feeds.values_mut() {
+            feed.bury(node, self);
+        }
+        self.feeds = feeds;
+    }
+}
+
+fn pair(one: &NodeId, other: &NodeId) -> (NodeId, NodeId) {
+    if one < other { (one.clone(), other.clone()) } else { (other.clone(), one.clone()) }
+}
+
+/// For people.
+#[expect(clippy::cast_precision_loss, reason = "minutes at most")]
+pub(super) fn seconds(millis: u64) -> f64 {
+    millis as f64 / 1000.0
+}
