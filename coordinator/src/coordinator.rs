@@ -174,7 +174,10 @@ impl Coordinator {
                 self.perform(action);
             }
             if now().saturating_duration_since(started) > SLOW_EVENT {
-                tracing::warn!(seconds = now().saturating_duration_since(started).as_secs_f64(), "a coordinator event took long");
+                tracing::warn!(
+                    seconds = now().saturating_duration_since(started).as_secs_f64(),
+                    "a coordinator event took long"
+                );
             }
         };
         if result.is_ok() {
@@ -256,7 +259,11 @@ impl Coordinator {
                 self.jobs.spawn(async move {
                     let started = now();
                     let result = meta.update_checkpoints(&writes).await;
-                    metrics::count_store("checkpoints", result.is_ok(), now().saturating_duration_since(started));
+                    metrics::count_store(
+                        "checkpoints",
+                        result.is_ok(),
+                        now().saturating_duration_since(started),
+                    );
                     Done::Saved(result)
                 });
             }
@@ -395,8 +402,8 @@ async fn perform_write(
             ("set_state", meta.set_state(id, state, error.as_ref(), progress).await.map(Some))
         }
         Write::Pause { .. } => ("pause", meta.pause(id).await.map(Some)),
-        Write::Resume { overwrite, .. } => {
-            ("resume", meta.resume(id, epoch_candidate(), overwrite).await.map(Some))
+        Write::Resume { overwrite, known, .. } => {
+            ("resume", meta.resume(id, epoch_candidate(), known, overwrite).await.map(Some))
         }
         Write::Update { info, .. } => ("update", meta.update(&info).await.map(Some)),
         Write::Removing { .. } => ("set_progress", meta.set_progress(id, Progress::Removing).await.map(Some)),

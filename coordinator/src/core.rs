@@ -8,6 +8,7 @@ mod bootstrap;
 mod command;
 mod drain;
 mod schedule;
+mod silence;
 mod status;
 mod view;
 mod write;
@@ -21,7 +22,7 @@ use heartbeatpb::{ChangefeedId, CoordinatorBootstrapResponse, MaintainerEpoch, N
 use messaging::{ToCoordinator, ToMaintainerManager};
 use replica::Bootstrapper;
 
-use crate::changefeed::operator::{NodeLoss, Operator, Slot};
+use crate::changefeed::operator::{MovePhase, NodeLoss, Operator, Slot};
 use crate::changefeed::{Changefeed, Group};
 use crate::config::CoordinatorConfig;
 use crate::drain::{Drain, DrainDoc, NodeRecord};
@@ -94,6 +95,10 @@ struct Feed {
     told_at: Option<Instant>,
     /// Maintainers that should not exist were told to stop at this time.
     stale_told: BTreeMap<NodeId, Instant>,
+    /// The maintainer to be stopped once the one that is being stopped has.
+    next_stop: Option<(NodeId, Option<MaintainerEpoch>)>,
+    /// When its maintainer was heard of last.
+    heard_at: Option<Instant>,
 }
 
 impl Feed {
@@ -174,6 +179,8 @@ pub struct Core {
     creating: BTreeMap<ChangefeedId, (OpId, Box<ChangefeedInfo>)>,
     /// Maintainers of unknown changefeeds were told to stop at this time.
     unknown_told: BTreeMap<(ChangefeedId, NodeId), Instant>,
+    /// Since when each member speaks, and when it did last.
+    voices: BTreeMap<NodeId, silence::Voice>,
     saving: bool,
     drain: Drain,
     /// Requests to drain that wait for the session to be durable.
@@ -215,6 +222,7 @@ impl Core {
             names: BTreeMap::new(),
             creating: BTreeMap::new(),
             unknown_told: BTreeMap::new(),
+            voices: BTreeMap::new(),
             saving: false,
             drain: Drain { durable: Some(DrainDoc::default()), ..Drain::default() },
             drain_ops: Vec::new(),
@@ -245,6 +253,7 @@ impl Core {
                 self.tell_checkpoint(id, now, false);
             }
             self.save_checkpoints();
+            self.look_for_silence(now);
             self.drain_tick(now);
             self.schedule(now);
             self.balance(now);
@@ -263,6 +272,7 @@ impl Core {
         }
         for gone in &change.removed {
             self.nodes.remove(gone);
+            self.voices.remove(gone);
             self.on_node_removed(gone, now);
         }
         if change.completed {
@@ -274,6 +284,7 @@ impl Core {
 
     /// A message arrived.
     pub fn on_message(&mut self, from: &NodeId, message: ToCoordinator, now: Instant) -> Vec<Action> {
+        self.on_voice(from, now);
         match message {
             ToCoordinator::BootstrapResponse(answer) => self.on_bootstrap_response(from, answer, now),
             ToCoordinator::MaintainerHeartbeat(statuses) => {
@@ -299,8 +310,31 @@ impl Core {
     /// Only members are remembered, so that a late message of a node that left revives nothing. Within one
     /// process liveness only moves forward.
     fn on_liveness(&mut self, from: &NodeId, epoch: u64, liveness: NodeLiveness, now: Instant) -> bool {
-        self.members.contains(from)
-            && self.nodes.entry(from.clone()).or_default().observe(epoch, liveness, now)
+        let news = self.members.contains(from)
+            && self.nodes.entry(from.clone()).or_default().observe(epoch, liveness, now);
+        if news && liveness == NodeLiveness::Stopping {
+            self.on_node_stopping(from, now);
+        }
+        news
+    }
+
+    /// A node that is stopping refuses every start, and nobody is told. Whatever was to start there goes elsewhere
+    /// once the node has said that it does not run, for it may have taken the start before.
+    fn on_node_stopping(&mut self, node: &NodeId, now: Instant) {
+        let starting = |feed: &Feed| match feed.slot.as_ref().map(|slot| &slot.operator)? {
+            Operator::Add { dest, epoch } | Operator::Move { dest, epoch, phase: MovePhase::Adding, .. } => {
+                (dest == node).then_some(*epoch)
+            }
+            Operator::Move { phase: MovePhase::Removing, .. } | Operator::Stop { .. } => None,
+        };
+        let refused: Vec<(ChangefeedId, Option<MaintainerEpoch>)> =
+            self.feeds.iter().filter_map(|(id, feed)| Some((id.clone(), starting(feed)?))).collect();
+        for (id, epoch) in refused {
+            if let Some(feed) = self.feeds.get_mut(&id) {
+                feed.changefeed.mark_absent();
+            }
+            self.stop(&id, Some(node.clone()), false, epoch, now);
+        }
     }
 
     fn ask(&mut self, to: NodeId) {
@@ -309,8 +343,8 @@ impl Core {
     }
 
     fn on_node_removed(&mut self, gone: &NodeId, now: Instant) {
-        let me = self.me.clone();
         let (mut ended, mut handed_over, mut strays) = (Vec::new(), Vec::new(), Vec::new());
+        let mut lost = Vec::new();
         for (id, feed) in &mut self.feeds {
             let stops = feed.slot.as_ref().is_some_and(|slot| matches!(slot.operator, Operator::Stop { .. }));
             if stops && feed.replicates_on(gone) {
@@ -321,10 +355,11 @@ impl Core {
             if stray && feed.is_idle() && feed.changefeed.group() == Group::Stopped {
                 strays.push((id.clone(), feed.changefeed.info.epoch));
             }
-            match feed.slot.as_mut().map(|slot| (slot.operator.on_node_removed(gone, &me), slot)) {
+            match feed.slot.as_mut().map(|slot| (slot.operator.on_node_removed(gone), slot)) {
                 None if feed.changefeed.node() == Some(gone) => feed.changefeed.mark_absent(),
                 None | Some((NodeLoss::Unaffected, _)) => {}
-                Some((NodeLoss::Redirected, slot)) => slot.resend_at = now,
+                Some((NodeLoss::StopLost, slot)) if slot.finishing => {}
+                Some((NodeLoss::StopLost, _)) => lost.push(id.clone()),
                 Some((NodeLoss::OriginGone, _)) => handed_over.push(id.clone()),
                 Some((NodeLoss::Cancelled, _)) => {
                     feed.changefeed.mark_absent();
@@ -337,6 +372,9 @@ impl Core {
         }
         for id in handed_over {
             self.hand_over(&id, now);
+        }
+        for id in lost {
+            self.on_stop_lost(&id, now);
         }
         for (id, epoch) in strays {
             // A maintainer that a late command brought back is gone with its node; what it had elsewhere is not.
@@ -392,31 +430,42 @@ impl Core {
         self.out.push(Action::Count { kind: slot.operator.kind(), took });
     }
 
-    /// Stops the maintainer. A stop that is at work already keeps its node and its epoch, which are those of
-    /// the maintainer that really runs; it only may become a removal.
+    /// Stops the maintainer. A stop that is at work already keeps its node and its epoch, and may become a removal;
+    /// if it is that of another maintainer, this one follows.
     fn stop(
         &mut self,
         id: &ChangefeedId,
         node: Option<NodeId>,
-        removed: bool,
+        mut removed: bool,
         epoch: Option<MaintainerEpoch>,
         now: Instant,
     ) {
         let Some(feed) = self.feeds.get_mut(id) else { return };
-        if let Some(Slot { operator: Operator::Stop { removed: was, .. }, finishing, resend_at, .. }) =
-            &mut feed.slot
+        if let Some(Slot {
+            operator: Operator::Stop { removed: was, epoch: of, .. },
+            finishing,
+            resend_at,
+            ..
+        }) = &mut feed.slot
         {
-            let upgrade = removed && !*was;
-            if !upgrade {
-                return;
-            }
+            let (other, upgrade) = (*of != epoch, removed && !*was);
             if !*finishing {
-                *was = true;
-                *resend_at = now;
-                self.resend(id, now);
+                if let Some(node) = node.filter(|_| other) {
+                    feed.next_stop = Some((node, epoch));
+                }
+                if upgrade {
+                    *was = true;
+                    *resend_at = now;
+                    self.resend(id, now);
+                }
                 return;
             }
-            // It stopped as a pause; the nodes have yet to hear that the changefeed is deleted.
+            if !(upgrade || other && (node.is_some() || feed.changefeed.group() == Group::Stopped)) {
+                return;
+            }
+            // What stopped was another maintainer, or it stopped as a pause and the nodes have yet to hear that the
+            // changefeed is deleted.
+            removed |= *was;
             feed.queue.retain(|write| !matches!(write, Write::StopDone));
         }
         // A move has stored a larger epoch than that of the maintainer which still runs.
@@ -459,5 +508,7 @@ fn feed(changefeed: Changefeed) -> Feed {
         removals: Vec::new(),
         told_at: None,
         stale_told: BTreeMap::new(),
+        next_stop: None,
+        heard_at: None,
     }
 }

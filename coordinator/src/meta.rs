@@ -307,16 +307,15 @@ impl Meta {
         also: impl Fn(&mut Stored) -> Result<(), Error> + Send + Sync,
     ) -> Result<Stored, Error> {
         self.edit(id, |stored| {
-            stored.info.epoch = Some(
-                MaintainerEpoch::next(stored.info.epoch, candidate)
-                    .ok_or_else(|| Error::EpochOverflow(id.to_string()))?,
-            );
+            bump(&mut stored.info, candidate)?;
             also(stored)
         })
         .await
     }
 
-    /// Makes a resumable changefeed normal at `overwrite`, or where it is, under a larger epoch.
+    /// Makes a resumable changefeed normal at `overwrite`, or where it is, under a larger epoch than `known`, the
+    /// one that the caller believes to be stored. Where a larger one is stored already an earlier attempt was
+    /// applied without an answer; it is carried out again, whatever the state is by now.
     ///
     /// # Errors
     /// [`Error::UpdateRefused`] when the stored state does not allow it, and those of [`Meta::edit`].
@@ -324,16 +323,18 @@ impl Meta {
         &self,
         id: &ChangefeedId,
         candidate: u64,
+        known: Option<MaintainerEpoch>,
         overwrite: Option<Ts>,
     ) -> Result<Stored, Error> {
-        self.bump_epoch(id, candidate, |stored| {
-            if !stored.info.state.is_resumable() {
+        self.edit(id, |stored| {
+            if !stored.info.state.is_resumable() && stored.info.epoch <= known {
                 return Err(Error::UpdateRefused {
                     name: id.to_string(),
                     state: stored.info.state.to_string(),
                     what: "only a stopped, failed or finished changefeed can be resumed",
                 });
             }
+            bump(&mut stored.info, candidate)?;
             stored.info.state = ChangefeedState::Normal;
             stored.info.error = None;
             stored.info.warning = None;
@@ -504,6 +505,13 @@ fn unchanged(key: &str, kv: Option<&KeyValue>) -> Compare {
         Some(kv) => Compare::ModRevision { key: key.to_owned(), revision: kv.mod_revision },
         None => Compare::Absent { key: key.to_owned() },
     }
+}
+
+/// Gives a changefeed a strictly larger epoch.
+fn bump(info: &mut ChangefeedInfo, candidate: u64) -> Result<(), Error> {
+    let next = MaintainerEpoch::next(info.epoch, candidate);
+    info.epoch = Some(next.ok_or_else(|| Error::EpochOverflow(info.id.to_string()))?);
+    Ok(())
 }
 
 /// An intent to remove survives everything but the removal (I6).

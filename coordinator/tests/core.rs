@@ -6,6 +6,8 @@
 mod drain;
 #[path = "core/histories.rs"]
 mod histories;
+#[path = "core/left_behind.rs"]
+mod left_behind;
 #[path = "core/placement.rs"]
 mod placement;
 #[path = "core/walk.rs"]

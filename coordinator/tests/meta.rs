@@ -257,8 +257,8 @@ async fn pause_and_resume_change_both_documents_at_one_revision() {
     assert_eq!((paused.info.state, paused.status.progress), (ChangefeedState::Stopped, Progress::Stopping));
     assert_eq!(paused.info.error.unwrap().message, message, "cut once");
 
-    let writes = world.writes();
-    let resumed = world.meta.resume(&id, 1, Some(Ts(3))).await.unwrap();
+    let (writes, before) = (world.writes(), paused.info.epoch);
+    let resumed = world.meta.resume(&id, 1, before, Some(Ts(3))).await.unwrap();
     assert_eq!(world.writes(), writes + 1);
     assert_eq!((resumed.info.state, resumed.info.error.is_none()), (ChangefeedState::Normal, true));
     assert_eq!((resumed.status.checkpoint_ts, resumed.status.progress), (Ts(3), Progress::None));
@@ -267,11 +267,22 @@ async fn pause_and_resume_change_both_documents_at_one_revision() {
     let (info, status) = (world.layout.info("default", "a"), world.layout.status("default", "a"));
     let (info, status) = (kv(&info).await.unwrap().found.unwrap(), kv(&status).await.unwrap().found.unwrap());
     assert_eq!(info.mod_revision, status.mod_revision);
-    assert!(matches!(world.meta.resume(&id, 1, None).await, Err(Error::UpdateRefused { .. })));
+    let again = world.meta.resume(&id, 1, resumed.info.epoch, None).await;
+    assert!(matches!(again, Err(Error::UpdateRefused { .. })), "it runs");
 
     let late = world.meta.update_checkpoints(&[checkpoint(&id, 99, 5)]).await.unwrap();
     assert!(late.is_empty(), "a report from before the resume does not overwrite its checkpoint");
     assert_eq!(world.meta.get("default", "a").await.unwrap().status.checkpoint_ts, Ts(3));
+}
+
+#[tokio::test]
+async fn a_resume_whose_answer_was_lost_can_be_repeated() {
+    let (world, id) = World::with("a", 5).await;
+    let before = world.meta.pause(&id).await.unwrap().info.epoch;
+    world.meta.resume(&id, 1, before, Some(Ts(3))).await.unwrap();
+    let again = world.meta.resume(&id, 1, before, Some(Ts(4))).await.unwrap();
+    assert_eq!((again.info.state, again.status.checkpoint_ts), (ChangefeedState::Normal, Ts(4)));
+    assert_eq!(epoch(&again), 7);
 }
 
 #[tokio::test]

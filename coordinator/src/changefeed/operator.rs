@@ -70,8 +70,8 @@ pub enum Seen {
 pub enum NodeLoss {
     /// Nothing.
     Unaffected,
-    /// It goes on with another node and is sent anew.
-    Redirected,
+    /// A stop's node is gone, and its maintainer with it; what that has elsewhere is not.
+    StopLost,
     /// A move's origin is gone and need not be waited for: the changefeed belongs to the destination now.
     OriginGone,
     /// It ends; the changefeed needs a new place.
@@ -187,11 +187,11 @@ impl Operator {
         if done { Seen::Done } else { Seen::Nothing }
     }
 
-    /// A node left. A stop goes on at the coordinator's own node, which closes the dispatchers everywhere.
+    /// A node left.
     ///
     /// A move whose destination may have been told to start ends when that leaves: starting the origin again
     /// could make two maintainers of one epoch.
-    pub fn on_node_removed(&mut self, gone: &NodeId, me: &NodeId) -> NodeLoss {
+    pub fn on_node_removed(&mut self, gone: &NodeId) -> NodeLoss {
         match self {
             Self::Add { dest, .. } | Self::Move { dest, phase: MovePhase::Adding, .. } if dest == gone => {
                 NodeLoss::Cancelled
@@ -210,10 +210,7 @@ impl Operator {
                     (false, false) => NodeLoss::Unaffected,
                 }
             }
-            Self::Stop { node, .. } if node == gone => {
-                *node = me.clone();
-                NodeLoss::Redirected
-            }
+            Self::Stop { node, .. } if node == gone => NodeLoss::StopLost,
             Self::Add { .. } | Self::Move { .. } | Self::Stop { .. } => NodeLoss::Unaffected,
         }
     }

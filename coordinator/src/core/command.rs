@@ -92,6 +92,9 @@ pub enum Reply {
     Done,
 }
 
+/// Why a resume is refused.
+pub(super) const NOT_RESUMABLE: &str = "only a stopped, failed or finished changefeed can be resumed";
+
 impl Core {
     /// A person asks for something; the answer comes as [`Action::Reply`], now or when it is done.
     pub fn on_command(&mut self, op: OpId, command: Command, now: Instant) -> Vec<Action> {
@@ -134,13 +137,11 @@ impl Core {
                 let id = self.find(&keyspace, &name)?;
                 let info = self.info(&id)?;
                 if !info.state.is_resumable() {
-                    return Err(refused(
-                        info,
-                        "only a stopped, failed or finished changefeed can be resumed",
-                    ));
+                    return Err(refused(info, NOT_RESUMABLE));
                 }
                 SinkKind::of(&info.sink_uri)?;
-                self.want(&id, Write::Resume { op, overwrite }, now);
+                let known = info.epoch;
+                self.want(&id, Write::Resume { op, overwrite, known }, now);
                 Ok(None)
             }
             Command::Remove { keyspace, name } => {
@@ -221,6 +222,6 @@ impl Core {
     }
 }
 
-fn refused(info: &ChangefeedInfo, what: &'static str) -> Error {
+pub(super) fn refused(info: &ChangefeedInfo, what: &'static str) -> Error {
     Error::UpdateRefused { name: info.id.to_string(), state: info.state.shown().to_string(), what }
 }

@@ -33,6 +33,7 @@ impl Core {
             }
             return;
         }
+        feed.heard_at = Some(now);
         let change = feed.changefeed.on_status(status, now);
         // Before its bootstrap a maintainer does not know its dispatchers: what it counts is no proof.
         if let (Some(progress), Some(session), true) =

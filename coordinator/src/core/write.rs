@@ -5,6 +5,7 @@ use std::time::Instant;
 use heartbeatpb::config::{ChangefeedInfo, ChangefeedState, Progress};
 use heartbeatpb::{ChangefeedId, MaintainerEpoch, NodeId, RunningError, Ts};
 
+use super::command::{NOT_RESUMABLE, refused};
 use super::{Action, Core, FIRST_RETRY, LONGEST_RETRY, OpId, Reply, Retry};
 use crate::changefeed::Group;
 use crate::changefeed::operator::{MovePhase, Operator};
@@ -54,6 +55,9 @@ pub enum Write {
         op: OpId,
         /// A new checkpoint.
         overwrite: Option<Ts>,
+        /// The epoch that is stored, as far as the coordinator knows. A larger one says that an earlier attempt
+        /// was applied although its answer was lost.
+        known: Option<MaintainerEpoch>,
     },
     /// A new description by a person.
     Update {
@@ -147,6 +151,14 @@ impl Core {
             return;
         }
         while let Some(write) = feed.queue.pop_front() {
+            if let Write::Resume { op, .. } = write
+                && !feed.changefeed.info.state.is_resumable()
+            {
+                // Another resume was before it.
+                let result = Err(refused(&feed.changefeed.info, NOT_RESUMABLE));
+                self.out.push(Action::Reply { op, result });
+                continue;
+            }
             let runs = feed.changefeed.info.state.should_run() && !feed.removing;
             let relevant = match &write {
                 // A person stopped it meanwhile, or it ended: the report is about the past.
@@ -260,14 +272,7 @@ impl Core {
         }
         match write {
             Write::Create { .. } => {}
-            Write::BumpForAdd { dest } => {
-                let free = feed.slot.is_none() && feed.queue.is_empty();
-                if free && feed.changefeed.is_runnable(now) && self.members.contains(&dest) {
-                    feed.changefeed.bind(dest.clone());
-                    let epoch = feed.changefeed.info.epoch;
-                    self.begin(id, Operator::Add { dest, epoch }, now);
-                }
-            }
+            Write::BumpForAdd { dest } => self.begin_add(id, dest, now),
             Write::BumpForMove { origin, dest } => self.begin_move(id, origin, dest, before, now),
             Write::BumpForRestart { .. } => {
                 let node = feed.changefeed.node().cloned();
@@ -291,7 +296,7 @@ impl Core {
                 feed.removals.push(op);
                 self.stop(id, node, true, before, now);
             }
-            Write::Resume { op, overwrite } => {
+            Write::Resume { op, overwrite, .. } => {
                 let checkpoint = checkpoint.unwrap_or(feed.changefeed.last_saved);
                 feed.changefeed.restart_at(checkpoint, overwrite.is_some());
                 self.out.push(Action::Reply { op, result: Ok(Reply::Checkpoint(checkpoint)) });
@@ -309,6 +314,19 @@ impl Core {
             }
             Write::DropRetention { .. } => feed.queue.push_front(Write::Delete),
             Write::Delete => self.forget(id, now),
+        }
+    }
+
+    /// The larger epoch of a start is durable. If the place is taken or the node takes no work any more, another
+    /// start follows, under a larger one.
+    fn begin_add(&mut self, id: &ChangefeedId, dest: NodeId, now: Instant) {
+        let admitted = self.takes_work(&dest, now);
+        let Some(feed) = self.feeds.get_mut(id) else { return };
+        let free = feed.slot.is_none() && feed.queue.is_empty();
+        if admitted && free && feed.changefeed.is_runnable(now) {
+            feed.changefeed.bind(dest.clone());
+            let epoch = feed.changefeed.info.epoch;
+            self.begin(id, Operator::Add { dest, epoch }, now);
         }
     }
 
@@ -342,17 +360,49 @@ impl Core {
     }
 
     /// The maintainer is gone: the end of the operator is made durable before its place is given away.
+    ///
+    /// A maintainer older than the stored epoch was to move, and may have stopped for that: its dispatchers stayed
+    /// where they were. When the changefeed is not to run they are closed under the stored epoch, which nobody has.
     pub(super) fn on_stopped(&mut self, id: &ChangefeedId, now: Instant) {
         let Some(feed) = self.feeds.get_mut(id) else { return };
         let Some(slot) = &mut feed.slot else { return };
+        let Operator::Stop { removed, epoch, .. } = slot.operator else { return };
+        let current = feed.changefeed.info.epoch;
+        if let Some((node, epoch)) = feed.next_stop.take().filter(|(node, _)| self.members.contains(node)) {
+            return self.begin(id, Operator::Stop { node, removed, epoch }, now);
+        }
+        if feed.changefeed.group() == Group::Stopped && epoch != current {
+            return self.close_all(id, now);
+        }
         slot.finishing = true;
-        let removed = matches!(slot.operator, Operator::Stop { removed: true, .. });
         let write = if removed {
             Write::DropRetention { info: Box::new((*feed.changefeed.info).clone()) }
         } else {
             Write::StopDone
         };
         self.want(id, write, now);
+    }
+
+    /// The node of the maintainer that is being stopped left. What runs goes on and takes over what is left
+    /// elsewhere; if nothing is to run it is closed.
+    pub(super) fn on_stop_lost(&mut self, id: &ChangefeedId, now: Instant) {
+        let Some(feed) = self.feeds.get(id) else { return };
+        let next = feed.next_stop.as_ref().is_some_and(|(node, _)| self.members.contains(node));
+        if feed.changefeed.group() == Group::Stopped && !next {
+            self.close_all(id, now);
+        } else {
+            self.on_stopped(id, now);
+        }
+    }
+
+    /// The coordinator's own node closes the dispatchers everywhere, under the stored epoch.
+    fn close_all(&mut self, id: &ChangefeedId, now: Instant) {
+        let Some(feed) = self.feeds.get(id) else { return };
+        let Some(Operator::Stop { removed, .. }) = feed.slot.as_ref().map(|slot| &slot.operator) else {
+            return;
+        };
+        let (node, removed, epoch) = (self.me.clone(), *removed, feed.changefeed.info.epoch);
+        self.begin(id, Operator::Stop { node, removed, epoch }, now);
     }
 
     /// Forgets a changefeed whose metadata is gone, and answers everyone who waits.

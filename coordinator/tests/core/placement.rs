@@ -59,6 +59,11 @@ fn a_stop_during_a_move_goes_to_the_maintainer_that_runs() {
     w.tick(500);
     w.expect(&expect!["n2: Remove a epoch 5 cascade"]);
     w.beat("n2", stopped("a", 5));
+    // It may have stopped for the move, and then its dispatchers are where they were.
+    w.expect(&expect!["n1: Remove a epoch 6 cascade"]);
+    w.beat("n2", stopped("a", 5));
+    w.expect(&expect![""]);
+    w.beat("n1", stopped("a", 6));
     w.expect(&expect![[r#"
         wrote stop done
         reply 1: checkpoint 100"#]]);

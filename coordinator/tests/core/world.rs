@@ -35,6 +35,8 @@ pub(crate) struct World {
     pub(crate) failing: bool,
     /// Writes wait for `settle` while set.
     pub(crate) held: bool,
+    /// Nodes that answered; that they are asked again when they are silent is not logged.
+    pub(crate) answered: BTreeSet<NodeId>,
     pub(crate) log: Vec<String>,
     pub(crate) next_op: u64,
 }
@@ -112,6 +114,7 @@ impl World {
             held_drain: false,
             failing: false,
             held: false,
+            answered: BTreeSet::new(),
             log: Vec::new(),
             next_op: 0,
         }
@@ -138,6 +141,9 @@ impl World {
     }
 
     pub(crate) fn hear(&mut self, from: &str, message: ToCoordinator) {
+        if matches!(message, ToCoordinator::BootstrapResponse(_)) {
+            self.answered.insert(from.into());
+        }
         let actions = self.core.on_message(&from.into(), message, self.now);
         self.perform(actions);
     }
@@ -179,6 +185,8 @@ impl World {
     pub(crate) fn perform(&mut self, actions: Vec<Action>) {
         for action in actions {
             match action {
+                Action::Send { to, message: ToMaintainerManager::CoordinatorBootstrap(_) }
+                    if self.answered.contains(&to) => {}
                 Action::Send { to, message } => self.log.push(format!("{to}: {}", show(&message))),
                 Action::Write { id, write } => {
                     if self.held {
@@ -277,8 +285,16 @@ impl World {
                 stored.info.state = ChangefeedState::Stopped;
                 set_progress(stored, Progress::Stopping);
             }
-            Write::Resume { overwrite, .. } => {
+            Write::Resume { overwrite, known, .. } => {
+                if !stored.info.state.is_resumable() && stored.info.epoch <= *known {
+                    return Err(Error::UpdateRefused {
+                        name: id.to_string(),
+                        state: stored.info.state.to_string(),
+                        what: "only a stopped, failed or finished changefeed can be resumed",
+                    });
+                }
                 bump(stored);
+                stored.status.epoch = stored.info.epoch;
                 stored.info.state = ChangefeedState::Normal;
                 stored.info.error = None;
                 stored.status.progress = Progress::None;
