@@ -1,5 +1,7 @@
 //! The decisions of one maintainer: events and time in, effects out.
 
+#[cfg(feature = "test-util")]
+pub(crate) mod bench;
 mod bootstrap;
 mod heartbeat;
 mod merge;

@@ -31,6 +31,8 @@ mod maintainer;
 mod manager;
 pub mod metrics;
 mod placement;
+#[cfg(feature = "test-util")]
+pub mod testing;
 mod upstream;
 
 pub use checkpoint::{CheckpointFold, Progress};
