@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use heartbeatpb::{Ts, WallTime};
 
+use crate::part::Picked;
 use crate::{TableInfo, Tuple};
 
 /// What happened to a row.
@@ -59,16 +60,22 @@ pub struct TxnMark {
     pub rows: u32,
     /// Position of the first of them among the transaction's rows of this table, from 0.
     /// `(commit_ts, row number)` identifies a row change of a table across replays.
+    /// The numbers of a part of a batch have gaps; there `first_row + rows` is the place behind the last of them.
     pub first_row: u64,
 }
 
-/// Rows of one version of one table, in commit order. Cheap to clone.
+/// Rows of one version of one table, in commit order: all that the buffer holds, or those that were picked from it
+/// ([`RowBatch::within`]). Cheap to clone.
 #[derive(Clone)]
 pub struct RowBatch {
     /// Shape of the table at these commits.
     pub table: Arc<TableInfo>,
-    txns: Arc<[TxnMark]>,
-    rows: Bytes,
+    pub(crate) txns: Arc<[TxnMark]>,
+    pub(crate) rows: Bytes,
+    /// Which rows of the buffer; `None`: all.
+    pub(crate) picked: Option<Arc<[Picked]>>,
+    /// Bytes of the rows.
+    pub(crate) size: usize,
 }
 
 impl std::fmt::Debug for RowBatch {
@@ -76,7 +83,7 @@ impl std::fmt::Debug for RowBatch {
         f.debug_struct("RowBatch")
             .field("table", &self.table.id)
             .field("txns", &self.txns)
-            .field("bytes", &self.rows.len())
+            .field("bytes", &self.size)
             .finish()
     }
 }
@@ -102,7 +109,7 @@ pub struct RowChange<'a> {
 pub struct BatchError(pub &'static str);
 
 /// Length of a row's head: op, length of the old image, length of the new image.
-const ROW_HEAD: usize = 9;
+pub(crate) const ROW_HEAD: usize = 9;
 
 /// Appends one row to a buffer: op u8, old length u32, new length u32, old tuple, new tuple.
 /// `old` and `new` write their image with a [`crate::TupleWriter`].
@@ -135,39 +142,33 @@ impl RowBatch {
     /// # Errors
     /// When `rows` is not exactly the rows that `txns` counts, or the commit ts go back.
     pub fn new(table: Arc<TableInfo>, txns: Vec<TxnMark>, rows: Bytes) -> Result<Self, BatchError> {
-        let expected: u64 = txns.iter().map(|txn| u64::from(txn.rows)).sum();
-        if txns.windows(2).any(|pair| pair[0].commit_ts > pair[1].commit_ts) {
-            return Err(BatchError("commit ts goes back"));
-        }
-        if txns.iter().any(|txn| txn.first_row.checked_add(u64::from(txn.rows)).is_none()) {
-            return Err(BatchError("row number is too large"));
-        }
-        let mut rest = &rows[..];
-        let mut count = 0u64;
-        while !rest.is_empty() {
-            let (row, tail) = split_row(rest).ok_or(BatchError("row is cut off"))?;
-            for image in [row.1, row.2].into_iter().flatten() {
-                Tuple::parse(image).ok_or(BatchError("image is cut off"))?;
-            }
-            rest = tail;
-            count += 1;
-        }
-        if count != expected {
+        check_marks(&txns)?;
+        let count = check_rows(&rows, |_| {})?;
+        if count != count_rows(&txns) {
             return Err(BatchError("row count differs"));
         }
-        Ok(Self { table, txns: txns.into(), rows })
+        Ok(Self::all(table, txns, rows))
     }
 
     /// As [`RowBatch::new`], for bytes that this process has just written; checks in debug builds only.
     #[must_use]
     pub fn trusted(table: Arc<TableInfo>, txns: Vec<TxnMark>, rows: Bytes) -> Self {
         debug_assert!(Self::new(Arc::clone(&table), txns.clone(), rows.clone()).is_ok());
-        Self { table, txns: txns.into(), rows }
+        Self::all(table, txns, rows)
+    }
+
+    fn all(table: Arc<TableInfo>, txns: Vec<TxnMark>, rows: Bytes) -> Self {
+        let size = rows.len();
+        Self { table, txns: txns.into(), rows, picked: None, size }
     }
 
     /// The batch without its first `rows` rows; `txns` describes what is left. Shares the buffer.
     #[must_use]
     pub fn without_first(&self, rows: u64, txns: Vec<TxnMark>) -> Self {
+        if let Some(picked) = &self.picked {
+            let left = usize::try_from(rows).ok().and_then(|rows| picked.get(rows..));
+            return self.of_picked(txns, left.unwrap_or_default().into());
+        }
         let mut rest = &self.rows[..];
         for _ in 0..rows {
             rest = split_row(rest).expect("the caller skips no more rows than there are").1;
@@ -179,7 +180,11 @@ impl RowBatch {
     /// The batch with its first transactions only, which `txns` repeats. Shares the buffer.
     #[must_use]
     pub fn first_txns(&self, txns: Vec<TxnMark>) -> Self {
-        let keep: u64 = txns.iter().map(|txn| u64::from(txn.rows)).sum();
+        let keep = count_rows(&txns);
+        if let Some(picked) = &self.picked {
+            let kept = usize::try_from(keep).ok().and_then(|keep| picked.get(..keep));
+            return self.of_picked(txns, kept.unwrap_or(picked).into());
+        }
         let mut rest = &self.rows[..];
         for _ in 0..keep {
             rest = split_row(rest).expect("the caller keeps no more rows than there are").1;
@@ -197,16 +202,16 @@ impl RowBatch {
     /// Number of rows.
     #[must_use]
     pub fn row_count(&self) -> u64 {
-        self.txns.iter().map(|txn| u64::from(txn.rows)).sum()
+        count_rows(&self.txns)
     }
 
     /// Size of the rows in bytes: the unit of quotas.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.rows.len()
+        self.size
     }
 
-    /// The encoded rows.
+    /// The buffer in which the images lie. It may hold rows that do not belong to the batch.
     #[must_use]
     pub fn encoded_rows(&self) -> &Bytes {
         &self.rows
@@ -225,22 +230,82 @@ impl RowBatch {
     }
 
     /// The rows in order.
-    pub fn iter(&self) -> impl Iterator<Item = RowChange<'_>> {
-        let mut rest = &self.rows[..];
-        self.txns.iter().flat_map(|txn| (0..u64::from(txn.rows)).map(move |n| (txn, txn.first_row + n))).map(
-            move |(txn, row_number)| {
-                let ((op, old, new), tail) = split_row(rest).expect("checked when the batch was made");
-                rest = tail;
-                RowChange { txn, row_number, op, old: old.map(Tuple::trusted), new: new.map(Tuple::trusted) }
-            },
-        )
+    #[must_use]
+    pub fn iter(&self) -> RowChanges<'_> {
+        let left = self.txns.first().map_or(0, |txn| txn.rows);
+        RowChanges { batch: self, txn: 0, left, rest: &self.rows, next: 0 }
     }
 }
 
-type RawRow<'a> = (RowOp, Option<&'a [u8]>, Option<&'a [u8]>);
+pub(crate) fn count_rows(txns: &[TxnMark]) -> u64 {
+    txns.iter().map(|txn| u64::from(txn.rows)).sum()
+}
+
+pub(crate) fn check_marks(txns: &[TxnMark]) -> Result<(), BatchError> {
+    if txns.windows(2).any(|pair| pair[0].commit_ts > pair[1].commit_ts) {
+        return Err(BatchError("commit ts goes back"));
+    }
+    if txns.iter().any(|txn| txn.first_row.checked_add(u64::from(txn.rows)).is_none()) {
+        return Err(BatchError("row number is too large"));
+    }
+    Ok(())
+}
+
+/// Checks every row of a buffer, tells where each begins, and counts them.
+pub(crate) fn check_rows(rows: &[u8], mut begin: impl FnMut(usize)) -> Result<u64, BatchError> {
+    let mut rest = rows;
+    let mut count = 0u64;
+    while !rest.is_empty() {
+        begin(rows.len() - rest.len());
+        let (row, tail) = split_row(rest).ok_or(BatchError("row is cut off"))?;
+        for image in [row.1, row.2].into_iter().flatten() {
+            Tuple::parse(image).ok_or(BatchError("image is cut off"))?;
+        }
+        rest = tail;
+        count += 1;
+    }
+    Ok(count)
+}
+
+/// Iterator over the rows of a [`RowBatch`].
+#[derive(Clone, Debug)]
+pub struct RowChanges<'a> {
+    batch: &'a RowBatch,
+    /// The transaction of the next row, and how many of its rows are left.
+    txn: usize,
+    left: u32,
+    /// The buffer from the next row on, when all of it counts.
+    rest: &'a [u8],
+    /// The next of the picked rows.
+    next: usize,
+}
+
+impl<'a> Iterator for RowChanges<'a> {
+    type Item = RowChange<'a>;
+
+    fn next(&mut self) -> Option<RowChange<'a>> {
+        while self.left == 0 {
+            self.txn += 1;
+            self.left = self.batch.txns.get(self.txn)?.rows;
+        }
+        let txn = self.batch.txns.get(self.txn)?;
+        self.left -= 1;
+        if let Some(picked) = &self.batch.picked {
+            let row = picked.get(self.next)?;
+            self.next += 1;
+            return Some(row.change(txn, &self.batch.rows));
+        }
+        let ((op, old, new), tail) = split_row(self.rest).expect("checked when the batch was made");
+        self.rest = tail;
+        let row_number = txn.first_row + u64::from(txn.rows - self.left - 1);
+        Some(RowChange { txn, row_number, op, old: old.map(Tuple::trusted), new: new.map(Tuple::trusted) })
+    }
+}
+
+pub(crate) type RawRow<'a> = (RowOp, Option<&'a [u8]>, Option<&'a [u8]>);
 
 /// Splits the first row off; `None` when it is cut off or has an unknown op.
-fn split_row(bytes: &[u8]) -> Option<(RawRow<'_>, &[u8])> {
+pub(crate) fn split_row(bytes: &[u8]) -> Option<(RawRow<'_>, &[u8])> {
     if bytes.len() < ROW_HEAD {
         return None;
     }

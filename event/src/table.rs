@@ -137,16 +137,18 @@ pub enum TypeKind {
     Array(Box<TypeKind>),
     /// A domain over another type.
     Domain(Box<TypeKind>),
+    /// Text under a nondeterministic collation: values with different bytes may be equal to the database.
+    Nondeterministic(Box<TypeKind>),
     /// Anything else: network, geometric, range, composite, text search, …
     Other,
 }
 
 impl TypeKind {
-    /// The type below domains.
+    /// The type below domains and collations.
     #[must_use]
     pub fn base(&self) -> &TypeKind {
         let mut kind = self;
-        while let TypeKind::Domain(inner) = kind {
+        while let TypeKind::Domain(inner) | TypeKind::Nondeterministic(inner) = kind {
             kind = inner;
         }
         kind
