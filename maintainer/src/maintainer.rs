@@ -61,6 +61,14 @@ pub(crate) struct Published {
     pub(crate) status: MaintainerStatus,
 }
 
+#[cfg(test)]
+impl Published {
+    /// A status as if a maintainer had published it.
+    pub(crate) fn of(changes: u64, status: MaintainerStatus) -> Self {
+        Self { sequence: changes, changes, status }
+    }
+}
+
 impl Versioned for Published {
     type Version = u64;
 

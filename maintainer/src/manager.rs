@@ -379,6 +379,8 @@ impl MaintainerManager {
                 ChangefeedInfo::new(id.clone(), UpstreamInfo::default(), "", ReplicaConfig::default(), Ts(1));
             return self.start(info, request.epoch, (REMOVAL_ONLY_CHECKPOINT, false), Some(control));
         }
+        // What is answered now has to stay true: an order to begin that comes late is not followed.
+        self.registry.remember(id.clone(), request.epoch);
         let status = MaintainerStatus {
             changefeed: id.clone(),
             feed_state: String::new(),

@@ -212,6 +212,25 @@ async fn a_changefeed_that_is_not_here_is_stopped_or_closed_everywhere() {
     world.stop().await;
 }
 
+// behaviour: maintainer-21a
+#[tokio::test]
+async fn an_order_to_begin_that_comes_after_the_answer_that_nobody_is_here_is_not_followed() {
+    let world = World::with_coordinator(1).await;
+    let id = ChangefeedId::fresh("t");
+    world.remove(&id, 7, false, false);
+    within("it is answered", || world.is_stopped(&id)).await;
+    for late in [6, 7] {
+        world.add(&id, late);
+    }
+    world.bootstrap(1);
+    within("the late orders were handled", || world.heard.lock().bootstraps.len() == 2).await;
+    let known = world.heard.lock().bootstraps[1].statuses.len();
+    assert_eq!((known, world.upstream.started.lock().len()), (0, 0), "nothing was revived");
+    world.add(&id, 8);
+    within("a newer one works", || world.status(&id).is_some_and(|status| status.bootstrap_done)).await;
+    world.stop().await;
+}
+
 // behaviour: maintainer-21
 #[tokio::test]
 async fn a_maintainer_that_stops_slowly_delays_no_other() {

@@ -167,7 +167,9 @@ impl Registry {
         }
     }
 
-    fn remember(&mut self, id: ChangefeedId, epoch: Option<MaintainerEpoch>) {
+    /// A maintainer with `epoch` ended here, or is known never to begin: none of this epoch or an older one begins
+    /// any more.
+    pub(crate) fn remember(&mut self, id: ChangefeedId, epoch: Option<MaintainerEpoch>) {
         let Some(epoch) = epoch else { return };
         match self.ended.get_mut(&id) {
             Some(known) => *known = (*known).max(epoch),
@@ -198,7 +200,61 @@ impl Registry {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use heartbeatpb::Ts;
+    use snapshot::Publisher;
+
     use super::*;
+    use crate::maintainer::Published;
+
+    fn status(id: &ChangefeedId, state: ComponentState) -> MaintainerStatus {
+        MaintainerStatus {
+            changefeed: id.clone(),
+            feed_state: String::new(),
+            state,
+            checkpoint: Ts(7),
+            errors: vec![],
+            bootstrap_done: true,
+            last_synced: Ts(7),
+            drain: None,
+            epoch: MaintainerEpoch::from_wire(5),
+        }
+    }
+
+    // behaviour: maintainer-22
+    #[tokio::test]
+    async fn a_maintainer_that_stopped_stays_until_that_was_told_or_nobody_listens_for_long() {
+        let id = ChangefeedId::fresh("t");
+        let task = tokio::spawn(async {});
+        let mut publisher = Publisher::new(Published::of(1, status(&id, ComponentState::Working)));
+        let handle = Handle {
+            epoch: MaintainerEpoch::from_wire(5),
+            mailbox: Arc::default(),
+            published: publisher.view(),
+            reported: Arc::default(),
+        };
+        let mut registry = Registry::default();
+        registry.insert(id.clone(), Slot::new(handle, task.id()));
+        let now = Instant::now();
+        registry.get_mut(&id).unwrap().on_told(1, false, now);
+        assert_eq!(registry.clean_up(now + Duration::from_secs(3600)), 0, "it works");
+        publisher.publish(Published::of(2, status(&id, ComponentState::Stopped)));
+        assert!(registry.get_mut(&id).unwrap().is_due(now), "the coordinator is to hear it");
+        // It was not reached: nothing was told, so the next look finds the same.
+        assert_eq!(registry.clean_up(now), 0);
+        let (version, stopped) = registry.get_mut(&id).unwrap().status();
+        assert_eq!((version, stopped.state), (2, ComponentState::Stopped));
+        registry.get_mut(&id).unwrap().on_told(version, true, now);
+        assert_eq!(registry.clean_up(now), 1);
+        assert_eq!(registry.admit(&id, MaintainerEpoch::from_wire(5)), Admission::Stopped);
+        let (handle, task) = (publisher.view(), tokio::spawn(async {}));
+        let handle =
+            Handle { epoch: None, mailbox: Arc::default(), published: handle, reported: Arc::default() };
+        registry.insert(id.clone(), Slot::new(handle, task.id()));
+        assert_eq!(registry.clean_up(now), 0, "nobody was told");
+        assert_eq!(registry.clean_up(now + STOPPED_PATIENCE), 1, "and nobody will be");
+    }
 
     // behaviour: maintainer-13, maintainer-14, maintainer-15, maintainer-16, maintainer-17, maintainer-21a
     // behaviour: coordinator-ND-6, coordinator-ND-7, coordinator-ND-8
