@@ -24,8 +24,9 @@ pub(crate) enum Credit {
 /// One event, in the order of its dispatcher.
 #[derive(Debug)]
 pub(crate) enum Arrival {
-    /// The stream begins, perhaps again, with this shape of the table.
-    Table(Arc<TableInfo>),
+    /// The stream begins, perhaps again: the shape of the table, where one is known. Rows follow that may have been
+    /// seen before.
+    Begin(Option<Arc<TableInfo>>),
     /// Rows.
     Rows(RowBatch, Credit),
     /// Every event up to `ts` has arrived.
@@ -42,16 +43,16 @@ pub(crate) enum Arrival {
 }
 
 impl Arrival {
-    /// The event of a delivery; `None` for one that says nothing to a dispatcher.
-    pub(crate) fn of(event: DispatcherEvent, credit: logservice::Credit) -> Option<Self> {
-        Some(match event {
-            DispatcherEvent::Begin(table) => Arrival::Table(table?),
+    /// The event of a delivery.
+    pub(crate) fn of(event: DispatcherEvent, credit: logservice::Credit) -> Self {
+        match event {
+            DispatcherEvent::Begin(table) => Arrival::Begin(table),
             DispatcherEvent::Rows(batch) => Arrival::Rows(batch, Credit::Room(credit)),
             DispatcherEvent::Resolved { ts, time } => Arrival::Resolved { ts, time },
             DispatcherEvent::Block(event) => Arrival::Block(event),
             DispatcherEvent::Failed { code, message } => {
                 Arrival::Failed(Fault { code, message, retryable: false })
             }
-        })
+        }
     }
 }

@@ -1,10 +1,11 @@
 //! Every decision of a dispatcher manager: messages, events and time in, [`Action`]s out.
 //!
 //! The one task that owns this is the only one that changes it, so the check of an owner and the effect of its
-//! request cannot be separated: the fence needs no lock. Read `ownership.rs`, `schedule.rs`, `barrier.rs`, then
-//! `report.rs`.
+//! request cannot be separated: the fence needs no lock. Read `ownership.rs`, `schedule.rs`, `merge.rs`, `barrier.rs`,
+//! then `report.rs`.
 
 mod barrier;
+mod merge;
 mod ownership;
 mod report;
 mod schedule;
@@ -19,10 +20,11 @@ use event::{BlockEvent, RowBatch, TableInfo};
 use heartbeatpb::config::{PerformanceMode, ReplicaConfig};
 use heartbeatpb::{
     BarrierKey, BlockStatusRequest, ChangefeedId, DispatcherConfig, DispatcherId, HeartBeatRequest, NodeId,
-    Owner, TableId, TableSpan, TableSpanBlockStatus, Ts, WallTime, Watermark,
+    Owner, TableSpan, TableSpanBlockStatus, Ts, WallTime, Watermark,
 };
 use sink::TableStart;
 
+use merge::Merges;
 pub(crate) use ownership::{BootstrapStep, CloseStep, PostBootstrapStep};
 
 use crate::Fault;
@@ -75,7 +77,7 @@ impl CoreOptions {
 #[derive(Debug)]
 pub(crate) enum Action {
     /// Ask the sink how a dispatcher starts; answer with [`Core::on_dispatcher_opened`].
-    OpenDispatcher { id: DispatcherId, table: TableId, start_ts: Ts },
+    OpenDispatcher { id: DispatcherId, span: TableSpan, start_ts: Ts },
     /// Have the sink prepare a table; answer with [`Core::on_table_opened`].
     OpenTable { slot: Slot, id: DispatcherId, table: Arc<TableInfo> },
     /// Hand rows to the sink; answer with [`Core::on_flushed`].
@@ -139,8 +141,21 @@ enum Cleanup {
 #[derive(Clone, Debug)]
 struct Opening {
     config: DispatcherConfig,
-    /// For a table trigger: whether to ignore what the downstream knows.
-    trigger: Option<bool>,
+    purpose: Purpose,
+}
+
+/// Why the sink is asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Purpose {
+    /// A bootstrap wants the table trigger.
+    Trigger {
+        /// Ignore what the downstream knows.
+        is_new: bool,
+    },
+    /// The owner wants a dispatcher.
+    Create,
+    /// The sources of a merge have let go.
+    Merge,
 }
 
 /// The local table trigger.
@@ -168,6 +183,7 @@ pub(crate) struct Core {
     opening: BTreeMap<DispatcherId, Opening>,
     trigger: Option<Trigger>,
     journal: Journal,
+    merges: Merges,
     /// Membership generation: grows with every dispatcher.
     seq: u64,
     latest: Watermark,
@@ -203,6 +219,7 @@ impl Core {
             opening: BTreeMap::new(),
             trigger: None,
             journal: Journal::default(),
+            merges: Merges::default(),
             seq: 0,
             latest: Watermark { checkpoint: start_ts, resolved: start_ts, seq: 0, last_synced: Ts::ZERO },
             last_synced: Ts::ZERO,
@@ -319,16 +336,24 @@ impl Core {
         if self.life != Life::Open {
             return;
         }
-        let (table, start_ts) = (opening.config.span.table, opening.config.start_ts);
-        if start_ts != asked {
+        if opening.config.start_ts != asked {
             // Removed and created again with another start meanwhile: the answer is to another question.
-            self.opening.insert(id, opening);
-            self.actions.push(Action::OpenDispatcher { id, table, start_ts });
+            self.ask_sink(opening);
             return;
         }
-        match opening.trigger {
-            Some(is_new) => self.on_trigger_opened(opening.config, is_new, result, now),
-            None => self.on_scheduled_opened(opening.config, result, now),
+        match opening.purpose {
+            Purpose::Trigger { is_new } => self.on_trigger_opened(opening.config, is_new, result, now),
+            Purpose::Create => self.on_scheduled_opened(opening.config, result, now),
+            Purpose::Merge => self.on_merge_opened(&opening.config, result, now),
+        }
+    }
+
+    /// Asks the sink how a dispatcher starts, unless it is being asked already: then its answer is looked at again.
+    fn ask_sink(&mut self, opening: Opening) {
+        let DispatcherConfig { dispatcher: id, ref span, start_ts, .. } = opening.config;
+        let action = Action::OpenDispatcher { id, span: span.clone(), start_ts };
+        if self.opening.insert(id, opening).is_none() {
+            self.actions.push(action);
         }
     }
 
@@ -412,6 +437,7 @@ impl Core {
     /// Copies a dispatcher's progress out, and lets it go if it is to go and can.
     fn settle(&mut self, slot: Slot) {
         self.dispatchers.refresh(slot);
+        self.advance_merge_of(slot);
         if !self.leaving.contains(&slot) {
             return;
         }

@@ -4,6 +4,7 @@
 //! flight; while it is, arrivals wait in the inbox, which the credits of the collector bound.
 
 mod block;
+mod merge;
 mod status;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -12,12 +13,13 @@ mod tests;
 
 #[cfg(test)]
 pub(crate) use block::key as key_of;
+pub(crate) use merge::Rest;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use event::{BlockEvent, RowBatch, RowOp, TableInfo};
+use event::{BlockEvent, DdlEvent, RowBatch, RowOp, TableInfo};
 use heartbeatpb::{
     BarrierKey, BlockStage, BlockState, ComponentState, DispatcherConfig, DispatcherId, Mode, SchemaId,
     TableId, TableSpan, Ts, WallTime,
@@ -83,6 +85,18 @@ enum Phase {
     Failed,
 }
 
+/// Whether arrivals are taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Intake {
+    /// They are.
+    Open,
+    /// A merge has stopped the dispatcher: they are dropped.
+    Stopped,
+    /// It goes on after a merge that was given up: what is on its way follows on what was dropped, so nothing is taken
+    /// until its stream has begun again.
+    UntilBegin,
+}
+
 /// A report that the owner has not acknowledged.
 #[derive(Debug)]
 struct Report {
@@ -119,6 +133,7 @@ pub(crate) struct Dispatcher {
     pub(crate) try_removing: bool,
     /// It let go; the next heartbeat says so and cleans up.
     pub(crate) removing: bool,
+    intake: Intake,
     phase: Phase,
     inbox: VecDeque<Arrival>,
     opened: Option<Arc<TableInfo>>,
@@ -134,6 +149,8 @@ pub(crate) struct Dispatcher {
     /// Table trigger: reports without an acknowledgement, those in preparation included.
     pending_acks: u32,
     last_done: Option<BarrierKey>,
+    /// The last DDL that was done here.
+    last_ddl: Option<Arc<DdlEvent>>,
 }
 
 impl Dispatcher {
@@ -151,6 +168,7 @@ impl Dispatcher {
             state: ComponentState::Initializing,
             try_removing: false,
             removing: false,
+            intake: Intake::Open,
             phase: Phase::Ready,
             inbox: VecDeque::new(),
             opened: None,
@@ -164,6 +182,7 @@ impl Dispatcher {
             blockers: BTreeSet::new(),
             pending_acks: 0,
             last_done: None,
+            last_ddl: None,
         }
     }
 
@@ -216,7 +235,8 @@ impl Dispatcher {
 
     /// An event arrived.
     pub(crate) fn on_arrival(&mut self, arrival: Arrival, out: &mut Vec<Effect>) {
-        if self.try_removing || self.removing || matches!(self.phase, Phase::Failed) {
+        if self.try_removing || self.removing || matches!(self.phase, Phase::Failed) || !self.admits(&arrival)
+        {
             return;
         }
         if matches!(self.phase, Phase::Ready) && self.inbox.is_empty() {
@@ -317,6 +337,7 @@ impl Dispatcher {
     pub(crate) fn waits_for(&self) -> String {
         let at = |event: &BlockEvent| block::key(event).commit_ts;
         match &self.phase {
+            _ if self.intake == Intake::Stopped => "the merge of its span".into(),
             Phase::Ready if self.progress.is_empty() => "events from the log".into(),
             Phase::Ready => format!("the downstream to flush {} batches", self.progress.len()),
             Phase::OpeningTable(_) => "the downstream to prepare the table".into(),
@@ -341,7 +362,8 @@ impl Dispatcher {
 
     fn handle(&mut self, arrival: Arrival, out: &mut Vec<Effect>) {
         match arrival {
-            Arrival::Table(table) => self.on_table(table, out),
+            Arrival::Begin(Some(table)) => self.on_table(table, out),
+            Arrival::Begin(None) => {}
             Arrival::Rows(batch, credit) => self.on_rows(batch, credit, out),
             Arrival::Resolved { ts, .. } => {
                 if ts >= self.start_ts {
@@ -355,7 +377,10 @@ impl Dispatcher {
     }
 
     fn on_table(&mut self, table: Arc<TableInfo>, out: &mut Vec<Effect>) {
-        if !self.is_open(&table) {
+        // A stream that began again while a DDL was waiting has the shape from before it, which the downstream does
+        // not have any more. The next rows bring the new one.
+        let outdated = self.last_ddl.as_ref().is_some_and(|ddl| table.version < ddl.commit_ts);
+        if !outdated && !self.is_open(&table) {
             self.phase = Phase::OpeningTable(Arc::clone(&table));
             out.push(Effect::OpenTable(table));
         }
@@ -395,13 +420,12 @@ impl Dispatcher {
     }
 
     /// The part of a batch that was not handled before: a stream that was reset repeats events, and a start in
-    /// the middle of a DDL's transaction skips its rows.
+    /// the middle of a DDL's transaction skips its rows. Rows come before a DDL of the same commit ts and are durable
+    /// before it is done, so that all rows up to the last one that is done were handled.
     fn wanted(&self, batch: &RowBatch) -> Option<RowBatch> {
         let skip_at_start = self.skip_dml_at_start.then(|| self.start_ts.after());
-        let last_unwanted = match skip_at_start {
-            Some(at) if at > self.resolved => at,
-            Some(_) | None => self.resolved,
-        };
+        let done = self.last_done.map(|done| done.commit_ts);
+        let last_unwanted = skip_at_start.max(done).unwrap_or_default().max(self.resolved);
         let txns = batch.txns();
         let unwanted = txns.partition_point(|txn| txn.commit_ts <= last_unwanted);
         if unwanted == 0 {
@@ -433,6 +457,6 @@ impl Dispatcher {
 pub(crate) fn resolved_time(arrival: &Arrival) -> Option<(Ts, WallTime)> {
     match arrival {
         Arrival::Resolved { ts, time } => Some((*ts, *time)),
-        Arrival::Table(_) | Arrival::Rows(..) | Arrival::Block(_) | Arrival::Failed(_) => None,
+        Arrival::Begin(_) | Arrival::Rows(..) | Arrival::Block(_) | Arrival::Failed(_) => None,
     }
 }

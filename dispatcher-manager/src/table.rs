@@ -24,7 +24,7 @@ impl Slot {
     }
 }
 
-/// Progress of one dispatcher; [`Ts::MAX`] where nobody is.
+/// Progress of one dispatcher; [`Ts::MAX`] where nobody is, or one that does not count yet.
 #[derive(Clone, Copy, Debug)]
 struct Row {
     checkpoint: Ts,
@@ -101,7 +101,10 @@ impl DispatcherTable {
     /// Copies a dispatcher's progress into the array. To be called after everything that may move it.
     pub(crate) fn refresh(&mut self, slot: Slot) {
         let Some(dispatcher) = self.get(slot) else { return };
-        let row = Row { checkpoint: dispatcher.checkpoint(), resolved: dispatcher.resolved() };
+        let row = match dispatcher.counts() {
+            true => Row { checkpoint: dispatcher.checkpoint(), resolved: dispatcher.resolved() },
+            false => NOBODY,
+        };
         self.rows[slot.index()] = row;
     }
 

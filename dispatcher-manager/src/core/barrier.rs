@@ -45,7 +45,7 @@ impl Core {
         };
         slots.retain(|slot| {
             self.dispatchers.get(*slot).is_some_and(|dispatcher| {
-                dispatcher.state == ComponentState::Working
+                matches!(dispatcher.state, ComponentState::Working | ComponentState::WaitingMerge)
                     && !dispatcher.removing
                     && Some(dispatcher.id) != except
             })

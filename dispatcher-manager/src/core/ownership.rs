@@ -6,11 +6,11 @@ use std::time::Instant;
 use heartbeatpb::{
     BootstrapTableSpan, ComponentState, DispatcherConfig, DispatcherId, MaintainerBootstrapRequest,
     MaintainerBootstrapResponse, MaintainerEpoch, MaintainerPostBootstrapRequest,
-    MaintainerPostBootstrapResponse, Mode, NodeId, SchemaId, TableId, TableSpan, Ts,
+    MaintainerPostBootstrapResponse, Mode, NodeId, SchemaId, TableSpan, Ts,
 };
 use sink::TableStart;
 
-use super::{Action, Cleanup, Core, Life, Opening, Trigger};
+use super::{Action, Cleanup, Core, Life, Opening, Purpose, Trigger};
 use crate::dispatcher::Dispatcher;
 use crate::{Error, Fault};
 
@@ -119,10 +119,7 @@ impl Core {
             mode: Mode::Default,
             skip_dml_at_start: false,
         };
-        let known = self.opening.insert(id, Opening { config, trigger: Some(is_new) });
-        if known.is_none() {
-            self.actions.push(Action::OpenDispatcher { id, table: TableId::DDL, start_ts });
-        }
+        self.ask_sink(Opening { config, purpose: Purpose::Trigger { is_new } });
     }
 
     pub(super) fn on_trigger_opened(
@@ -162,7 +159,7 @@ impl Core {
             checkpoint,
             redo_checkpoint: Ts::ZERO,
             operators,
-            merges: Vec::new(),
+            merges: self.merges.requests(),
             epoch: self.owner.epoch,
         }
     }
@@ -239,13 +236,14 @@ impl Core {
             self.actions.push(Action::CloseDispatcher { id: dispatcher.id });
         }
         self.leaving.clear();
+        self.merges.clear();
         self.copying.clear();
         self.resends.clear();
         self.blocks.clear();
         self.changed.clear();
         self.trigger = None;
         self.error = None;
-        if self.opening.values().any(|opening| opening.trigger.is_some()) {
+        if self.opening.values().any(|opening| matches!(opening.purpose, Purpose::Trigger { .. })) {
             self.actions.push(Action::Bootstrapped(BootstrapStep::Closing));
         }
         self.opening.clear();

@@ -49,7 +49,8 @@ impl Core {
             .collect();
         if complete {
             for dispatcher in self.dispatchers.iter_mut() {
-                if !dispatcher.removing && dispatcher.state != ComponentState::Initializing {
+                let listed = dispatcher.counts() && dispatcher.state != ComponentState::Initializing;
+                if listed && !dispatcher.removing {
                     let rate = dispatcher.take_event_size_per_second(now);
                     let state = dispatcher.state;
                     statuses.push(TableSpanStatus {
@@ -63,6 +64,7 @@ impl Core {
         for slot in gone {
             self.clean(slot);
         }
+        self.merges.forget_finished(&self.dispatchers);
         self.send_heartbeat(statuses, self.latest, complete);
     }
 

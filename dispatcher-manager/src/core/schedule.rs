@@ -3,12 +3,12 @@
 use std::time::Instant;
 
 use heartbeatpb::{
-    ComponentState, DispatcherConfig, DispatcherId, MergeDispatcherRequest, Mode, NodeId, ScheduleAction,
-    ScheduleDispatcherRequest, TableSpan, TableSpanStatus, Ts,
+    ComponentState, DispatcherConfig, DispatcherId, Mode, NodeId, ScheduleAction, ScheduleDispatcherRequest,
+    TableSpan, TableSpanStatus, Ts,
 };
 use sink::TableStart;
 
-use super::{Action, Core, Opening};
+use super::{Action, Core, Opening, Purpose};
 use crate::Fault;
 use crate::dispatcher::Dispatcher;
 use crate::table::Slot;
@@ -31,12 +31,6 @@ impl Core {
         }
     }
 
-    /// Joining spans needs a data source for the joined span before its parts let go; until that exists a merge
-    /// is not begun, and the owner, which sees no merged dispatcher, gives it up.
-    pub(crate) fn on_merge(&mut self, from: &NodeId, request: &MergeDispatcherRequest) {
-        tracing::debug!(changefeed = %self.id, %from, merged = %request.merged, "a merge is not possible here");
-    }
-
     fn on_create(&mut self, from: &NodeId, request: ScheduleDispatcherRequest) {
         let config = request.config.clone();
         let id = config.dispatcher;
@@ -46,11 +40,7 @@ impl Core {
             return;
         }
         self.journal.put(from, request);
-        let (table, start_ts) = (config.span.table, config.start_ts);
-        let known = self.opening.insert(id, Opening { config, trigger: None });
-        if known.is_none() {
-            self.actions.push(Action::OpenDispatcher { id, table, start_ts });
-        }
+        self.ask_sink(Opening { config, purpose: Purpose::Create });
     }
 
     pub(super) fn on_scheduled_opened(
@@ -115,7 +105,8 @@ impl Core {
             self.trigger.filter(|trigger| !trigger.registered).and_then(|t| self.dispatchers.slot(t.id));
         for slot in self.dispatchers.slots() {
             let Some(dispatcher) = self.dispatchers.get(slot) else { continue };
-            if dispatcher.try_removing || Some(slot) == unregistered {
+            // The result of a merge has no stream before it takes over.
+            if dispatcher.try_removing || !dispatcher.counts() || Some(slot) == unregistered {
                 continue;
             }
             self.actions.push(Action::Unsubscribe { slot, id: dispatcher.id });
@@ -125,6 +116,7 @@ impl Core {
 
     fn on_remove(&mut self, from: &NodeId, request: ScheduleDispatcherRequest, now: Instant) {
         let id = request.config.dispatcher;
+        self.give_up_merge_of(id, now);
         let Some(slot) = self.dispatchers.slot(id) else {
             self.on_remove_missing(id, request.config.mode, now);
             return;
@@ -146,6 +138,11 @@ impl Core {
     /// The owner must converge, and an entry of a creation that failed must not swallow later requests.
     fn on_remove_missing(&mut self, id: DispatcherId, mode: Mode, now: Instant) {
         self.journal.delete(id);
+        self.tell_stopped(id, mode, now);
+    }
+
+    /// Nobody has this id here.
+    pub(super) fn tell_stopped(&mut self, id: DispatcherId, mode: Mode, now: Instant) {
         let status = TableSpanStatus {
             id,
             state: ComponentState::Stopped,

@@ -15,6 +15,8 @@ use sink::TableStart;
 use super::*;
 use crate::dispatcher::testing::*;
 
+mod merging;
+
 struct Bench {
     core: Core,
     feed: ChangefeedId,
@@ -185,7 +187,7 @@ impl Bench {
     fn working(&mut self, n: u64) {
         self.schedule(&a(), ScheduleAction::Create, n, 1);
         self.opened(n, 60);
-        self.arrive(n, Arrival::Table(table(1, 1)));
+        self.arrive(n, Arrival::Begin(Some(table(1, 1))));
         self.core.on_table_opened(self.slot(n), Ok(()), self.now);
         self.arrive(n, resolved(60));
         self.wait(11);

@@ -1,5 +1,7 @@
 //! Block events of one dispatcher: alone, or behind a barrier that the owner directs (dispatcher §15).
 
+use std::sync::Arc;
+
 use event::{BlockEvent, DdlEvent, TableInfo};
 use heartbeatpb::{BarrierKey, BlockStage, BlockState, InfluencedTables, codes};
 
@@ -85,6 +87,7 @@ impl Dispatcher {
         let seen =
             if key.is_sync_point { key.commit_ts < self.resolved } else { key.commit_ts <= self.resolved };
         if seen || self.last_done.is_some_and(|done| key <= done) {
+            self.check_repeated(&event, out);
             return;
         }
         if !self.takes_part(&event) {
@@ -105,6 +108,25 @@ impl Dispatcher {
             self.phase = Phase::Held(event);
         } else {
             self.start_barrier(event, out);
+        }
+    }
+
+    /// Refuses a second DDL at the commit ts of the one that was done last. One commit ts names one DDL per table: the
+    /// barrier, its acknowledgement and the place where a stream goes on know no other name for it, so whoever reads a
+    /// log joins several DDLs of one table in one transaction, or gives each a commit ts of its own. Taking the second
+    /// for a repetition of the first would lose it without a word.
+    fn check_repeated(&mut self, event: &BlockEvent, out: &mut Vec<Effect>) {
+        let BlockEvent::Ddl(ddl) = event else { return };
+        let Some(last) = self.last_ddl.as_ref().filter(|last| last.commit_ts == ddl.commit_ts) else {
+            return;
+        };
+        if (last.kind, last.table_id, &last.query) != (ddl.kind, ddl.table_id, &ddl.query) {
+            let message = format!(
+                "two schema changes of {}.{} have the commit ts {}, and one can be replicated",
+                ddl.schema, ddl.table, ddl.commit_ts
+            );
+            let code = codes::SCHEMA_CHANGE_UNSUPPORTED.into();
+            self.fail(Fault { code, message, retryable: false }, out);
         }
     }
 
@@ -234,7 +256,7 @@ impl Dispatcher {
 
     fn finish_alone(&mut self, event: &BlockEvent, out: &mut Vec<Effect>) {
         let key = key(event);
-        self.executed(key);
+        self.executed(event);
         if changes_schedule(event) {
             let state = state(event, false, BlockStage::None);
             self.reports.insert(key, Report { state: state.clone(), counted: self.is_trigger() });
@@ -265,13 +287,17 @@ impl Dispatcher {
     /// The barrier is done here. The phase is cleared before the next event is taken, which may block again.
     pub(super) fn finish_barrier(&mut self, event: &BlockEvent, out: &mut Vec<Effect>) {
         let key = key(event);
-        self.executed(key);
+        self.executed(event);
         self.phase = Phase::Ready;
         out.push(Effect::Done(key));
         self.drain(out);
     }
 
-    fn executed(&mut self, key: BarrierKey) {
+    fn executed(&mut self, event: &BlockEvent) {
+        let key = key(event);
+        if let BlockEvent::Ddl(ddl) = event {
+            self.last_ddl = Some(Arc::clone(ddl));
+        }
         self.progress.pass(key.commit_ts);
         self.last_synced = self.last_synced.max(key.commit_ts);
         self.last_done = Some(key);

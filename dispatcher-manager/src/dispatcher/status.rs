@@ -21,6 +21,10 @@ impl Dispatcher {
         if let Some(key) = status.ack {
             self.on_ack(key, out);
         }
+        if self.is_stopped() {
+            // A merge is about to take the barrier over. The owner repeats what it wants until it sees the effect.
+            return;
+        }
         if let Some(key) = status.ignored
             && self.pending() == Pending::Waiting(key)
         {

@@ -165,7 +165,7 @@ impl Bench {
     /// A dispatcher of a configuration whose table the sink knows.
     pub(crate) fn of(config: &DispatcherConfig, check_splittable: bool) -> Self {
         let mut bench = Self::fresh(config, check_splittable);
-        bench.arrive(Arrival::Table(table(1, 1)));
+        bench.arrive(Arrival::Begin(Some(table(1, 1))));
         bench.opened();
         bench
     }

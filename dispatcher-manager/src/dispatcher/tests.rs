@@ -107,7 +107,7 @@ fn it_works_from_its_first_event_on() {
 #[test]
 fn events_wait_while_the_table_is_prepared() {
     let mut d = Bench::fresh(&config(1, 1, 50), false);
-    assert_eq!(d.arrive(Arrival::Table(table(1, 1))), "open v1");
+    assert_eq!(d.arrive(Arrival::Begin(Some(table(1, 1)))), "open v1");
     assert_eq!(d.arrive(rows(&[100])), "");
     assert_eq!(d.arrive(resolved(100)), "");
     assert_eq!(d.arrive(resolved(105)), "");
@@ -115,8 +115,8 @@ fn events_wait_while_the_table_is_prepared() {
     assert!(!d.dispatcher.can_close(true));
     assert_eq!(d.opened(), "working; write 100");
     assert_eq!(d.checkpoint(), 99);
-    assert_eq!(d.arrive(Arrival::Table(table(1, 1))), "", "a repeated shape is not prepared again");
-    assert_eq!(d.arrive(Arrival::Table(table(1, 7))), "open v7");
+    assert_eq!(d.arrive(Arrival::Begin(Some(table(1, 1)))), "", "a repeated shape is not prepared again");
+    assert_eq!(d.arrive(Arrival::Begin(Some(table(1, 7)))), "open v7");
 }
 
 #[test]
@@ -530,7 +530,7 @@ fn the_next_barrier_may_follow_at_once() {
 #[test]
 fn a_dispatcher_that_is_to_go_takes_nothing_more() {
     let mut d = Bench::fresh(&config(1, 1, 50), false);
-    d.arrive(Arrival::Table(table(1, 1)));
+    d.arrive(Arrival::Begin(Some(table(1, 1))));
     d.arrive(rows(&[60]));
     d.dispatcher.try_remove();
     d.arrive(resolved(100));
@@ -607,6 +607,34 @@ proptest! {
         d.arrive(resolved(commit));
         prop_assert_eq!(d.checkpoint(), commit);
     }
+}
+
+#[test]
+fn a_stream_that_begins_again_at_a_barrier_brings_nothing_twice() {
+    let mut d = Bench::table(50);
+    d.arrive(rows(&[100]));
+    d.flushed(0);
+    assert_eq!(d.arrive(block(DdlEvent { table_info: None, ..wide(100) })), "flush");
+    assert_eq!(d.flush_ok(), "WAITING 100");
+    d.arrive(Arrival::Begin(Some(table(1, 2))));
+    d.arrive(rows(&[100]));
+    d.arrive(block(wide(100)));
+    assert_eq!(d.status(&act(BlockAction::Write, 100)), "execute 100");
+    assert_eq!(d.written(), "DONE 100", "rows and shape from before the DDL do not come after it");
+    assert_eq!(d.arrive(rows(&[101])), "write 101");
+}
+
+// One commit ts names one DDL per table: readers of a log join several of one transaction.
+#[test]
+fn a_second_ddl_of_one_commit_ts_is_refused_and_not_lost() {
+    let mut d = Bench::table(50);
+    d.arrive(block(ddl(100)));
+    d.flush_ok();
+    assert_eq!(d.written(), "");
+    assert_eq!(d.arrive(block(ddl(100))), "", "a repetition");
+    d.arrive(resolved(100));
+    let second = DdlEvent { query: "ALTER TABLE t1 ADD COLUMN d text".into(), ..ddl(100) };
+    assert_eq!(d.arrive(block(second)), "fail CDC:ErrSchemaChangeUnsupported");
 }
 
 // The log side does not know the schema of a table of which nothing was told yet.

@@ -30,13 +30,13 @@ impl Task {
         }
         match action {
             Action::Write { slot, id, batch, ticket, credit } => self.write(slot, id, batch, ticket, credit),
-            Action::OpenDispatcher { id, table, start_ts } => {
+            Action::OpenDispatcher { id, span, start_ts } => {
                 let (sink, opens) = (Arc::clone(&self.sink), Arc::clone(&self.opens));
                 let metrics = self.metrics.clone();
                 self.calls.spawn(async move {
                     let _permit = opens.acquire().await;
                     let begun = now();
-                    let opened = sink.open_dispatcher(id, table, start_ts).await;
+                    let opened = sink.open_dispatcher(id, span.table, start_ts).await;
                     metrics.created(now().saturating_duration_since(begun));
                     let result = opened.map_err(|error| Fault::sink(&error));
                     Done::DispatcherOpened { id, asked: start_ts, result }

@@ -35,8 +35,7 @@ pub(super) async fn run(
     closed.send_replace(true);
     tracing::error!(changefeed = %id, "the dispatcher manager panicked");
     let node = context.center.node().clone();
-    let error =
-        Fault { retryable: true, ..Error::Ended.fault() }.running(&node, WallTime::now());
+    let error = Fault { retryable: true, ..Error::Ended.fault() }.running(&node, WallTime::now());
     loop {
         let request = HeartBeatRequest {
             changefeed: id.clone(),

@@ -186,9 +186,8 @@ impl Task {
                 }
                 Event::Deliveries(_) => {
                     for delivery in deliveries.drain(..) {
-                        if let Some(arrival) = Arrival::of(delivery.event, delivery.credit) {
-                            self.core.on_arrival(delivery.dispatcher, arrival, now);
-                        }
+                        let arrival = Arrival::of(delivery.event, delivery.credit);
+                        self.core.on_arrival(delivery.dispatcher, arrival, now);
                     }
                 }
             }
@@ -347,7 +346,7 @@ impl Task {
                 self.metrics.request();
                 self.core.on_schedule(from, request, now);
             }
-            ToHeartbeatCollector::Merge(request) => self.core.on_merge(from, &request),
+            ToHeartbeatCollector::Merge(request) => self.core.on_merge(from, request, now),
             ToHeartbeatCollector::CheckpointTs(message) => self.core.on_checkpoint(from, &message),
         }
     }
