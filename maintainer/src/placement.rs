@@ -1,6 +1,6 @@
 //! The desired state of a changefeed with the operators that bring it about, as core and barrier use it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use heartbeatpb::{
@@ -22,6 +22,9 @@ pub(crate) struct Placement {
     pub(crate) ids: IdSource,
     /// Where spans start that are created because nobody covers their keys.
     start: Ts,
+    /// Tables that the upstream did not have at the start, although dispatchers of them are still being removed; with
+    /// the schema change that created one since, and its commit ts.
+    pub(crate) strangers: BTreeMap<TableId, Option<(AddedTable, Ts)>>,
     out: Vec<Effect>,
 }
 
@@ -35,6 +38,7 @@ impl Placement {
     ) -> Self {
         Self {
             start: trigger.checkpoint,
+            strangers: BTreeMap::new(),
             spans: SpanSet::new(trigger),
             operators: Controller::new(changefeed, Mode::Default, epoch),
             alive: BTreeSet::new(),
@@ -73,11 +77,16 @@ impl Placement {
     /// Adds spans for the keys of a table that nobody covers.
     fn cover(&mut self, like: &SpanReplica) {
         let table = like.span.table;
+        let (schema, splittable, start) = match self.strangers.get(&table) {
+            None => (like.schema, like.splittable, self.start),
+            Some(Some((added, commit_ts))) => (added.schema, added.splittable, *commit_ts),
+            Some(None) => return,
+        };
         let missing = holes(table, self.spans.by_table(table).map(|span| &span.span));
         for range in missing {
             let id = (self.ids)();
-            let mut span = SpanReplica::absent(id, like.schema, range, self.start);
-            span.splittable = like.splittable;
+            let mut span = SpanReplica::absent(id, schema, range, start);
+            span.splittable = splittable;
             self.spans.add_absent(span);
         }
     }
@@ -104,6 +113,10 @@ impl Placement {
             }
         }
         for table in added {
+            // What is left of an earlier owner's dispatchers goes first; then the keys are nobody's.
+            if let Some(created) = self.strangers.get_mut(&table.table) {
+                *created = Some((*table, commit_ts));
+            }
             if !self.spans.has_table(table.table) {
                 let id = (self.ids)();
                 self.spans.add_table(id, table.schema, table.table, table.splittable, commit_ts);

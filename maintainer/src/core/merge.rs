@@ -35,6 +35,9 @@ pub(super) struct Plan {
     pub(super) start: Ts,
     spans: BTreeMap<DispatcherId, SpanReplica>,
     operators: BTreeMap<DispatcherId, Restored>,
+    /// Tables that the upstream does not have here, and that dispatchers were found of: dropped already, or
+    /// created by a schema change that is still to be replayed.
+    strangers: BTreeSet<TableId>,
     blocks: Vec<(DispatcherId, BlockState)>,
 }
 
@@ -58,7 +61,13 @@ pub(super) fn plan(input: &Input<'_>, ids: &mut IdSource) -> Result<Plan, &'stat
     let wanted: BTreeMap<TableId, &SourceTable> =
         input.tables.iter().map(|table| (table.id, table)).collect();
     let reported = reported(input);
-    let mut plan = Plan { start, spans: BTreeMap::new(), operators: BTreeMap::new(), blocks: Vec::new() };
+    let mut plan = Plan {
+        start,
+        spans: BTreeMap::new(),
+        operators: BTreeMap::new(),
+        strangers: BTreeSet::new(),
+        blocks: Vec::new(),
+    };
     for (node, answer) in input.answers {
         let mut requests: Vec<&ScheduleDispatcherRequest> = answer.operators.iter().collect();
         requests.sort_by_key(|request| request.config.dispatcher);
@@ -79,8 +88,8 @@ pub(super) fn plan(input: &Input<'_>, ids: &mut IdSource) -> Result<Plan, &'stat
         plan.cover(table, spans, restored.remove(&table.id).unwrap_or_default(), input, ids);
     }
     for (table, spans) in by_table {
-        // Their nodes are told to remove them when they next report that they work.
-        tracing::info!(%table, spans = spans.len(), "spans of a table that is not replicated");
+        tracing::info!(%table, spans = spans.len(), "spans of a table that is not replicated (yet) are removed");
+        plan.dismiss(table, &spans);
     }
     for (_, answer) in input.answers {
         let blocks = answer.spans.iter().filter(|span| span.mode == Mode::Default);
@@ -168,16 +177,32 @@ impl Plan {
                     (None, Some(span)) => drop(self.spans.insert(id, replica(span, table, node))),
                     (Some(span), _) => drop(span.node.get_or_insert_with(|| node.clone())),
                 }
+                if table.is_none() {
+                    self.strangers.insert(range.table);
+                }
                 let afterwards = match (request.operator, table) {
-                    (_, None) => Afterwards::Nothing,
                     (OperatorType::Move | OperatorType::Split, Some(_)) => Afterwards::Release,
-                    (OperatorType::Add | OperatorType::Remove | OperatorType::Merge, Some(_)) => {
+                    (OperatorType::Add | OperatorType::Remove | OperatorType::Merge, Some(_)) | (_, None) => {
                         Afterwards::Forget
                     }
                 };
                 let intent = request.operator;
                 self.operators.insert(id, Restored::Remove { from: node.clone(), intent, afterwards });
             }
+        }
+    }
+
+    /// Removes the dispatchers of a table that is not there at the start. They stay in the desired state until they
+    /// are gone: when a replayed schema change creates the table, nobody else may write it before.
+    fn dismiss(&mut self, table: TableId, spans: &[(&NodeId, &BootstrapTableSpan)]) {
+        self.strangers.insert(table);
+        for (node, span) in spans {
+            self.spans.entry(span.id).or_insert_with(|| replica(span, None, node));
+            self.operators.entry(span.id).or_insert_with(|| Restored::Remove {
+                from: (*node).clone(),
+                intent: OperatorType::Remove,
+                afterwards: Afterwards::Forget,
+            });
         }
     }
 
@@ -243,25 +268,19 @@ impl Plan {
                 None => placement.spans.add_absent(span),
             };
         }
-        let mut gone = BTreeSet::new();
+        placement.strangers = self.strangers.into_iter().map(|table| (table, None)).collect();
         placement.drive(now, |operators, cx| {
             for (id, restored) in self.operators {
                 let operator: Box<dyn Operator> = match restored {
                     Restored::Add { to } => Box::new(AddSpan::new(id, to, OperatorType::Add)),
                     Restored::Remove { from, intent, afterwards } => {
                         let Some(span) = cx.spans.get(id) else { continue };
-                        if afterwards == Afterwards::Nothing {
-                            gone.insert(id);
-                        }
                         Box::new(RemoveSpan::new(span, from, intent, afterwards))
                     }
                 };
                 operators.add(operator, cx);
             }
         });
-        for id in gone {
-            placement.spans.remove(id);
-        }
         self.blocks
     }
 }

@@ -71,10 +71,11 @@ fn one(seed: u64, whole: bool, log: Option<tracing::Level>) -> anyhow::Result<()
         }
     }
     summary(&outcome);
-    match outcome.violation {
-        None => Ok(()),
-        Some(violation) => anyhow::bail!("seed {seed}: {violation}"),
+    if let Some(violation) = outcome.violation {
+        eprintln!("seed {seed}: {violation}");
+        std::process::exit(1);
     }
+    Ok(())
 }
 
 fn summary(outcome: &Outcome) {

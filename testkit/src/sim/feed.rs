@@ -341,14 +341,15 @@ impl Feed {
         }
     }
 
-    /// Opens a dispatcher at a sink; answers after which commit ts it has to start.
+    /// Opens a dispatcher at a sink; answers after which commit ts it has to start, and whether that is just before
+    /// a schema change that was executed: the dispatcher sees it again, so that the others can pass it with it.
     pub(super) fn open(
         &mut self,
         number: u64,
         (node, sink, dispatcher): (NodeId, u64, DispatcherId),
         table: i64,
         start: u64,
-    ) -> u64 {
+    ) -> (u64, bool) {
         let session = Session {
             node: node.clone(),
             sink,
@@ -364,7 +365,8 @@ impl Feed {
             before.open = false;
         }
         self.sessions.insert(number, session);
-        self.tables.get(&table).map_or(start, |table| table.executed.max(start))
+        let executed = self.tables.get(&table).map_or(0, |table| table.executed);
+        if executed > start { (executed - 1, true) } else { (start, false) }
     }
 
     /// Closes one dispatcher at a sink, or all of it.

@@ -117,13 +117,13 @@ impl Sink for SimSink {
         world.sessions += 1;
         let number = world.sessions;
         let feed = world.feeds.get_mut(&self.gid).ok_or_else(gone)?;
-        let start = feed.open(number, self.holder(dispatcher), table.0, start_ts.0);
+        let (start, skip) = feed.open(number, self.holder(dispatcher), table.0, start_ts.0);
         let text = format!(
             "{}: session {number} of table {} ({dispatcher:?}) asked from {start_ts}, starts at {start}",
             self.node, table.0
         );
         world.note(text);
-        Ok(TableStart { start_ts: Ts(start), skip_dml_at_start: false })
+        Ok(TableStart { start_ts: Ts(start), skip_dml_at_start: skip })
     }
 
     async fn open_table(&self, _dispatcher: DispatcherId, _table: &TableInfo) -> Result<(), sink::Error> {

@@ -48,10 +48,34 @@ fn what_cannot_be_taken_over_is_left_out() {
             span(74, 9, WHOLE, Working),
         ],
     );
+    rig.desired(&expect![[r#"
+        t1 - Absent @100
+        t9 - Replicating on n1 @120 remove"#]]);
+    rig.report("n1", &[status(74, Stopped, 130)], 100, 1);
     rig.desired(&expect!["t1 - Scheduling on n1 @100 add"]);
-    rig.out.clear();
-    rig.report("n1", &[status(74, Working, 130)], 100, 1);
-    rig.says(&expect!["remove d74 on n1"]);
+}
+
+#[test]
+fn a_table_that_a_replayed_change_creates_again_waits_until_its_earlier_dispatcher_is_gone() {
+    let mut rig = rig(1);
+    rig.answer("n1", vec![span(71, 1, WHOLE, Working), span(74, 9, WHOLE, Working)]);
+    rig.desired(&expect![[r#"
+        t1 - Replicating on n1 @120
+        t9 - Replicating on n1 @120 remove"#]]);
+    let created = heartbeatpb::AddedTable {
+        table: heartbeatpb::TableId(9),
+        schema: heartbeatpb::SchemaId(1),
+        splittable: true,
+    };
+    let now = rig.now;
+    rig.core.placement.apply(None, &[created], &[], heartbeatpb::Ts(115), now);
+    rig.desired(&expect![[r#"
+        t1 - Replicating on n1 @120
+        t9 - Replicating on n1 @120 remove"#]]);
+    rig.report("n1", &[status(74, Stopped, 130)], 100, 1);
+    rig.desired(&expect![[r#"
+        t1 - Replicating on n1 @120
+        t9 - Scheduling on n1 @115 add"#]]);
 }
 
 // behaviour: maintainer-53
@@ -67,7 +91,8 @@ fn creations_that_were_in_flight_go_on_and_stale_ones_do_not() {
     rig.answer_of("n1", vec![span(73, 9, WHOLE, Working), span(74, 2, WHOLE, Initializing)], journal, 5);
     rig.desired(&expect![[r#"
         t1 - Scheduling on n1 @110 add
-        t2 - Replicating on n1 @120"#]]);
+        t2 - Replicating on n1 @120
+        t9 - Replicating on n1 @120 remove"#]]);
     assert!(rig.core.placement().operators.contains(rig.id(71)));
 }
 
@@ -93,7 +118,9 @@ fn a_removal_of_a_dropped_table_is_finished_and_nothing_comes_back() {
     let mut rig = rig(0);
     let journal = vec![rig.journal(71, 9, RemoveIt, Remove), rig.journal(72, 8, RemoveIt, Move)];
     rig.answer_of("n1", vec![span(71, 9, WHOLE, Working), span(72, 8, WHOLE, Working)], journal, 5);
-    rig.desired(&expect![""]);
+    rig.desired(&expect![[r#"
+        t8 - Replicating on n1 @120 remove
+        t9 - Replicating on n1 @120 remove"#]]);
     assert_eq!(rig.core.placement().operators.len(), 2);
     rig.report("n1", &[status(71, Stopped, 125), status(72, Stopped, 125)], 100, 1);
     rig.desired(&expect![""]);
