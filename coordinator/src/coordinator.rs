@@ -88,6 +88,7 @@ pub struct Coordinator {
     neighbours: Neighbours,
     inbox: Inbox<CoordinatorTopic>,
     requests: mpsc::Receiver<Request>,
+    resign: CancellationToken,
     jobs: JoinSet<Done>,
     writes: Arc<tokio::sync::Semaphore>,
     waiting: BTreeMap<OpId, oneshot::Sender<Result<Reply, Error>>>,
@@ -107,7 +108,8 @@ impl Coordinator {
     pub fn new(neighbours: Neighbours, meta: Meta, config: CoordinatorConfig) -> (Self, CoordinatorHandle) {
         let meta = Arc::new(meta);
         let (sender, requests) = mpsc::channel(REQUEST_QUEUE);
-        let handle = CoordinatorHandle { requests: sender, meta: Arc::clone(&meta) };
+        let resign = CancellationToken::new();
+        let handle = CoordinatorHandle { requests: sender, meta: Arc::clone(&meta), resign: resign.clone() };
         let tick = config.tick;
         let coordinator = Self {
             core: Core::new(neighbours.center.node().clone(), meta.version(), config),
@@ -115,6 +117,7 @@ impl Coordinator {
             meta,
             neighbours,
             requests,
+            resign,
             jobs: JoinSet::new(),
             writes: Arc::new(tokio::sync::Semaphore::new(CONCURRENT_WRITES)),
             waiting: BTreeMap::new(),
@@ -124,7 +127,7 @@ impl Coordinator {
         (coordinator, handle)
     }
 
-    /// Coordinates until `shutdown`, or until another coordinator was elected or the store is lost.
+    /// Coordinates until `shutdown`, until somebody asks for another coordinator, or until another coordinator was elected or the store is lost.
     ///
     /// # Errors
     /// [`Error::NotOwner`] or [`Error::Store`].
@@ -142,6 +145,7 @@ impl Coordinator {
             let actions = tokio::select! {
                 biased; // shutdown first; timers before queues, or a busy inbox starves repetition
                 () = shutdown.cancelled() => break Ok(()),
+                () = self.resign.cancelled() => break Ok(()),
                 _ = tick.tick() => self.core.on_tick(now()),
                 _ = publish.tick() => { self.publish(); continue; }
                 changed = members.changed(), if open => {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use heartbeatpb::config::ChangefeedInfo;
 use heartbeatpb::{NodeId, Ts, WallTime};
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use crate::core::{ChangefeedView, Command, DrainView, Reply};
 use crate::error::Error;
@@ -29,6 +30,7 @@ pub(crate) struct Request {
 pub struct CoordinatorHandle {
     pub(crate) requests: mpsc::Sender<Request>,
     pub(crate) meta: Arc<Meta>,
+    pub(crate) resign: CancellationToken,
 }
 
 impl std::fmt::Debug for CoordinatorHandle {
@@ -181,6 +183,13 @@ impl CoordinatorHandle {
     /// [`Error::Drain`] when no drain of this node is under way, or [`Error::NotInitialized`].
     pub async fn cancel_drain(&self, node: &NodeId) -> Result<(), Error> {
         self.ask(Command::CancelDrain { node: node.clone() }).await.map(|_| ())
+    }
+
+    /// Stops the coordinator in order, so that another node can lead; its own stands for election again. Returns
+    /// when it has stopped, with the last checkpoints stored.
+    pub async fn resign(&self) {
+        self.resign.cancel();
+        self.requests.closed().await;
     }
 
     /// A changefeed as it is stored, past everything in memory.

@@ -25,8 +25,10 @@ mod election;
 mod error;
 mod handle;
 pub mod layout;
+pub mod membership;
 pub mod meta;
 pub mod metrics;
+pub mod watchdog;
 
 pub use changefeed::Group;
 pub use config::CoordinatorConfig;

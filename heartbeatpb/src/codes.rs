@@ -115,8 +115,11 @@ pub const TARGET_KEY_MISSING: &str = "CDC:ErrTargetKeyMissing";
 pub const TARGET_NOT_EMPTY: &str = "CDC:ErrTargetNotEmpty";
 /// A row to change does not exist in the target; somebody else removed it there.
 pub const TARGET_ROW_MISSING: &str = "CDC:ErrTargetRowMissing";
-/// Two dispatchers of one table met in a sink that needs each table whole.
+/// A part of a table was to be replicated that cannot be divided into key ranges; see `docs/postgresql.md`.
 pub const TABLE_SPLIT_UNSUPPORTED: &str = "CDC:ErrTableSplitUnsupported";
+/// An update moves a row to another key range, and the log lacks an out-of-line value of it. The changefeed starts again
+/// with the table undivided, which applies the update; `REPLICA IDENTITY FULL` avoids it.
+pub const SPLIT_ROW_INCOMPLETE: &str = "CDC:ErrSplitRowIncomplete";
 /// A table that is divided into key ranges cannot be after a schema change; the message says what to set.
 pub const TABLE_AFTER_NOT_SPLITABLE: &str = "CDC:ErrTableAfterNotSplitable";
 /// A schema change cannot be carried out in the target; the message names it.
@@ -196,6 +199,8 @@ pub const ETCD_TXN_OPS_EXCEED: &str = "CDC:ErrEtcdTxnOpsExceed";
 pub const ETCD_TXN_SIZE_EXCEED: &str = "CDC:ErrEtcdTxnSizeExceed";
 /// The session with the metadata store has ended; the node leaves the cluster.
 pub const ETCD_SESSION_DONE: &str = "CDC:ErrEtcdSessionDone";
+/// The node cannot prove any more that it may write: it has stopped to, and ends.
+pub const CAPTURE_SUICIDE: &str = "CDC:ErrCaptureSuicide";
 /// What holds the upstream's log cannot be made or dropped; the message says why.
 pub const UPDATE_SERVICE_SAFEPOINT_FAILED: &str = "CDC:ErrUpdateServiceSafepointFailed";
 

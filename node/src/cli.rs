@@ -1,5 +1,6 @@
 //! `millrace cli`: a client of the HTTP API.
 
+mod capture;
 mod changefeed;
 mod client;
 
@@ -23,20 +24,14 @@ enum CliCommand {
     /// Create, list, query, pause, resume and remove changefeeds.
     #[command(subcommand)]
     Changefeed(changefeed::ChangefeedCommand),
-    /// Servers of the cluster.
+    /// List the servers of the cluster, and empty one before it is stopped.
     #[command(subcommand)]
-    Capture(CaptureCommand),
+    Capture(capture::CaptureCommand),
     /// The upstream's current position.
     #[command(subcommand)]
     Tso(TsoCommand),
     /// State of the server that is asked.
     Status,
-}
-
-#[derive(Subcommand, Debug)]
-enum CaptureCommand {
-    /// List the servers.
-    List,
 }
 
 #[derive(Subcommand, Debug)]
@@ -93,18 +88,7 @@ pub async fn run(args: CliArgs) -> Result<(), CliError> {
     let client = Client::new(&args.server)?;
     match args.command {
         CliCommand::Changefeed(command) => changefeed::run(&client, command).await,
-        CliCommand::Capture(CaptureCommand::List) => {
-            let captures = client.get("/api/v2/captures").await?;
-            let rows: Vec<Value> = items(&captures)
-                .map(|c| {
-                    serde_json::json!({
-                        "id": c["id"], "is-owner": c["is_owner"], "address": c["address"],
-                        "cluster-id": c["cluster_id"],
-                    })
-                })
-                .collect();
-            print_json(&Value::Array(rows))
-        }
+        CliCommand::Capture(command) => capture::run(&client, command).await,
         CliCommand::Tso(TsoCommand::Query { upstream_uri }) => {
             let body = serde_json::json!({ "upstream": { "uri": upstream_uri } });
             let answer = client.post("/api/v2/tso", &body).await?;

@@ -1,15 +1,18 @@
 //! The HTTP API: routes and the state behind them (api-cli-config §1–8, the part that one node serves).
 
+mod capture;
 mod changefeed;
 mod error;
 mod models;
 mod server;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Router;
-use axum::routing::{any, get, post};
+use axum::routing::{any, get, post, put};
 use coordinator::CoordinatorHandle;
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::{Value, json};
@@ -24,7 +27,7 @@ const MAX_BODY_BYTES: usize = 2 << 20;
 /// What the handlers need.
 pub(crate) struct ApiState {
     pub(crate) node: heartbeatpb::NodeId,
-    pub(crate) address: String,
+    pub(crate) members: tokio::sync::watch::Receiver<coordinator::Members>,
     pub(crate) cluster_id: String,
     pub(crate) data_dir: std::path::PathBuf,
     pub(crate) started: Instant,
@@ -51,6 +54,13 @@ impl ApiState {
 
 type Shared = Arc<ApiState>;
 
+/// The coordinator, or why there is none to ask.
+fn leader(state: &ApiState) -> Result<CoordinatorHandle, ApiFailure> {
+    state.leader().ok_or_else(|| {
+        ApiFailure::new("CDC:ErrOwnerNotFound", "the coordinator is starting; ask again in a moment")
+    })
+}
+
 /// The routes.
 pub(crate) fn router(state: ApiState) -> Router {
     let feeds = Router::new()
@@ -66,17 +76,24 @@ pub(crate) fn router(state: ApiState) -> Router {
         .route("/health", get(server::health))
         .route("/log", post(server::set_log_level))
         .route("/tso", post(server::tso))
-        .route("/captures", get(server::captures))
+        .route("/captures", get(capture::list))
+        .route("/captures/{node}/drain", get(capture::progress).put(capture::drain).delete(capture::cancel))
+        .route("/owner/resign", post(capture::resign))
         .route("/processors", get(server::no_processors))
         .route("/verify_table", post(changefeed::verify_table))
         .route("/get_all_tables", post(changefeed::verify_table))
         .nest("/changefeeds", feeds);
+    let v1 = Router::new()
+        .route("/captures", get(capture::list_v1))
+        .route("/captures/drain", put(capture::drain_v1))
+        .route("/owner/resign", post(capture::resign_v1));
     Router::new()
         .route("/", get(server::index))
         .route("/status", get(server::status))
         .route("/livez", get(server::livez))
         .route("/readyz", get(server::readyz))
         .route("/metrics", any(server::metrics))
+        .nest("/api/v1", v1)
         .nest("/api/v2", v2)
         .fallback(server::not_found)
         .method_not_allowed_fallback(server::wrong_method)

@@ -157,14 +157,14 @@ impl Node {
             .context("cannot open a session of the metadata store")?;
         let neighbours = Neighbours {
             center: center.clone(),
-            members,
+            members: members.clone(),
             retention: Arc::clone(&upstreams) as Arc<dyn coordinator::RetentionHook>,
             clock: Arc::clone(&upstreams) as Arc<dyn coordinator::UpstreamClock>,
         };
         let (election, leader) = Election::new(store, layout, neighbours, settings, liveness_seen);
         let app = router(ApiState {
             node: node.clone(),
-            address: advertised,
+            members: members.clone(),
             cluster_id: config.cluster_id.clone(),
             data_dir: data_dir.join("sink"),
             started: Instant::now(),

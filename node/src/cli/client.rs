@@ -90,6 +90,14 @@ impl Client {
         self.call(Method::POST, path, Some(body)).await
     }
 
+    /// PUT with a JSON body.
+    ///
+    /// # Errors
+    /// When there is no answer or it is an error.
+    pub async fn put(&self, path: &str, body: &Value) -> Result<Value, ApiError> {
+        self.call(Method::PUT, path, Some(body)).await
+    }
+
     /// DELETE.
     ///
     /// # Errors

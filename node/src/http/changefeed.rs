@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Path, Query, State};
-use coordinator::{ChangefeedView, CoordinatorHandle, UpstreamClock};
+use coordinator::{ChangefeedView, UpstreamClock};
 use heartbeatpb::config::{ChangefeedInfo, ChangefeedState, ReplicaConfig, UpstreamInfo, mask_uri};
 use heartbeatpb::{ChangefeedId, RunningError, Ts, WallTime};
 use logservice::upstream::{CheckReport, SourceTable, Upstream};
@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::models::{PositionArg, check_name, position_text, time_text};
-use super::{ApiFailure, ApiState, Shared, parse_body};
+use super::{ApiFailure, ApiState, Shared, leader, parse_body};
 
 type Answer = Result<Json<Value>, ApiFailure>;
 
@@ -23,12 +23,6 @@ impl From<coordinator::Error> for ApiFailure {
 
 /// Namespace of every changefeed: namespaces are not enabled.
 const KEYSPACE: &str = "default";
-
-fn leader(state: &ApiState) -> Result<CoordinatorHandle, ApiFailure> {
-    state.leader().ok_or_else(|| {
-        ApiFailure::new("CDC:ErrOwnerNotFound", "the coordinator is starting; ask again in a moment")
-    })
-}
 
 /// Body of create, update and verify (api-cli-config §7.2). Unknown fields are ignored.
 #[derive(Deserialize, Default)]
@@ -125,8 +119,8 @@ fn feed_value(state: &ApiState, feed: &ChangefeedView) -> Value {
     if let Some(error) = shown_error {
         value["error"] = error_value(error);
     }
-    if feed.node.is_some() {
-        value["maintainer_addr"] = json!(state.address);
+    if let Some(address) = feed.node.as_ref().and_then(|node| state.members.borrow().get(node).cloned()) {
+        value["maintainer_addr"] = json!(address);
     }
     value
 }

@@ -127,18 +127,6 @@ pub(super) async fn tso(State(state): State<Shared>, body: Bytes) -> Result<Json
     })))
 }
 
-pub(super) async fn captures(State(state): State<Shared>) -> Json<Value> {
-    Json(json!({
-        "total": 1,
-        "items": [{
-            "id": state.node.as_str(),
-            "is_owner": state.leader().is_some(),
-            "address": state.address,
-            "cluster_id": state.cluster_id,
-        }],
-    }))
-}
-
 pub(super) async fn no_processors() -> Json<Value> {
     Json(json!({ "total": 0, "items": [] }))
 }

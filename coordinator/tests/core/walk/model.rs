@@ -241,7 +241,7 @@ impl Node {
         let running: Vec<&mut Maintainer> =
             self.maintainers.values_mut().filter(|maintainer| maintainer.runs()).collect();
         let at = random.below(running.len());
-        let code = if random.one_in(3) { "CDC:ErrDispatcherFailed" } else { "CDC:ErrPassing" };
+        let code = if random.one_in(3) { "CDC:ErrDispatcherFailed" } else { "CDC:ErrSinkUnavailable" };
         if let Some(maintainer) = running.into_iter().nth(at) {
             maintainer.error = Some(code);
         }

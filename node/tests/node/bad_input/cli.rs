@@ -28,6 +28,11 @@ fn commands_that_cannot_be_understood_are_refused_with_what_is_wrong() {
         (&["cli", "changefeed", "resume", "-c", "a", "--overwrite-checkpoint-ts", "soon"], &["soon"]),
         (&["cli", "tso", "query"], &["--upstream-uri"]),
         (&["cli", "capture"], &["Usage"]),
+        (&["cli", "capture", "drain"], &["--capture-id"]),
+        (&["cli", "capture", "drain", "--capture-id", "a/b"], &["capture list"]),
+        (&["cli", "capture", "drain", "--capture-id", ""], &["capture list"]),
+        (&["cli", "capture", "drain", "--capture-id", "n", "--timeout", "soon"], &["soon", "20s"]),
+        (&["cli", "capture", "drain", "--capture-id", "n", "--cancel", "--timeout", "1s"], &["--cancel"]),
         (&["cli", "--server", "ftp://x", "status"], &["ftp://x", "http://127.0.0.1:8300"]),
         (&["cli", "--server", "", "status"], &["server address"]),
         (&["cli", "--server", "127.0.0.1:8300", "status"], &["http://127.0.0.1:8300"]),
@@ -71,9 +76,12 @@ fn a_server_that_does_not_answer_is_named_by_every_command() {
         let arguments = [&["cli", "--server", NOBODY, "changefeed"][..], rest].concat();
         complaints.refuses(dir.path(), &arguments, &[NOBODY, "millrace server"]);
     }
-    for rest in
-        [&["status"][..], &["capture", "list"], &["tso", "query", "--upstream-uri", "generator://bank"]]
-    {
+    for rest in [
+        &["status"][..],
+        &["capture", "list"],
+        &["capture", "drain", "--capture-id", "n", "--cancel"],
+        &["tso", "query", "--upstream-uri", "generator://bank"],
+    ] {
         complaints.refuses(
             dir.path(),
             &[&["cli", "--server", NOBODY][..], rest].concat(),
@@ -143,6 +151,10 @@ async fn what_a_server_refuses_is_told_by_the_command_line_and_leaves_nothing_be
         (on("pause", "a?b"), &["letters"]),
         (on("remove", "a/b"), &["letters"]),
         (vec!["tso".to_owned(), "query".to_owned(), "--upstream-uri".to_owned(), wrong.clone()], &["login"]),
+        (
+            ["capture", "drain", "--capture-id", "none"].map(str::to_owned).to_vec(),
+            &["none", "not in the cluster"],
+        ),
     ];
     for (arguments, words) in &cases {
         let mut all = vec!["cli", "--server", address.as_str()];

@@ -184,6 +184,10 @@ async fn requests_that_cannot_be_understood_are_refused_by_every_endpoint() {
         ("GET", "/api/v2/log"),
         ("GET", "/api/v2/tso"),
         ("POST", "/api/v2/captures"),
+        ("POST", "/api/v2/captures/n/drain"),
+        ("GET", "/api/v2/owner/resign"),
+        ("POST", "/api/v1/captures/drain"),
+        ("PUT", "/api/v1/captures"),
         ("POST", "/livez"),
         ("POST", "/readyz"),
         ("GET", "/api/v2/verify_table"),
@@ -200,6 +204,32 @@ async fn requests_that_cannot_be_understood_are_refused_by_every_endpoint() {
     ] {
         complaints.refused(address, &format!("GET {path}"), "", (404, "CDC:ErrAPINotFound"), &[path]).await;
     }
+    let drain = "/api/v2/captures";
+    for method in ["GET", "PUT", "DELETE"] {
+        for bad in ["a%20b", "%00", "a%2Fb", "%FF", &"a".repeat(129)] {
+            complaints
+                .refused(address, &format!("{method} {drain}/{bad}/drain"), "", (400, PARAM), &[])
+                .await;
+        }
+    }
+    let own = client.get("/api/v2/captures").await.unwrap()["items"][0]["id"].as_str().unwrap().to_owned();
+    let (unknown, failed) = ("CDC:ErrCaptureNotExist", "CDC:ErrSchedulerRequestFailed");
+    complaints
+        .refused(address, &format!("PUT {drain}/{own}/drain"), "", (400, failed), &["owner", "resign"])
+        .await;
+    complaints.refused(address, &format!("PUT {drain}/none/drain"), "", (400, unknown), &["none"]).await;
+    complaints.refused(address, &format!("GET {drain}/none/drain"), "", (400, failed), &["none"]).await;
+    complaints.refused(address, &format!("DELETE {drain}/none/drain"), "", (400, failed), &["drain"]).await;
+    for (body, code) in [
+        ("{", PARAM),
+        ("[]", PARAM),
+        ("{}", PARAM),
+        (r#"{"capture_id":7}"#, PARAM),
+        (r#"{"capture_id":"a b"}"#, PARAM),
+        (r#"{"capture_id":"none"}"#, unknown),
+    ] {
+        complaints.refused(address, "PUT /api/v1/captures/drain", body, (400, code), &[]).await;
+    }
     let huge = format!("{{\"changefeed_id\":\"{}\"}}", "a".repeat(3 << 20));
     complaints.refused(address, &format!("POST {feeds}"), &huge, (413, PARAM), &["large"]).await;
     let deep = "[".repeat(100_000);
@@ -211,6 +241,7 @@ async fn requests_that_cannot_be_understood_are_refused_by_every_endpoint() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+// behaviour: coordinator-ST-18
 async fn changefeeds_that_cannot_be_are_refused_with_a_code_and_leave_nothing_behind() {
     let source = PgServer::start().await.unwrap();
     source.sql("postgres", "CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE keyless (v text); CREATE ROLE weak LOGIN PASSWORD 's3cr3t-canary'").await.unwrap();
