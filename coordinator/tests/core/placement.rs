@@ -250,6 +250,28 @@ fn balancing_ends_when_nothing_may_move() {
 }
 
 #[test]
+// behaviour: coordinator-SC-10
+fn balancing_ends_when_every_move_is_refused() {
+    let names: Vec<String> = (0..30).map(|n| format!("f{n}")).collect();
+    let disk = names.iter().map(|name| doc(name, NORMAL, 5, Progress::None)).collect();
+    let all = names.iter().map(|name| working(name, 5, 100)).collect();
+    let mut w = World::started(disk, &[("n1", all), ("n2", vec![])]);
+    w.tick(500);
+    w.log.clear();
+    w.failing = true;
+    w.tick(15_000);
+    let tried = |w: &World| w.log.iter().filter(|line| line.starts_with("lost bump for n1 to n2")).count();
+    assert_eq!(tried(&w), 10, "a batch, each once");
+    w.log.clear();
+    w.tick(500);
+    assert!(tried(&w) <= 10, "{:?}", w.log);
+    w.failing = false;
+    w.log.clear();
+    w.tick(30_000);
+    assert_eq!(w.log.iter().filter(|line| line.starts_with("wrote bump for n1 to n2")).count(), 10);
+}
+
+#[test]
 fn a_maintainer_in_the_way_of_a_start_or_a_stop_is_told_to_go() {
     let mut w = World::started(vec![doc("a", NORMAL, 5, Progress::None)], &[("n1", vec![])]);
     w.log.clear();
