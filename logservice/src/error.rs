@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use event::BatchError;
-use heartbeatpb::{DispatcherId, TableId, Ts};
+use event::{BatchError, KeyError};
+use heartbeatpb::{DispatcherId, TableId, Ts, codes};
 
 /// A cause that only a person reads.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
@@ -181,6 +181,25 @@ pub enum Error {
         /// Its id.
         dispatcher: DispatcherId,
     },
+    /// A dispatcher was given a part of a table that cannot be divided.
+    #[error("table {table} cannot be divided into key ranges")]
+    TableIndivisible {
+        /// Schema and name.
+        table: String,
+        /// What is wrong with a row; otherwise the table has no key for it.
+        #[source]
+        source: Option<KeyError>,
+    },
+    /// An update moves a row to another key range, and the log does not hold all of the row.
+    #[error(
+        "an update of table {table} moves a row to another key range, but an out-of-line value that it leaves alone \
+         is not in the log; the update is applied when the table is not divided. Set REPLICA IDENTITY FULL where keys \
+         of such rows change often"
+    )]
+    SplitRowIncomplete {
+        /// Schema and name.
+        table: String,
+    },
     /// The component has been closed.
     #[error("{what} is closed")]
     Closed {
@@ -217,6 +236,8 @@ impl Error {
             Error::Malformed { .. } => "CDC:ErrEventMalformed",
             Error::OutOfRange { .. } => "CDC:ErrEventStoreOutOfRange",
             Error::UnknownDispatcher { .. } => "CDC:ErrDispatcherNotRegistered",
+            Error::TableIndivisible { .. } => codes::TABLE_SPLIT_UNSUPPORTED,
+            Error::SplitRowIncomplete { .. } => codes::SPLIT_ROW_INCOMPLETE,
             Error::Closed { .. } => "CDC:ErrLogServiceClosed",
         }
     }
@@ -230,6 +251,8 @@ impl Error {
             | Error::StoreDamaged { .. }
             | Error::OutOfRange { .. }
             | Error::UnknownDispatcher { .. }
+            | Error::TableIndivisible { .. }
+            | Error::SplitRowIncomplete { .. }
             | Error::Closed { .. } => true,
             Error::UpstreamUri { .. }
             | Error::FilterRule { .. }

@@ -7,6 +7,7 @@
 mod credit;
 mod feed;
 mod pump;
+mod range;
 mod reads;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -262,16 +263,11 @@ impl EventService {
         stream.heard = Instant::now();
         let table = stream.span.table;
         let durable = Position::after(entry.checkpoint).max(entry.copied.unwrap_or_default());
-        stream.progress = Some((entry.checkpoint, durable));
+        stream.progress = Some((entry.checkpoint, stream.passed(durable)));
         if stream.pass_ddl(entry.checkpoint) {
             feed.queue(entry.dispatcher);
         }
-        // Several spans may read the table: the slowest one decides.
-        let readers = feed.by_table.get(&table).into_iter().flatten();
-        let slowest = readers
-            .map(|id| feed.streams.get(id).and_then(|stream| stream.progress))
-            .reduce(|one, other| one.zip(other).map(|(a, b)| (a.0.min(b.0), a.1.min(b.1))));
-        if let Some(Some((checkpoint, durable))) = slowest {
+        if let Some((checkpoint, durable)) = feed.slowest(table) {
             feed.store.trim(table, checkpoint, Some(durable));
         }
     }

@@ -174,15 +174,13 @@ pub struct EventHead {
     pub seq: u64,
 }
 
-/// A batch whose equality is identity of content; rows compare by their bytes.
+/// A batch, of a table or of a part of it. Equality is that of the content; rows compare by their bytes.
 #[derive(Clone, Debug)]
 pub struct SharedBatch(pub RowBatch);
 
 impl PartialEq for SharedBatch {
     fn eq(&self, other: &Self) -> bool {
-        self.0.table == other.0.table
-            && self.0.txns() == other.0.txns()
-            && self.0.encoded_rows() == other.0.encoded_rows()
+        self.0.is_same(&other.0)
     }
 }
 

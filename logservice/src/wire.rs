@@ -90,6 +90,11 @@ impl<'a> Reader<'a> {
         (count.checked_mul(least)? <= self.0.len()).then_some(count)
     }
 
+    fn numbers(&mut self) -> Option<Vec<u64>> {
+        let count = self.count(8)?;
+        (0..count).map(|_| self.u64()).collect()
+    }
+
     fn gid(&mut self) -> Option<Gid> {
         Some(Gid::new(self.u64()?, self.u64()?))
     }
@@ -244,7 +249,8 @@ pub(crate) fn put_to_event_collector(message: &ToEventCollector, out: &mut Vec<u
             }
         }
         ToEventCollector::Rows { head, batch: SharedBatch(batch) } => {
-            out.put_u8(4);
+            let (rows, numbers) = batch.packed();
+            out.put_u8(if numbers.is_none() { 4 } else { 8 });
             put_head(head, out);
             put_table(&batch.table, out);
             out.put_u32(u32::try_from(batch.txns().len()).expect("a batch is at most a few hundred KiB"));
@@ -255,7 +261,11 @@ pub(crate) fn put_to_event_collector(message: &ToEventCollector, out: &mut Vec<u
                 out.put_u32(txn.rows);
                 out.put_u64(txn.first_row);
             }
-            put_bytes(batch.encoded_rows(), out);
+            if let Some(numbers) = numbers {
+                out.put_u32(u32::try_from(numbers.len()).expect("a batch is at most a few hundred KiB"));
+                numbers.iter().for_each(|number| out.put_u64(*number));
+            }
+            put_bytes(&rows, out);
         }
         ToEventCollector::Ddl { head, ddl } => {
             out.put_u8(5);
@@ -291,7 +301,7 @@ pub(crate) fn get_to_event_collector(bytes: &[u8]) -> Option<ToEventCollector> {
             let table = if r.u8()? == 0 { None } else { Some(r.table()?) };
             ToEventCollector::Handshake { head, start_ts, table }
         }
-        4 => {
+        kind @ (4 | 8) => {
             let (head, table) = (r.head()?, r.table()?);
             let count = r.count(36)?;
             let mut txns = Vec::with_capacity(count);
@@ -304,8 +314,13 @@ pub(crate) fn get_to_event_collector(bytes: &[u8]) -> Option<ToEventCollector> {
                     first_row: r.u64()?,
                 });
             }
+            let numbers = if kind == 8 { Some(r.numbers()?) } else { None };
             let rows = Bytes::copy_from_slice(r.bytes()?);
-            ToEventCollector::Rows { head, batch: SharedBatch(RowBatch::new(table, txns, rows).ok()?) }
+            let batch = match numbers {
+                None => RowBatch::new(table, txns, rows),
+                Some(numbers) => RowBatch::numbered(table, txns, rows, &numbers),
+            };
+            ToEventCollector::Rows { head, batch: SharedBatch(batch.ok()?) }
         }
         5 => ToEventCollector::Ddl { head: r.head()?, ddl: Arc::new(get_ddl(&mut r)?) },
         6 => {

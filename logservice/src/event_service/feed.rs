@@ -7,6 +7,7 @@ use heartbeatpb::{DispatcherId, NodeId, TableId, TableSpan, Ts, WallTime};
 use rustc_hash::FxHashMap;
 use tokio::time::Instant;
 
+use super::range::{RangeFilter, cover};
 use super::reads::Loaded;
 use crate::event_store::{Position, Store};
 
@@ -17,6 +18,12 @@ pub(super) struct Stream {
     pub(super) epoch: u64,
     pub(super) seq: u64,
     pub(super) position: Position,
+    /// Picks the rows of a part of a table; `None`: all rows are wanted.
+    pub(super) filter: Option<Box<RangeFilter>>,
+    /// Place after the last rows that were sent in this epoch.
+    pub(super) sent: Position,
+    /// The rows between these two places are not the stream's.
+    skipped: (Position, Position),
     /// Largest DDL that was sent.
     pub(super) ddl_sent: Ts,
     /// A schema change that was sent and that the dispatcher has not passed. Nothing behind it is sent: at a barrier
@@ -42,12 +49,16 @@ pub(super) struct Stream {
 
 impl Stream {
     pub(super) fn new(node: NodeId, span: TableSpan, start: Ts) -> Self {
+        let filter = (!span.is_whole()).then(Box::default);
         Self {
             node,
             span,
             epoch: 0,
             seq: 0,
             position: Position::after(start),
+            filter,
+            sent: Position::default(),
+            skipped: Default::default(),
             ddl_sent: start,
             at_ddl: None,
             wants_room: false,
@@ -68,7 +79,10 @@ impl Stream {
         self.epoch = epoch;
         self.seq = 1;
         self.start_ts = start_ts;
-        self.position = position;
+        // What was skipped may be gone from the store.
+        let (from, to) = self.skipped;
+        self.position = if position >= from { position.max(to) } else { position };
+        self.sent = Position::default();
         self.ddl_sent = start_ts;
         self.at_ddl = None;
         self.wants_room = false;
@@ -76,6 +90,20 @@ impl Stream {
         self.loaded = None;
         self.resolved_sent = Ts::ZERO;
         self.failed = false;
+    }
+
+    /// Hears which of its rows are durable; answers the place up to which the store is not needed. In an initial copy
+    /// a part of a table may have no row for long, and no position is resolved: it must not keep what it has skipped.
+    pub(super) fn passed(&mut self, durable: Position) -> Position {
+        let skips = self.filter.is_some()
+            && durable >= self.sent
+            && durable < self.position
+            && durable.commit_ts == self.position.commit_ts;
+        if !skips {
+            return durable;
+        }
+        self.skipped = (durable, self.position);
+        self.position
     }
 
     /// Hears how far the dispatcher is; says whether the stream goes on behind a schema change.
@@ -133,6 +161,18 @@ impl Feed {
                 self.by_table.remove(&stream.span.table);
             }
         }
+    }
+
+    /// Checkpoint and durable position of the slowest reader of a table; `None` as long as one has told nothing, or
+    /// a part of the table has no reader: whoever comes for it begins at its own checkpoint.
+    pub(super) fn slowest(&self, table: TableId) -> Option<(Ts, Position)> {
+        let ids = self.by_table.get(&table)?;
+        let readers = || ids.iter().filter_map(|id| self.streams.get(id));
+        if !cover(readers().map(|stream| &stream.span)) {
+            return None;
+        }
+        let told = readers().map(|stream| stream.progress);
+        told.reduce(|one, other| one.zip(other).map(|(a, b)| (a.0.min(b.0), a.1.min(b.1)))).flatten()
     }
 
     pub(super) fn queue(&mut self, id: DispatcherId) {

@@ -61,7 +61,8 @@ impl Pump<'_> {
                 return Ok(Pumped::NoRoom);
             }
             let (found, ddl) = store.next(stream.span.table, stream.position, stream.ddl_sent)?;
-            stream.wants_room = !matches!(found, Scan::End);
+            // Whether rows of a part of the table are the stream's is not known yet.
+            stream.wants_room = !matches!(found, Scan::End) && stream.filter.is_none();
             let found = match (stream.loaded.take(), found) {
                 (Some(loaded), _) => Some(loaded),
                 (None, Scan::Rows(batch, next)) => Some((batch, next)),
@@ -87,15 +88,24 @@ impl Pump<'_> {
                 return Ok(self.send_ddl(head, stream, ddl));
             }
             let Some((batch, next)) = found else { return Ok(Pumped::All) };
-            if !credit.available() {
-                return Ok(Pumped::NoRoom);
-            }
             let (batch, next) = match ddl {
                 Some(ddl) if batch.last_commit_ts() > Some(ddl.commit_ts) => cut_at(&batch, ddl.commit_ts),
                 Some(_) | None => (batch, next),
             };
-            if !self.send_rows(head, stream, batch, credit) {
-                return Ok(Pumped::Congested);
+            // What is picked from is kept if it cannot be sent now: it may have come from disk.
+            let (own, all) = match &mut stream.filter {
+                None => (Some(batch), None),
+                Some(filter) => (filter.pick(&stream.span, &batch)?, Some((batch, next))),
+            };
+            if let Some(own) = own {
+                if !credit.available() {
+                    (stream.wants_room, stream.loaded) = (true, all);
+                    return Ok(Pumped::NoRoom);
+                }
+                if !self.send_rows(head, stream, own, credit) {
+                    stream.loaded = all;
+                    return Ok(Pumped::Congested);
+                }
             }
             stream.position = next;
         }
@@ -104,11 +114,16 @@ impl Pump<'_> {
 
     fn send_rows(&self, head: EventHead, stream: &mut Stream, batch: RowBatch, credit: &mut Credit) -> bool {
         let (rows, bytes) = (batch.row_count(), batch.bytes() as u64);
+        let end = batch.txns().last().map_or(stream.sent, |last| Position {
+            commit_ts: last.commit_ts,
+            rows: last.first_row + u64::from(last.rows),
+        });
         let message = ToEventCollector::Rows { head, batch: SharedBatch(batch) };
         if self.center.send::<EventCollectorTopic>(&stream.node, message).is_err() {
             return false;
         }
         stream.seq = head.seq;
+        stream.sent = end;
         credit.take(bytes);
         self.metrics.sent(rows, bytes);
         true

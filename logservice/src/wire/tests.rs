@@ -89,12 +89,15 @@ fn table() -> impl Strategy<Value = Arc<TableInfo>> {
 }
 
 fn batch() -> impl Strategy<Value = RowBatch> {
-    (table(), vec((0u64..9, 0u32..4), 0..5), any::<i64>()).prop_map(|(table, txns, time)| {
+    // A gap of one is a whole batch; with larger ones it is a part of a table.
+    (table(), vec((0u64..9, 0u32..4), 0..5), any::<i64>(), 1u64..4).prop_map(|(table, txns, time, gap)| {
         let (mut rows, mut commit_ts) = (BytesMut::new(), 1);
+        let mut numbers = Vec::new();
         let mut marks = Vec::new();
         for (step, count) in txns {
             commit_ts += step;
             for n in 0..count {
+                numbers.push(step + u64::from(n) * gap);
                 let image = encode_tuple([Datum::Null, Datum::Text(&n.to_be_bytes()), Datum::Unchanged]);
                 let mut new = |out: &mut BytesMut| out.extend_from_slice(&image);
                 put_row(&mut rows, RowOp::Insert, None, Some(&mut new));
@@ -104,10 +107,13 @@ fn batch() -> impl Strategy<Value = RowBatch> {
                 start_ts: Ts(commit_ts - 1),
                 commit_time: WallTime(time),
                 rows: count,
-                first_row: step,
+                first_row: step + u64::from(count.saturating_sub(1)) * (gap - 1),
             });
         }
-        RowBatch::new(table, marks, rows.freeze()).unwrap()
+        match gap {
+            1 => RowBatch::new(table, marks, rows.freeze()).unwrap(),
+            _ => RowBatch::numbered(table, marks, rows.freeze(), &numbers).unwrap(),
+        }
     })
 }
 

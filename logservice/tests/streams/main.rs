@@ -4,6 +4,7 @@
 
 mod barrier;
 mod disk;
+mod ranges;
 mod reset;
 mod rig;
 mod silence;

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use event::{BlockEvent, Datum, DdlEvent, DdlKind, ReplicaIdentity, RowOp, TableInfo, TupleWriter};
+use event::{
+    BlockEvent, Column, ColumnType, Datum, DdlEvent, DdlKind, IdentityKind, ReplicaIdentity, RowOp,
+    TableInfo, TupleWriter, TypeKind, UniqueKey,
+};
 use heartbeatpb::{
     ChangefeedId, DispatcherId, InfluencedTables, NodeId, SchemaId, TableId, TableSpan, Ts, WallTime,
 };
@@ -233,6 +236,11 @@ pub(crate) struct Manager {
 
 impl Manager {
     pub(crate) fn subscribe(&mut self, table: i64, start_ts: Ts) -> DispatcherId {
+        self.subscribe_span(TableSpan::whole(TableId(table)), start_ts)
+    }
+
+    fn subscribe_span(&mut self, span: TableSpan, start_ts: Ts) -> DispatcherId {
+        let table = span.table.0;
         // The same id each time for a table, unless it is in use.
         let mut id = DispatcherId::new(self.first_id, table.cast_unsigned());
         while self.streams.contains_key(&id) {
@@ -242,7 +250,7 @@ impl Manager {
         self.collector.subscribe(Subscription {
             changefeed: self.changefeed.clone(),
             dispatcher: id,
-            span: TableSpan::whole(TableId(table)),
+            span,
             start_ts,
             event_service: self.service.clone(),
             checkpoint: Arc::clone(&checkpoint),
@@ -251,6 +259,20 @@ impl Manager {
         let (last, resolved, at_ddl) = ((0, 0), Ts::ZERO, None);
         self.streams.insert(id, Stream { id, table, checkpoint, rows, last, seen, resolved, at_ddl });
         id
+    }
+
+    /// Subscribes to the values from `start` (empty: from the first) to before `end` (empty: to the last).
+    pub(crate) fn subscribe_range(
+        &mut self,
+        table: i64,
+        [start, end]: [Option<u64>; 2],
+        start_ts: Ts,
+    ) -> DispatcherId {
+        let codec = event::KeyCodec::new(&keyed_table(table)).unwrap();
+        let key = |value: u64| codec.encode_values(&[&text(value)]).unwrap();
+        let bound = |value: Option<u64>| value.map(key).unwrap_or_default();
+        let span = TableSpan { start: bound(start), end: bound(end), ..TableSpan::whole(TableId(table)) };
+        self.subscribe_span(span, start_ts)
     }
 
     pub(crate) fn unsubscribe(&mut self, table: i64) {
@@ -271,6 +293,21 @@ impl Manager {
     pub(crate) fn tell_copied(&self, table: i64, commit_ts: Ts, rows: u64) {
         let id = DispatcherId::new(1, table.cast_unsigned());
         self.collector.copied(&self.changefeed, id, Position { commit_ts, rows });
+    }
+
+    /// Tells of every stream that what it got of a copy is durable.
+    pub(crate) fn tell_all_copied(&self) {
+        for (id, stream) in &self.streams {
+            let (commit_ts, number) = stream.last;
+            let place = Position { commit_ts: Ts(commit_ts), rows: number + 1 };
+            self.collector.copied(&self.changefeed, *id, place);
+        }
+    }
+
+    /// Ends one stream.
+    pub(crate) fn remove(&mut self, id: DispatcherId) {
+        self.streams.remove(&id);
+        self.collector.unsubscribe(&self.changefeed, id);
     }
 
     pub(crate) fn checkpoint(&self, id: DispatcherId, ts: u64) {
@@ -390,6 +427,10 @@ impl Manager {
         self.begins
     }
 
+    pub(crate) fn rows_of(&self, id: DispatcherId) -> Vec<Row> {
+        self.streams[&id].rows.iter().map(|((ts, number), value)| (*ts, *number, *value)).collect()
+    }
+
     pub(crate) fn rows(&self, table: i64) -> Vec<Row> {
         let stream = self.streams.values().find(|stream| stream.table == table).unwrap();
         stream.rows.iter().map(|((ts, number), value)| (*ts, *number, *value)).collect()
@@ -503,8 +544,12 @@ impl Sent {
     }
 }
 
-fn image(value: u64) -> impl FnMut(&mut BytesMut) {
-    let text = format!("{value:0>64}");
+fn text(value: u64) -> String {
+    format!("{value:0>64}")
+}
+
+pub(crate) fn image(value: u64) -> impl FnMut(&mut BytesMut) {
+    let text = text(value);
     move |out| {
         let mut tuple = TupleWriter::new(out);
         tuple.push(Datum::Text(text.as_bytes()));
@@ -544,6 +589,22 @@ pub(crate) fn table(id: i64) -> Arc<TableInfo> {
         keys: Vec::new(),
         identity: ReplicaIdentity::Full,
     })
+}
+
+/// A table whose only column, the value, is its primary key.
+pub(crate) fn keyed_table(id: i64) -> TableInfo {
+    let column = Column {
+        name: "v".to_owned(),
+        ty: ColumnType { kind: TypeKind::Text, sql: "text".to_owned(), oid: 25, definitions: Vec::new() },
+        nullable: false,
+        generated: None,
+        identity: IdentityKind::None,
+        default: None,
+    };
+    let key =
+        UniqueKey { name: "key".to_owned(), columns: vec![0], primary: true, nulls_not_distinct: false };
+    let identity = ReplicaIdentity::Key(vec![0]);
+    TableInfo { columns: vec![column], keys: vec![key], identity, ..(*table(id)).clone() }
 }
 
 pub(crate) fn register(writer: &mut StoreWriter, id: i64) {
