@@ -1,0 +1,95 @@
+//! What a span takes in its maintainer's memory.
+
+use std::collections::HashMap;
+use std::sync::{Arc, RwLock};
+
+use anyhow::{Context, Result};
+use heartbeatpb::{DispatcherId, NodeId, SchemaId, TableId};
+use replica::{SpanReplica, SpanSet};
+
+use crate::Extent;
+use crate::clock::float;
+use crate::report::{Cost, Growth, Point, Report, Unit, bytes};
+use crate::world::{Layout, World};
+
+/// Most bytes that a span may take, beside its keys.
+const MOST_BYTES: f64 = 300.0;
+/// Parts of a table that is divided.
+const PARTS: u64 = 1_000;
+/// Bytes of the keys that bound a part, beside their allocations.
+const KEYS: f64 = 16.0;
+
+/// Counts bytes.
+pub(crate) fn measure(extent: &Extent, report: &mut Report) -> Result<()> {
+    let (mut whole, mut divided, mut peaks) = (Vec::new(), Vec::new(), Vec::new());
+    for &spans in &extent.spans {
+        let (held, peak, world) = of(Layout::whole(spans))?;
+        let mut naive = None;
+        let counted = allocation_counter::measure(|| naive = Some(Maps::of(world.rig.spans())));
+        drop((naive, world));
+        #[expect(clippy::cast_precision_loss, reason = "bytes of a process")]
+        let naive = counted.bytes_current as f64 / float(spans);
+        report.limit(format!("bytes for each of {spans} whole tables"), held, MOST_BYTES, bytes);
+        whole.push(Point { at: spans, ours: held, naive: Some(naive) });
+        peaks.push(Point { at: spans, ours: peak, naive: None });
+        let (held, _, _) = of(Layout { parts: PARTS, ..Layout::whole(spans) })?;
+        report.limit(
+            format!("bytes for each of {spans} parts, beside their keys"),
+            held - KEYS,
+            MOST_BYTES,
+            bytes,
+        );
+        divided.push(Point { at: spans, ours: held, naive: None });
+    }
+    let cost =
+        |name, points, naive, growth| Cost { name, unit: Unit::Bytes, of: "spans", naive, points, growth };
+    report.cost(cost("memory of a whole table", whole, "maps and locks", Growth::Flat(1.5)));
+    report.cost(cost("memory of a part of a table", divided, "", Growth::Flat(1.5)));
+    report.cost(cost("most memory during the bootstrap, for each span", peaks, "", Growth::Flat(1.5)));
+    Ok(())
+}
+
+/// Bytes of each span that are held after the bootstrap, and at most during it.
+fn of(layout: Layout) -> Result<(f64, f64, World)> {
+    let mut made = None;
+    let counted = allocation_counter::measure(|| made = Some(World::settled(layout)));
+    let world = made.context("nothing was made")??;
+    #[expect(clippy::cast_precision_loss, reason = "bytes of a process")]
+    let held = counted.bytes_current as f64 / float(layout.spans);
+    Ok((held, float(counted.bytes_max) / float(layout.spans), world))
+}
+
+/// The same spans in a map for each question, shared behind locks.
+#[expect(dead_code, reason = "only its size is looked at")]
+struct Maps {
+    all: RwLock<HashMap<DispatcherId, Arc<RwLock<SpanReplica>>>>,
+    replicating: RwLock<HashMap<DispatcherId, Arc<RwLock<SpanReplica>>>>,
+    tables: RwLock<HashMap<TableId, HashMap<DispatcherId, Arc<RwLock<SpanReplica>>>>>,
+    schemas: RwLock<HashMap<SchemaId, HashMap<DispatcherId, Arc<RwLock<SpanReplica>>>>>,
+    nodes: RwLock<HashMap<NodeId, HashMap<DispatcherId, Arc<RwLock<SpanReplica>>>>>,
+}
+
+impl Maps {
+    fn of(spans: &SpanSet) -> Self {
+        let mut all = HashMap::new();
+        let mut tables: HashMap<TableId, HashMap<_, _>> = HashMap::new();
+        let mut schemas: HashMap<SchemaId, HashMap<_, _>> = HashMap::new();
+        let mut nodes: HashMap<NodeId, HashMap<_, _>> = HashMap::new();
+        for (_, span) in spans.iter() {
+            let shared = Arc::new(RwLock::new(span.clone()));
+            tables.entry(span.span.table).or_default().insert(span.id, Arc::clone(&shared));
+            schemas.entry(span.schema).or_default().insert(span.id, Arc::clone(&shared));
+            if let Some(node) = &span.node {
+                nodes.entry(node.clone()).or_default().insert(span.id, Arc::clone(&shared));
+            }
+            all.insert(span.id, shared);
+        }
+        Self {
+            replicating: RwLock::new(all.clone()),
+            all: RwLock::new(all),
+            tables: RwLock::new(tables),
+            schemas: RwLock::new(schemas),
+            nodes: RwLock::new(nodes),
+        }
+    }
+}
