@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use heartbeatpb::{DispatcherId, NodeId, Ts};
+use heartbeatpb::{DispatcherId, NodeId, TableId, Ts};
 
 use crate::set::Entry;
+use crate::store::Slot;
 use crate::{GroupId, MinSet, Standing};
 
 /// Spans that a node has in one group.
@@ -60,12 +61,54 @@ impl GroupIndex {
     }
 }
 
+/// The spans of one node. Most are whole tables, and these need no more than their slots.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct NodeIndex {
+    whole: BTreeSet<Slot>,
+    parts: BTreeSet<(TableId, Slot)>,
+}
+
+impl NodeIndex {
+    pub(crate) fn len(&self) -> usize {
+        self.whole.len() + self.parts.len()
+    }
+
+    /// All of them, those of one group side by side.
+    pub(crate) fn slots(&self) -> impl Iterator<Item = Slot> {
+        self.whole.iter().copied().chain(self.parts.iter().map(|(_, slot)| *slot))
+    }
+
+    /// Those of one group.
+    pub(crate) fn slots_of(&self, group: GroupId) -> impl Iterator<Item = Slot> {
+        let (whole, parts) = match group {
+            GroupId::Default => (Some(&self.whole), None),
+            GroupId::Table(table) => (None, Some(self.parts.range((table, Slot::MIN)..=(table, Slot::MAX)))),
+        };
+        let parts = parts.into_iter().flatten().map(|(_, slot)| *slot);
+        whole.into_iter().flatten().copied().chain(parts)
+    }
+
+    fn insert(&mut self, group: GroupId, slot: Slot) {
+        match group {
+            GroupId::Default => self.whole.insert(slot),
+            GroupId::Table(table) => self.parts.insert((table, slot)),
+        };
+    }
+
+    fn remove(&mut self, group: GroupId, slot: Slot) {
+        match group {
+            GroupId::Default => self.whole.remove(&slot),
+            GroupId::Table(table) => self.parts.remove(&(table, slot)),
+        };
+    }
+}
+
 /// Everything that is derived from the spans.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Index {
     pub(crate) groups: BTreeMap<GroupId, GroupIndex>,
-    /// Spans by node, those of one group side by side.
-    pub(crate) nodes: BTreeMap<NodeId, BTreeSet<(GroupId, DispatcherId)>>,
+    /// Spans by node.
+    pub(crate) nodes: BTreeMap<NodeId, NodeIndex>,
     pub(crate) counts: [usize; 3],
     /// Checkpoints of the spans that hold the changefeed's checkpoint.
     pub(crate) floor: MinSet<Ts>,
@@ -74,7 +117,7 @@ pub(crate) struct Index {
 }
 
 impl Index {
-    pub(crate) fn enter(&mut self, entry: &Entry) {
+    pub(crate) fn enter(&mut self, slot: Slot, entry: &Entry) {
         let (standing, span) = (entry.standing, &entry.span);
         self.counts[standing as usize] += 1;
         let group = self.groups.entry(span.group()).or_default();
@@ -87,10 +130,10 @@ impl Index {
             counts.spans += 1;
             counts.scheduling += usize::from(standing == Standing::Scheduling);
             let ids = self.nodes.entry(node.clone()).or_default();
-            if ids.is_empty() {
+            if ids.len() == 0 {
                 self.crossings.insert(node.clone());
             }
-            ids.insert((span.group(), span.id));
+            ids.insert(span.group(), slot);
         }
         if entry.holds() {
             self.floor.insert(span.checkpoint);
@@ -98,7 +141,7 @@ impl Index {
     }
 
     /// Undoes [`Self::enter`].
-    pub(crate) fn leave(&mut self, entry: &Entry) {
+    pub(crate) fn leave(&mut self, slot: Slot, entry: &Entry) {
         let (standing, span) = (entry.standing, &entry.span);
         self.counts[standing as usize] -= 1;
         if let Some(group) = self.groups.get_mut(&span.group()) {
@@ -120,8 +163,8 @@ impl Index {
         if let Some(node) = &span.node
             && let Some(ids) = self.nodes.get_mut(node)
         {
-            ids.remove(&(span.group(), span.id));
-            if ids.is_empty() {
+            ids.remove(span.group(), slot);
+            if ids.len() == 0 {
                 self.nodes.remove(node);
                 self.crossings.insert(node.clone());
             }

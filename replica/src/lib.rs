@@ -3,7 +3,7 @@
 //! A [`SpanSet`] is what a maintainer *wants*; what nodes report is folded into it status by status. It is plain
 //! data without clock, randomness or I/O, owned by one task. Operators change it through their controller,
 //! schedulers only read it. Beside it: [`Bootstrapper`], the round of questions with which an owner learns what
-//! its nodes run, and the arithmetic of key ranges. Uses `heartbeatpb` alone. Start reading at `set.rs`.
+//! its nodes run, and the arithmetic of key ranges. Uses `heartbeatpb` alone of ours. Start reading at `set.rs`.
 //!
 //! - **RP-1** Every span is in exactly one standing: absent, scheduling or replicating; exactly the absent ones
 //!   have no node.
@@ -20,6 +20,7 @@ mod index;
 mod multiset;
 mod set;
 mod span;
+mod store;
 
 pub use bootstrapper::{Bootstrapper, Heard, NodeChange, RESEND};
 pub use coverage::{RangeCover, contains, divides, holes, overlap};

@@ -1,12 +1,14 @@
 //! The spans of one changefeed and mode, by every question that is asked of them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 
 use heartbeatpb::{
     BlockState, ComponentState, DispatcherId, NodeId, SchemaId, TableId, TableSpan, TableSpanStatus, Ts,
 };
 
-use crate::index::{GroupIndex, Index};
+use crate::index::{GroupIndex, Index, NodeIndex};
+use crate::store::{Slot, Store};
 use crate::{GroupId, SpanReplica, divides};
 
 /// Where a span stands.
@@ -29,6 +31,10 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
+    pub(crate) fn new(standing: Standing, span: SpanReplica) -> Self {
+        Self { standing, held: false, span }
+    }
+
     /// Whether the changefeed's checkpoint must not pass this span's.
     pub(crate) fn holds(&self) -> bool {
         self.held || self.standing != Standing::Replicating
@@ -41,9 +47,9 @@ impl Entry {
 #[derive(Clone, Debug)]
 pub struct SpanSet {
     trigger: Option<SpanReplica>,
-    spans: BTreeMap<DispatcherId, Entry>,
-    by_table: BTreeMap<TableId, BTreeSet<DispatcherId>>,
-    by_schema: BTreeMap<SchemaId, BTreeSet<DispatcherId>>,
+    spans: Store,
+    by_table: BTreeSet<(TableId, Slot)>,
+    by_schema: BTreeSet<(SchemaId, Slot)>,
     index: Index,
     committed: Ts,
 }
@@ -57,9 +63,9 @@ impl SpanSet {
         Self {
             committed: trigger.checkpoint,
             trigger: Some(trigger),
-            spans: BTreeMap::new(),
-            by_table: BTreeMap::new(),
-            by_schema: BTreeMap::new(),
+            spans: Store::default(),
+            by_table: BTreeSet::new(),
+            by_schema: BTreeSet::new(),
             index,
         }
     }
@@ -85,7 +91,7 @@ impl SpanSet {
     /// Whether there is no span beside the table trigger.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.spans.is_empty()
+        self.spans.len() == 0
     }
 
     /// Number of spans and the table trigger.
@@ -110,13 +116,13 @@ impl SpanSet {
     /// Number of spans bound to a node, the table trigger apart; no span is visited.
     #[must_use]
     pub fn size_by_node(&self, node: &NodeId) -> usize {
-        self.index.nodes.get(node).map_or(0, BTreeSet::len)
+        self.index.nodes.get(node).map_or(0, NodeIndex::len)
     }
 
     /// A span, or the table trigger.
     #[must_use]
     pub fn get(&self, id: DispatcherId) -> Option<&SpanReplica> {
-        match self.spans.get(&id) {
+        match self.spans.get(id) {
             Some(entry) => Some(&entry.span),
             None => self.trigger.as_ref().filter(|trigger| trigger.id == id),
         }
@@ -125,7 +131,7 @@ impl SpanSet {
     /// Where a span stands.
     #[must_use]
     pub fn standing(&self, id: DispatcherId) -> Option<Standing> {
-        self.spans.get(&id).map(|entry| entry.standing)
+        self.spans.get(id).map(|entry| entry.standing)
     }
 
     /// Whether a node runs the span.
@@ -134,14 +140,14 @@ impl SpanSet {
         self.standing(id) == Some(Standing::Replicating)
     }
 
-    /// All spans in the order of their ids, the table trigger apart.
+    /// All spans, the table trigger apart. Their order, here and below, is the same for the same history.
     pub fn iter(&self) -> impl Iterator<Item = (Standing, &SpanReplica)> {
-        self.spans.values().map(|entry| (entry.standing, &entry.span))
+        self.spans.iter().map(|entry| (entry.standing, &entry.span))
     }
 
     /// All spans and the table trigger.
     pub fn all(&self) -> impl Iterator<Item = &SpanReplica> {
-        self.trigger.iter().chain(self.spans.values().map(|entry| &entry.span))
+        self.trigger.iter().chain(self.spans.iter().map(|entry| &entry.span))
     }
 
     /// The groups that have spans, and the default one.
@@ -152,35 +158,35 @@ impl SpanSet {
     /// Spans of a table; of table zero the table trigger.
     pub fn by_table(&self, table: TableId) -> impl Iterator<Item = &SpanReplica> {
         let trigger = self.trigger.iter().filter(move |_| table == TableId::DDL);
-        trigger.chain(self.of(self.by_table.get(&table)))
+        trigger.chain(self.at(self.by_table.range(slots_of(table)).map(|(_, slot)| *slot)))
     }
 
     /// Spans of a schema; of schema zero the table trigger.
     pub fn by_schema(&self, schema: SchemaId) -> impl Iterator<Item = &SpanReplica> {
         let trigger = self.trigger.iter().filter(move |_| schema == SchemaId::DDL);
-        trigger.chain(self.of(self.by_schema.get(&schema)))
+        trigger.chain(self.at(self.by_schema.range(slots_of(schema)).map(|(_, slot)| *slot)))
     }
 
-    fn of<'a>(&'a self, ids: Option<&'a BTreeSet<DispatcherId>>) -> impl Iterator<Item = &'a SpanReplica> {
-        ids.into_iter().flatten().filter_map(|id| self.spans.get(id)).map(|entry| &entry.span)
+    fn at(&self, slots: impl Iterator<Item = Slot>) -> impl Iterator<Item = &SpanReplica> {
+        slots.filter_map(|slot| self.spans.at(slot)).map(|entry| &entry.span)
     }
 
     /// Whether a table has a span.
     #[must_use]
     pub fn has_table(&self, table: TableId) -> bool {
-        self.by_table.contains_key(&table)
+        self.by_table.range(slots_of(table)).next().is_some()
     }
 
-    /// Ids of the spans bound to a node, group by group, each group in order.
+    /// Ids of the spans bound to a node, group by group.
     pub fn ids_by_node(&self, node: &NodeId) -> impl Iterator<Item = DispatcherId> {
-        self.index.nodes.get(node).into_iter().flatten().map(|(_, id)| *id)
+        let slots = self.index.nodes.get(node).into_iter().flat_map(NodeIndex::slots);
+        self.at(slots).map(|span| span.id)
     }
 
-    /// Ids of the spans of one group bound to a node, in order; spans of other groups are not visited.
+    /// Ids of the spans of one group bound to a node; spans of other groups are not visited.
     pub fn ids_on_node_in(&self, node: &NodeId, group: GroupId) -> impl Iterator<Item = DispatcherId> {
-        let first = (group, DispatcherId::new(0, 0));
-        let last = (group, DispatcherId::new(u64::MAX, u64::MAX));
-        self.index.nodes.get(node).into_iter().flat_map(move |ids| ids.range(first..=last)).map(|(_, id)| *id)
+        let slots = self.index.nodes.get(node).into_iter().flat_map(move |index| index.slots_of(group));
+        self.at(slots).map(|span| span.id)
     }
 
     /// A group, if it has spans or is the default one.
@@ -253,26 +259,27 @@ impl SpanSet {
 
     fn add(&mut self, standing: Standing, span: SpanReplica) -> bool {
         let id = span.id;
-        let refused = id.is_zero()
-            || span.span.table == TableId::DDL
-            || self.spans.contains_key(&id)
-            || self.is_trigger(id);
+        let refused =
+            id.is_zero() || span.span.table == TableId::DDL || self.spans.contains(id) || self.is_trigger(id);
         if refused {
             return false;
         }
-        self.by_table.entry(span.span.table).or_default().insert(id);
-        self.by_schema.entry(span.schema).or_default().insert(id);
-        let entry = Entry { standing, held: false, span };
-        self.index.enter(&entry);
-        self.spans.insert(id, entry);
+        let (table, schema) = (span.span.table, span.schema);
+        let Some(slot) = self.spans.insert(Entry::new(standing, span)) else { return false };
+        self.by_table.insert((table, slot));
+        self.by_schema.insert((schema, slot));
+        if let Some(entry) = self.spans.at(slot) {
+            self.index.enter(slot, entry);
+        }
         true
     }
 
     fn change(&mut self, id: DispatcherId, edit: impl FnOnce(&mut Entry)) -> bool {
-        let Some(entry) = self.spans.get_mut(&id) else { return false };
-        self.index.leave(entry);
+        let Some(slot) = self.spans.slot(id) else { return false };
+        let Some(entry) = self.spans.at_mut(slot) else { return false };
+        self.index.leave(slot, entry);
         edit(entry);
-        self.index.enter(entry);
+        self.index.enter(slot, entry);
         true
     }
 
@@ -318,7 +325,7 @@ impl SpanSet {
         checkpoint: Ts,
         nodes: &[NodeId],
     ) -> Option<bool> {
-        let old = self.spans.get(&id).map(|entry| &entry.span)?;
+        let old = self.spans.get(id).map(|entry| &entry.span)?;
         let fresh: BTreeSet<DispatcherId> = parts.iter().map(|(part, _)| *part).collect();
         let taken = |part: &DispatcherId| part.is_zero() || self.get(*part).is_some();
         let usable = fresh.len() == parts.len()
@@ -342,7 +349,7 @@ impl SpanSet {
     }
 
     fn is_bound(&self, id: DispatcherId) -> bool {
-        self.spans.get(&id).is_some_and(|entry| entry.span.node.is_some())
+        self.spans.get(id).is_some_and(|entry| entry.span.node.is_some())
     }
 
     /// An operator holds the checkpoint at the span, or no longer does.
@@ -362,12 +369,13 @@ impl SpanSet {
 
     /// Remembers the blocking event of a span.
     pub fn set_block(&mut self, id: DispatcherId, block: Option<BlockState>) -> bool {
-        self.touch(id, |span| span.block = block)
+        self.touch(id, |span| span.block = block.map(Box::new))
     }
 
     /// Changes what a node reports of a span, the table trigger included.
     fn touch(&mut self, id: DispatcherId, edit: impl FnOnce(&mut SpanReplica)) -> bool {
-        let Some(entry) = self.spans.get_mut(&id) else {
+        let slot = self.spans.slot(id);
+        let Some(entry) = slot.and_then(|slot| self.spans.at_mut(slot)) else {
             let trigger = self.trigger.as_mut().filter(|trigger| trigger.id == id);
             return trigger.map(edit).is_some();
         };
@@ -382,11 +390,11 @@ impl SpanSet {
 
     /// Moves all spans of a table to another schema.
     pub fn change_schema(&mut self, table: TableId, schema: SchemaId) {
-        for id in self.by_table.get(&table).into_iter().flatten() {
-            let Some(entry) = self.spans.get_mut(id) else { continue };
+        for (_, slot) in self.by_table.range(slots_of(table)) {
+            let Some(entry) = self.spans.at_mut(*slot) else { continue };
             let old = std::mem::replace(&mut entry.span.schema, schema);
-            remove_from(&mut self.by_schema, &old, *id);
-            self.by_schema.entry(schema).or_default().insert(*id);
+            self.by_schema.remove(&(old, *slot));
+            self.by_schema.insert((schema, *slot));
         }
     }
 
@@ -395,21 +403,17 @@ impl SpanSet {
         if self.is_trigger(id) {
             return self.trigger.take();
         }
-        let entry = self.spans.remove(&id)?;
-        self.index.leave(&entry);
-        remove_from(&mut self.by_table, &entry.span.span.table, id);
-        remove_from(&mut self.by_schema, &entry.span.schema, id);
+        let (slot, entry) = self.spans.remove(id)?;
+        self.index.leave(slot, &entry);
+        self.by_table.remove(&(entry.span.span.table, slot));
+        self.by_schema.remove(&(entry.span.schema, slot));
         Some(entry.span)
     }
 }
 
-fn remove_from<K: Ord>(sets: &mut BTreeMap<K, BTreeSet<DispatcherId>>, key: &K, id: DispatcherId) {
-    if let Some(ids) = sets.get_mut(key) {
-        ids.remove(&id);
-        if ids.is_empty() {
-            sets.remove(key);
-        }
-    }
+/// Everything under one key of an index.
+fn slots_of<K: Copy>(key: K) -> RangeInclusive<(K, Slot)> {
+    (key, Slot::MIN)..=(key, Slot::MAX)
 }
 
 #[cfg(test)]

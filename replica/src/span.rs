@@ -54,8 +54,8 @@ pub struct SpanReplica {
     pub checkpoint: Ts,
     /// Last reported state.
     pub state: ComponentState,
-    /// Blocking event that it was last seen in.
-    pub block: Option<BlockState>,
+    /// Blocking event that it was last seen in; most have none.
+    pub block: Option<Box<BlockState>>,
 }
 
 impl SpanReplica {
@@ -148,7 +148,7 @@ mod tests {
             TableSpan::whole(TableId(7)),
             Ts(checkpoint),
         );
-        span.block = block.map(|(ts, is_sync_point, stage)| BlockState {
+        let block = block.map(|(ts, is_sync_point, stage)| BlockState {
             is_blocked: true,
             key: BarrierKey { commit_ts: Ts(ts), is_sync_point },
             blocked: None,
@@ -158,6 +158,7 @@ mod tests {
             stage,
             routes: vec![],
         });
+        span.block = block.map(Box::new);
         span
     }
 

@@ -24,8 +24,8 @@ pub(super) struct Input<'a> {
     pub(super) trigger: DispatcherId,
     /// Where new spans start.
     pub(super) start: Ts,
-    pub(super) across_nodes: bool,
-    pub(super) check_splittable: bool,
+    /// Whether every table may be divided, whatever is said of it.
+    pub(super) divides_all: bool,
 }
 
 /// A desired state and the operators that are in flight.
@@ -127,7 +127,7 @@ fn replica(span: &BootstrapTableSpan, table: Option<&SourceTable>, node: &NodeId
     let mut replica = SpanReplica::absent(span.id, schema, span.span.clone(), span.checkpoint);
     replica.splittable = table.is_some_and(|table| table.splittable);
     replica.state = span.state;
-    replica.block.clone_from(&span.block);
+    replica.block = span.block.clone().map(Box::new);
     replica.node = Some(node.clone());
     replica
 }
@@ -226,7 +226,7 @@ impl Plan {
         for range in holes(table.id, known) {
             let id = ids();
             let mut span = SpanReplica::absent(id, table.schema_id, range, input.start);
-            span.splittable = table.splittable || (input.across_nodes && !input.check_splittable);
+            span.splittable = table.splittable || input.divides_all;
             self.spans.insert(id, span);
         }
     }

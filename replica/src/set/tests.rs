@@ -38,7 +38,7 @@ fn status(id: DispatcherId, ts: u64) -> TableSpanStatus {
 
 /// What the set must say, computed the slow way.
 fn check(set: &SpanSet) {
-    let held = |id| set.spans.get(&id).is_some_and(|entry| entry.held);
+    let held = |id| set.spans.get(id).is_some_and(|entry| entry.held);
     let floor = set
         .iter()
         .filter(|(standing, span)| *standing != Standing::Replicating || held(span.id))
