@@ -18,7 +18,7 @@ use crate::metrics;
 
 /// Campaigns begin at most this often.
 const CAMPAIGN_PERIOD: Duration = Duration::from_secs(1);
-/// A resignation that takes longer is left to the end of the lease.
+/// A resignation that takes longer is tried again.
 const RESIGN: Duration = Duration::from_secs(5);
 
 /// The election loop of one node.
@@ -82,12 +82,12 @@ impl Election {
             match led {
                 // Somebody else leads now; the key is not ours to give up.
                 Err(Error::NotOwner) => tracing::warn!("another node became coordinator"),
-                Ok(()) => self.resign(&session).await,
+                Ok(()) => self.resign(&session, &shutdown).await,
                 Err(Error::Store(error)) if error.is_retryable() => {
                     tracing::warn!(%error, "the election failed; trying again");
                 }
                 Err(error) => {
-                    self.resign(&session).await;
+                    self.resign(&session, &shutdown).await;
                     return Err(error);
                 }
             }
@@ -135,13 +135,30 @@ impl Election {
         result
     }
 
-    async fn resign(&self, session: &Session) {
+    /// Gives the role up. A process that lives on keeps its lease, and with it the role: so this is tried until it
+    /// succeeds, or the lease or the process ends.
+    async fn resign(&self, session: &Session, shutdown: &CancellationToken) {
         let prefix = self.layout.owner_prefix();
-        let resign = self.store.resign(&prefix, session.lease);
-        match tokio::time::timeout(RESIGN, resign).await {
-            Ok(Ok(())) => tracing::info!("this node is not coordinator any more"),
-            Ok(Err(error)) => tracing::warn!(%error, "the resignation failed; the role ends with the lease"),
-            Err(_) => tracing::warn!("the resignation took too long; the role ends with the lease"),
+        loop {
+            let resign = self.store.resign(&prefix, session.lease);
+            let result = tokio::select! {
+                biased;
+                () = session.done.cancelled() => return,
+                result = tokio::time::timeout(RESIGN, resign) => result,
+            };
+            match result {
+                Ok(Ok(())) => {
+                    tracing::info!("this node is not coordinator any more");
+                    return;
+                }
+                Ok(Err(error)) => tracing::warn!(%error, "the resignation failed"),
+                Err(_) => tracing::warn!("the resignation took too long"),
+            }
+            if shutdown.is_cancelled() {
+                tracing::warn!("the role ends with the lease");
+                return;
+            }
+            tokio::time::sleep(CAMPAIGN_PERIOD).await;
         }
     }
 }

@@ -172,6 +172,8 @@ pub(crate) struct Core {
     id: ChangefeedId,
     options: CoreOptions,
     owner: Owner,
+    /// Everything at or before was durable downstream when the owner took over: the log need not go further back.
+    durable: Ts,
     life: Life,
     cleanup: Cleanup,
     sink_healthy: bool,
@@ -210,6 +212,7 @@ impl Core {
             id,
             options,
             owner,
+            durable: start_ts,
             life: Life::Open,
             cleanup: Cleanup::NotWanted,
             sink_healthy: true,

@@ -284,7 +284,7 @@ impl Dispatcher {
     /// Whether it can let go now: nothing of it is on its way downstream or being executed, and the owner knows
     /// every table that it announced. A sink that failed flushes nothing more, so nothing is worth waiting for.
     pub(crate) fn can_close(&self, sink_healthy: bool) -> bool {
-        !sink_healthy || (self.progress.is_empty() && self.blockers.is_empty() && !self.is_acting())
+        !sink_healthy || (self.progress.is_empty() && !self.is_acting())
     }
 
     fn is_acting(&self) -> bool {

@@ -89,6 +89,16 @@ impl Owner {
         accepted
     }
 
+    /// Whether `(from, epoch)` may close what this owner runs. The node does not matter when there are epochs: an
+    /// owner whose node died is closed by another node in its place, under the same epoch or a newer one.
+    #[must_use]
+    pub fn lets_close(&self, from: &NodeId, epoch: Option<MaintainerEpoch>) -> bool {
+        match (epoch, self.epoch) {
+            (Some(got), Some(current)) => got >= current,
+            (None, None | Some(_)) | (Some(_), None) => self.allows(from, epoch),
+        }
+    }
+
     /// Whether any other request from `(from, epoch)` may act (§2.2).
     #[must_use]
     pub fn allows(&self, from: &NodeId, epoch: Option<MaintainerEpoch>) -> bool {
@@ -171,6 +181,17 @@ mod tests {
     }
 
     // behaviour: messaging-15
+    #[test]
+    fn an_owner_whose_node_died_is_closed_by_another_node() {
+        let current = owner(5, "n1");
+        let may = |from: &str, value| current.lets_close(&from.into(), epoch(value));
+        assert_eq!([may("n1", 5), may("n2", 5), may("n2", 6)], [true; 3]);
+        assert_eq!([may("n1", 4), may("n2", 4), may("n1", 0)], [false; 3]);
+        assert!(
+            owner(0, "n1").lets_close(&"n1".into(), None) && !owner(0, "n1").lets_close(&"n2".into(), None)
+        );
+    }
+
     #[test]
     fn the_next_epoch_is_larger_and_never_wraps() {
         let next =

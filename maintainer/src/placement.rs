@@ -124,6 +124,9 @@ impl Placement {
         }
         for change in moved {
             self.spans.change_schema(change.table, change.new);
+            if let Some(Some((table, _))) = self.strangers.get_mut(&change.table) {
+                table.schema = change.new;
+            }
         }
     }
 }

@@ -97,6 +97,7 @@ impl Core {
         if !self.owner.try_update(from, request.epoch) {
             return BootstrapStep::Drop;
         }
+        self.durable = self.durable.max(request.start_ts);
         if log_moved {
             self.resubscribe();
         }
@@ -200,7 +201,7 @@ impl Core {
         epoch: Option<MaintainerEpoch>,
         removed: bool,
     ) -> CloseStep {
-        if !self.owner.allows(from, epoch) {
+        if !self.owner.lets_close(from, epoch) {
             return CloseStep::NotAllowed;
         }
         self.try_close(removed)

@@ -94,7 +94,8 @@ impl Core {
             slot,
             id: dispatcher.id,
             span: dispatcher.span.clone(),
-            start_ts: dispatcher.checkpoint(),
+            // A table that is being dropped holds the checkpoint no more, and may stand behind it.
+            start_ts: dispatcher.checkpoint().max(self.durable),
             event_service: self.owner.node.clone(),
         });
     }

@@ -484,13 +484,13 @@ fn an_answer_to_another_start_is_not_used() {
     x.schedule(&a(), ScheduleAction::Create, 1, 1);
     x.schedule(&a(), ScheduleAction::Remove, 1, 1);
     let mut again = x.request(ScheduleAction::Create, 1, 1);
-    again.config.start_ts = Ts(40);
+    again.config.start_ts = Ts(70);
     x.core.on_schedule(&a(), again, x.now);
     assert_eq!(x.take(), "");
     let late = TableStart { start_ts: Ts(60), skip_dml_at_start: false };
     x.core.on_dispatcher_opened(id(1), Ts(60), Ok(late), x.now);
-    assert_eq!(x.take(), "open 1@40");
-    assert_eq!(x.opened(1, 40), "subscribe 1@40 at a");
+    assert_eq!(x.take(), "open 1@70");
+    assert_eq!(x.opened(1, 70), "subscribe 1@70 at a");
 }
 
 // behaviour: dispatcher-47

@@ -38,6 +38,9 @@ impl Upstream for Hub {
         let latency = self.world.lock().random.between(1, 150);
         tokio::time::sleep(Duration::from_millis(latency)).await;
         let mut world = self.world.lock();
+        if world.processes.get(&self.node).is_none_or(|process| process.fenced) {
+            return Err(self.failure("CDC:ErrUpstreamUnreachable", "this process has lost its lease"));
+        }
         let Some(feed) = world.feeds.get_mut(&info.id.gid) else {
             return Err(self.failure("CDC:ErrUpstreamUnreachable", "there is no such database"));
         };
