@@ -22,6 +22,8 @@ pub enum DdlKind {
     RenameTable,
     /// Columns, constraints, indexes, comments of one table.
     AlterTable,
+    /// A truncation that gives the table another id: the old one ends and the new one begins.
+    TruncateTable,
     /// Anything else: blocks every table.
     Other,
 }
@@ -39,15 +41,15 @@ pub struct DdlEvent {
     pub kind: DdlKind,
     /// Its schema.
     pub schema_id: SchemaId,
-    /// Its table; [`TableId::DDL`] for a schema.
+    /// Its table, the one that ends in a truncation; [`TableId::DDL`] for a schema.
     pub table_id: TableId,
-    /// Schema name.
+    /// Schema name, before a rename.
     pub schema: String,
-    /// Table name.
+    /// Table name, before a rename; empty for a schema.
     pub table: String,
     /// The statement.
     pub query: String,
-    /// Shape afterwards.
+    /// Shape afterwards, with the name that a rename gave it.
     pub table_info: Option<Arc<TableInfo>>,
     /// Participants of its barrier.
     pub blocked: Option<InfluencedTables>,

@@ -126,6 +126,12 @@ pub enum Error {
         /// What changed.
         change: String,
     },
+    /// Two schema changes at one commit ts, which names one of them: barriers and acknowledgements know no other name.
+    #[error("an upstream gave two schema changes the commit ts {commit_ts}, and one of them would be lost")]
+    SchemaChangesCollide {
+        /// Where.
+        commit_ts: Ts,
+    },
     /// A row of a table that nobody registered.
     #[error("table {table} is not registered")]
     UnknownTable {
@@ -228,7 +234,9 @@ impl Error {
             Error::LogLost { .. } => "CDC:ErrStartTsBeforeGC",
             Error::Superseded { .. } => "CDC:ErrReaderSuperseded",
             Error::TableIneligible { .. } => "CDC:ErrTableIneligible",
-            Error::SchemaChange { .. } => "CDC:ErrSchemaChangeUnsupported",
+            Error::SchemaChange { .. } | Error::SchemaChangesCollide { .. } => {
+                "CDC:ErrSchemaChangeUnsupported"
+            }
             Error::UnknownTable { .. } => "CDC:ErrTableNotRegistered",
             Error::StoreIo { .. } => "CDC:ErrEventStoreIO",
             Error::StoreDamaged { .. } => "CDC:ErrEventStoreDamaged",
@@ -268,6 +276,7 @@ impl Error {
             | Error::Superseded { .. }
             | Error::TableIneligible { .. }
             | Error::SchemaChange { .. }
+            | Error::SchemaChangesCollide { .. }
             | Error::UnknownTable { .. }
             | Error::StoreIo { .. }
             | Error::TransactionTooLarge { .. }

@@ -398,7 +398,10 @@ fn begun(gid: Gid, id: DispatcherId, stream: &Stream, store: &Store) -> ToEventC
         let entries = [(head, stream.start_ts)].into();
         return ToEventCollector::Resolved { entries, time: WallTime::default() };
     }
-    let table = store.table_at(stream.span.table, stream.start_ts);
+    // A dispatcher may start further than the log was read: the downstream has executed schema changes that are yet to
+    // come again, and a shape from before them would be the wrong one. Its first rows bring the right one.
+    let known = stream.start_ts <= store.resolved().0;
+    let table = store.table_at(stream.span.table, stream.start_ts).filter(|_| known);
     ToEventCollector::Handshake { head, start_ts: stream.start_ts, table }
 }
 

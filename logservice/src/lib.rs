@@ -14,6 +14,8 @@
 //! - **LS-6** Behind a schema change a dispatcher gets nothing, neither rows nor a resolved ts, before it has told
 //!   a checkpoint at or after the change: at a barrier nobody holds room that another one needs to come to it.
 //! - **LS-7** A stream waits for its own rows' room, disk and dispatcher, never for another one's.
+//! - **LS-8** Two schema changes never have one commit ts: barriers, acknowledgements and the place where a stream goes
+//!   on know them by nothing else. The store refuses the second one.
 
 mod collector;
 mod error;

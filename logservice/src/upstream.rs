@@ -1,4 +1,7 @@
 //! What an upstream offers: prerequisites, retention of its log, tables, and a reader that fills the store.
+//!
+//! A commit ts names one transaction, and at most one schema change: an upstream whose transactions may hold several
+//! joins them or gives each a commit ts of its own (**LS-8**).
 
 pub mod generator;
 pub mod metrics;

@@ -340,7 +340,7 @@ pub(crate) fn get_to_event_collector(bytes: &[u8]) -> Option<ToEventCollector> {
     r.finish(message)
 }
 
-const DDL_KINDS: [DdlKind; 7] = [
+const DDL_KINDS: [DdlKind; 8] = [
     DdlKind::CreateSchema,
     DdlKind::DropSchema,
     DdlKind::CreateTable,
@@ -348,6 +348,7 @@ const DDL_KINDS: [DdlKind; 7] = [
     DdlKind::RenameTable,
     DdlKind::AlterTable,
     DdlKind::Other,
+    DdlKind::TruncateTable,
 ];
 
 fn put_influenced(tables: Option<&InfluencedTables>, out: &mut Vec<u8>) {
@@ -385,7 +386,8 @@ fn put_ddl(ddl: &DdlEvent, out: &mut Vec<u8>) {
     out.put_u64(ddl.commit_ts.0);
     out.put_u64(ddl.start_ts.0);
     out.put_i64(ddl.commit_time.0);
-    let kind = DDL_KINDS.iter().position(|kind| *kind == ddl.kind).unwrap_or(DDL_KINDS.len() - 1);
+    let number = |wanted: DdlKind| DDL_KINDS.iter().position(|kind| *kind == wanted);
+    let kind = number(ddl.kind).or_else(|| number(DdlKind::Other)).unwrap_or_default();
     out.put_u8(u8::try_from(kind).unwrap_or(u8::MAX));
     out.put_i64(ddl.schema_id.0);
     out.put_i64(ddl.table_id.0);

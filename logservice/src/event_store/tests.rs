@@ -426,3 +426,25 @@ fn a_schema_change_is_visible_to_those_who_take_part_in_it_and_to_nobody_else() 
     store.trim(TableId::DDL, Ts(70), None);
     assert_eq!(seen(TableId(7)), [10, 20, 60], "who is at the later one has passed the earlier one");
 }
+
+#[test]
+fn two_schema_changes_at_one_commit_ts_are_refused() {
+    let (_dir, store, mut writer) = open(1 << 20, 1 << 30);
+    writer.register_table(table(7));
+    let mut commit = |commit_ts: u64, changes: &[u64]| {
+        writer.begin(Ts(commit_ts - 1));
+        for at in changes {
+            writer.ddl(change(*at, Some(InfluencedTables::Normal(vec![TableId(7)]))));
+        }
+        let result = block_on(writer.commit(Ts(commit_ts), WallTime(1)));
+        writer.publish(Ts(commit_ts), WallTime(1));
+        result.map_err(|error| (error.code(), error.is_retryable()))
+    };
+    let refused = Err(("CDC:ErrSchemaChangeUnsupported", false));
+    assert_eq!(commit(10, &[10]), Ok(()));
+    assert_eq!(commit(20, &[20, 20]), refused, "in one transaction");
+    assert_eq!(commit(20, &[20]), Ok(()), "nothing is left of what was refused");
+    assert_eq!(commit(20, &[20]), refused, "in two transactions");
+    assert_eq!(commit(30, &[25]), refused, "not where its transaction is");
+    assert_eq!(store.ddls(TableId(7), Ts::ZERO).len(), 2);
+}

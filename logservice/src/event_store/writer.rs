@@ -61,6 +61,8 @@ pub struct StoreWriter {
     /// Tables with committed rows that are not published.
     dirty: Vec<TableId>,
     ddls: Vec<Arc<DdlEvent>>,
+    /// Commit ts of the last schema change.
+    last_ddl: Ts,
     unpublished_bytes: usize,
     /// Bytes of the open transaction in memory.
     open_bytes: usize,
@@ -87,6 +89,7 @@ impl StoreWriter {
             touched: Vec::new(),
             dirty: Vec::new(),
             ddls: Vec::new(),
+            last_ddl: Ts::ZERO,
             unpublished_bytes: 0,
             open_bytes: 0,
             committed_bytes: 0,
@@ -166,8 +169,18 @@ impl StoreWriter {
     /// Waits while the store is full.
     ///
     /// # Errors
-    /// When the store was closed or cannot write.
+    /// When the store was closed or cannot write, and when the transaction has a second schema change at its commit ts
+    /// (**LS-8**): whoever reads a log joins them, or gives each a commit ts of its own.
     pub async fn commit(&mut self, commit_ts: Ts, commit_time: WallTime) -> Result<(), Error> {
+        if let Some(txn) = &self.txn
+            && let Some(last) = txn.ddls.last()
+        {
+            if txn.ddls.len() > 1 || last.commit_ts != commit_ts || self.last_ddl >= commit_ts {
+                self.abort();
+                return Err(Error::SchemaChangesCollide { commit_ts });
+            }
+            self.last_ddl = commit_ts;
+        }
         let Some(txn) = self.txn.take() else { return Ok(()) };
         let start_ts = txn.start_ts;
         self.committed_bytes += std::mem::take(&mut self.open_bytes);

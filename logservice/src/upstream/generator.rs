@@ -8,11 +8,16 @@
 //! again at a checkpoint continues the very same stream, and [`expected_state`] knows what a downstream must
 //! hold. Wall times are those of the emission, so that lag means something.
 //!
+//! `generator://bank?ddl=all&ddl-every=50` has tables and schemas that come and go; each statement at a commit ts of its
+//! own, which is what the event store demands of every upstream.
+//!
 //! Positions: transaction n, from 1, commits at `16 (n + 1)`; the tables get their first rows at 24, by an
 //! initial copy or as a transaction; a schema change before transaction n commits at `16 (n + 1) - 4`. The
 //! start of a changefeed that names none is 16.
 
 mod bank;
+mod catalog;
+mod change;
 mod many;
 mod params;
 mod reader;
@@ -147,8 +152,9 @@ impl Generator {
         let workload = workload(&self.params);
         let feed = Feed { ddl_every: workload.ddl_every() };
         let version = feed.shape_since(spec.start_ts).max(spec.start_ts);
-        let mut tables = shapes(workload.as_ref(), feed.ddls_at(spec.start_ts), version);
-        tables.retain(|table| spec.filter.matches(&table.schema, &table.name));
+        let shapes = shapes(workload.as_ref(), feed.ddls_at(spec.start_ts), version);
+        let wanted = |table: &Arc<event::TableInfo>| spec.filter.matches(&table.schema, &table.name);
+        let mut tables: Vec<_> = shapes.into_iter().flatten().filter(wanted).collect();
         tables.sort_by_key(|table| table.id);
         tables.into_iter().map(|info| SourceTable { info, splittable: true }).collect()
     }
@@ -160,16 +166,45 @@ impl Generator {
 /// # Errors
 /// When the URI is wrong.
 pub fn expected_state(uri: &str, ts: Ts) -> Result<BTreeMap<(String, String), ExpectedTable>, Error> {
-    let params = Params::parse(uri)?;
-    let workload = workload(&params);
-    let feed = Feed { ddl_every: workload.ddl_every() };
-    let ts = ts.min(Ts(Feed::ts(params.transactions).0.saturating_add(STEP / 2)));
+    let (workload, feed, ts) = at(uri, ts)?;
     let rows = state::play(workload.as_ref(), ts);
     let shapes = shapes(workload.as_ref(), feed.ddls_at(ts), feed.shape_since(ts));
     let table = |(info, rows): (Arc<event::TableInfo>, Rows)| {
         ((info.schema.clone(), info.name.clone()), ExpectedTable { info, rows })
     };
-    Ok(shapes.into_iter().zip(rows).map(table).collect())
+    let there = shapes.into_iter().zip(rows).filter_map(|(info, rows)| Some((info?, rows)));
+    Ok(there.map(table).collect())
+}
+
+/// The schemas of a generator at `ts` that come and go (`ddl=…`).
+///
+/// # Errors
+/// When the URI is wrong.
+pub fn expected_schemas(uri: &str, ts: Ts) -> Result<Vec<String>, Error> {
+    let (workload, feed, ts) = at(uri, ts)?;
+    Ok(workload.schemas(feed.ddls_at(ts)))
+}
+
+/// The schema changes of a generator at or before `ts`, as statements with their positions.
+///
+/// # Errors
+/// When the URI is wrong.
+pub fn statements(uri: &str, ts: Ts) -> Result<Vec<(Ts, String)>, Error> {
+    let (workload, feed, ts) = at(uri, ts)?;
+    let statement = |ddl: u64| {
+        let step = workload.ddl(ddl)?;
+        Some((Feed::ddl_ts(ddl.saturating_mul(feed.ddl_every)), step.query))
+    };
+    Ok((1..=feed.ddls_at(ts)).filter_map(statement).collect())
+}
+
+/// A generator, and `ts` or what is behind its last transaction.
+fn at(uri: &str, ts: Ts) -> Result<(Box<dyn Workload>, Feed, Ts), Error> {
+    let params = Params::parse(uri)?;
+    let workload = workload(&params);
+    let feed = Feed { ddl_every: workload.ddl_every() };
+    let ts = ts.min(Ts(Feed::ts(params.transactions).0.saturating_add(STEP / 2)));
+    Ok((workload, feed, ts))
 }
 
 #[async_trait]

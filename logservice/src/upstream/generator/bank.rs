@@ -7,15 +7,18 @@
 //! | `cards` | `cards` | every `rekey-every` transactions a card changes its number, its primary key |
 //!
 //! A card's `bio` is never sent again after its first row: an upstream leaves large unchanged values out.
-//! With `ddl-every=N`, column `note` of `accounts_0` is added and dropped in turn.
+//! With `ddl-every=N`, column `note` of `accounts_0` is added and dropped in turn; with `ddl=…` too, other tables come
+//! and go instead (`catalog.rs`).
 
 use event::{Column, RowOp, TableInfo, TypeKind};
 use heartbeatpb::Ts;
+use parking_lot::Mutex;
 
+use super::catalog::{self, Catalog};
 use super::mix;
 use super::params::Params;
 use super::workload::{
-    Change, Filler, Moment, RowText, SchemaStep, Type, Workload, bigint, column, keyed_table, text,
+    Change, Filler, Moment, RowText, SchemaStep, Step, Type, Workload, bigint, column, keyed_table, text,
 };
 
 /// Balance of an account before the first transaction.
@@ -30,6 +33,10 @@ pub(super) struct Bank {
     cards: u64,
     rekey_every: u64,
     ddl_every: u64,
+    /// Kinds of schema changes; 0: column `note`.
+    ddl: u64,
+    /// What else there is, at the position that was asked for last.
+    catalog: Mutex<Catalog>,
 }
 
 /// A transfer between the two accounts of a pair.
@@ -49,6 +56,8 @@ impl Bank {
             cards: params.get("cards"),
             rekey_every: params.get("rekey-every"),
             ddl_every: params.get("ddl-every"),
+            ddl: params.ddl,
+            catalog: Mutex::new(Catalog::new(params.seed, params.ddl)),
         }
     }
 
@@ -84,7 +93,19 @@ impl Bank {
     }
 
     fn has_note(&self, ddls: u64) -> bool {
-        !ddls.is_multiple_of(2)
+        self.ddl == 0 && !ddls.is_multiple_of(2)
+    }
+
+    /// Looks at what else there is after some schema changes.
+    fn catalog<R>(&self, ddls: u64, look: impl FnOnce(&mut Catalog) -> R) -> R {
+        let mut catalog = self.catalog.lock();
+        catalog.go_to(ddls, || Catalog::new(self.seed, self.ddl));
+        look(&mut catalog)
+    }
+
+    /// Place of the first table of the catalog.
+    fn base(&self) -> usize {
+        self.card_table() + 1
     }
 
     fn transfers(&self) -> usize {
@@ -98,10 +119,17 @@ impl Bank {
 
 impl Workload for Bank {
     fn tables(&self) -> usize {
-        self.card_table() + 1
+        self.base() + if self.ddl > 0 { catalog::SLOTS } else { 0 }
     }
 
-    fn table(&self, table: usize, ddls: u64, version: Ts) -> TableInfo {
+    fn schemas(&self, ddls: u64) -> Vec<String> {
+        if self.ddl == 0 { Vec::new() } else { self.catalog(ddls, |catalog| catalog.schemas().collect()) }
+    }
+
+    fn table(&self, table: usize, ddls: u64, version: Ts) -> Option<TableInfo> {
+        if let Some(slot) = table.checked_sub(self.base()) {
+            return self.catalog(ddls, |catalog| catalog.table(slot, version));
+        }
         let timestamp = || Type(TypeKind::Timestamp, "timestamp without time zone", 1114);
         let id = |base: usize| i64::try_from(base).unwrap_or(i64::MAX);
         if table == self.transfers() {
@@ -116,7 +144,7 @@ impl Workload for Bank {
                 ),
                 column("at", timestamp(), false),
             ];
-            return keyed_table(101, "bank", "transfers".into(), version, columns);
+            return Some(keyed_table(101, "bank", "transfers".into(), version, columns));
         }
         if table == self.card_table() {
             let columns = vec![
@@ -125,7 +153,7 @@ impl Workload for Bank {
                 column("changed", timestamp(), true),
                 column("bio", text(), true),
             ];
-            return keyed_table(102, "bank", "cards".into(), version, columns);
+            return Some(keyed_table(102, "bank", "cards".into(), version, columns));
         }
         let mut columns = vec![
             column("id", bigint(), false),
@@ -136,11 +164,14 @@ impl Workload for Bank {
         if table == 0 && self.has_note(ddls) {
             columns.push(column("note", bigint(), true));
         }
-        keyed_table(id(1000 + table), "bank", format!("accounts_{table}"), version, columns)
+        Some(keyed_table(id(1000 + table), "bank", format!("accounts_{table}"), version, columns))
     }
 
     fn first_rows(&self, table: usize) -> u64 {
-        if table == self.transfers() {
+        if let Some(slot) = table.checked_sub(self.base()) {
+            let is_there = self.catalog(0, |catalog| catalog.table(slot, Ts::ZERO).is_some());
+            if is_there { catalog::FIRST_ROWS } else { 0 }
+        } else if table == self.transfers() {
             0
         } else if table == self.card_table() {
             self.cards
@@ -150,7 +181,9 @@ impl Workload for Bank {
     }
 
     fn first_row(&self, table: usize, number: u64, out: &mut RowText) {
-        if table == self.card_table() {
+        if table >= self.base() {
+            Catalog::first_row(number, out);
+        } else if table == self.card_table() {
             let bio = Filler { hash: mix(self.seed, number, 4), bytes: 200 };
             out.clear().put(number + 1).put(number).null().put(bio);
         } else {
@@ -181,6 +214,11 @@ impl Workload for Bank {
             row.clear().put(number + self.cards).put(slot).put(Moment(n)).unchanged();
             emit(Change { table: self.card_table(), op: RowOp::Update, old: Some(&old), new: Some(&row) });
         }
+        if let (Some(ddls), true) = (n.checked_div(self.ddl_every), self.ddl > 0) {
+            let since = n % self.ddl_every;
+            let base = self.base();
+            self.catalog(ddls, |catalog| catalog.transaction(n, since, base, emit));
+        }
     }
 
     fn ddl_every(&self) -> u64 {
@@ -188,8 +226,13 @@ impl Workload for Bank {
     }
 
     fn ddl(&self, ddl: u64) -> Option<SchemaStep> {
+        if self.ddl > 0 {
+            let step = self.catalog(ddl.checked_sub(1)?, Catalog::step)?;
+            return Some(SchemaStep { what: step.what.behind(self.base()), ..step });
+        }
         let added = self.has_note(ddl);
         let what = if added { "ADD COLUMN \"note\" bigint" } else { "DROP COLUMN \"note\"" };
-        Some(SchemaStep { table: 0, query: format!("ALTER TABLE \"bank\".\"accounts_0\" {what}"), added })
+        let query = format!("ALTER TABLE \"bank\".\"accounts_0\" {what}");
+        Some(SchemaStep { what: Step::Alter { slot: 0, added }, query })
     }
 }

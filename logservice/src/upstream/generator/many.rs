@@ -29,10 +29,10 @@ impl Workload for Many {
         usize::try_from(self.tables).unwrap_or(usize::MAX)
     }
 
-    fn table(&self, table: usize, _ddls: u64, version: Ts) -> TableInfo {
+    fn table(&self, table: usize, _ddls: u64, version: Ts) -> Option<TableInfo> {
         let columns = vec![column("id", bigint(), false), column("v", text(), true)];
         let id = i64::try_from(10_000 + table).unwrap_or(i64::MAX);
-        keyed_table(id, "many", format!("t{table:07}"), version, columns)
+        Some(keyed_table(id, "many", format!("t{table:07}"), version, columns))
     }
 
     fn first_rows(&self, _table: usize) -> u64 {

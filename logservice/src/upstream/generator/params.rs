@@ -2,6 +2,7 @@
 
 use heartbeatpb::config::Uri;
 
+use super::catalog::KINDS;
 use crate::Error;
 
 /// Which workload.
@@ -58,11 +59,27 @@ pub(super) struct Params {
     pub(super) rate: u64,
     /// Transactions after which nothing more happens.
     pub(super) transactions: u64,
+    /// Kinds of schema changes, a bit for each of [`KINDS`]; 0: a column of one table comes and goes.
+    pub(super) ddl: u64,
     values: Vec<(&'static str, u64)>,
 }
 
 fn wrong(reason: impl Into<String>) -> Error {
     Error::UpstreamUri { reason: reason.into() }
+}
+
+/// Reads a list such as `create,drop`, or `all`.
+fn kinds(list: &str) -> Result<u64, Error> {
+    if list == "all" {
+        return Ok((1 << KINDS.len()) - 1);
+    }
+    let bit = |name: &str| {
+        KINDS.iter().position(|(known, _)| *known == name).map(|bit| 1 << bit).ok_or_else(|| {
+            let names: Vec<&str> = KINDS.iter().map(|(name, _)| *name).collect();
+            wrong(format!("parameter ddl is all, or some of {}, with commas between them", names.join(", ")))
+        })
+    };
+    list.split(',').try_fold(0, |mask, name| Ok(mask | bit(name)?))
 }
 
 impl Params {
@@ -84,7 +101,7 @@ impl Params {
         };
         let kind = kind.ok_or_else(|| wrong("a generator is one of bank, wide, skewed, tables"))?;
         let values = kind.params().iter().map(|&(name, default, _, _)| (name, default)).collect();
-        let mut params = Self { kind, seed: 1, rate: 1000, transactions: u64::MAX, values };
+        let mut params = Self { kind, seed: 1, rate: 1000, transactions: u64::MAX, ddl: 0, values };
         for (name, value) in &uri.params {
             let number = || {
                 value.parse::<u64>().map_err(|_| wrong(format!("parameter {name} must be a whole number")))
@@ -93,11 +110,17 @@ impl Params {
                 "seed" => params.seed = number()?,
                 "rate" => params.rate = number()?,
                 "transactions" => params.transactions = number()?,
+                "ddl" if kind == Kind::Bank => params.ddl = kinds(value)?,
                 name => params.set(name, number()?)?,
             }
         }
         if kind == Kind::Bank && params.get("tables") * params.get("accounts") < 2 {
             return Err(wrong("a bank needs at least two accounts"));
+        }
+        if params.ddl > 0 && params.get("ddl-every") == 0 {
+            return Err(wrong(
+                "parameter ddl needs ddl-every, the number of transactions between two statements",
+            ));
         }
         Ok(params)
     }
@@ -132,6 +155,9 @@ impl Params {
         for (at, (_, value)) in self.values.iter().enumerate() {
             hash = super::mix(hash, *value, at as u64 + 1);
         }
+        if self.ddl > 0 {
+            hash = super::mix(hash, self.ddl, 0);
+        }
         hash
     }
 }
@@ -152,6 +178,9 @@ mod tests {
             ("generator://bank?tables=1&accounts=1", "two accounts"),
             ("generator://wide?seed=x", "seed"),
             ("generator://skewed?tables=3", "tables"),
+            ("generator://bank?ddl=create,burn&ddl-every=5", "truncate"),
+            ("generator://bank?ddl=all", "ddl-every"),
+            ("generator://wide?ddl=all", "ddl"),
         ] {
             let error = Params::parse(uri).unwrap_err().to_string();
             assert!(error.contains(word), "{uri}: {error}");
@@ -164,5 +193,8 @@ mod tests {
         assert_eq!(print("generator://bank?rate=1"), print("generator://bank?rate=2&transactions=5"));
         assert_ne!(print("generator://bank?seed=1"), print("generator://bank?seed=2"));
         assert_ne!(print("generator://bank?tables=1"), print("generator://bank?tables=2"));
+        let with = |ddl: &str| print(&format!("generator://bank?ddl-every=9{ddl}"));
+        assert_ne!(with("&ddl=create"), with("&ddl=create,drop"));
+        assert_ne!(with("&ddl=create"), with(""));
     }
 }

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use event::{DdlEvent, DdlKind, RowOp, TableInfo};
-use heartbeatpb::{InfluencedTables, Ts, WallTime};
+use event::{RowOp, TableInfo};
+use heartbeatpb::{Ts, WallTime};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::change::{Described, Shapes, describe};
 use super::workload::{Change, RowText, Workload, shapes};
 use super::{Feed, state};
 use crate::Error;
@@ -166,7 +167,7 @@ impl Reader<'_> {
     /// Shapes of the tables that the filter lets through, by the workload's numbers.
     fn wanted(&self, ddls: u64, version: Ts) -> Vec<Option<Arc<TableInfo>>> {
         let wanted = |table: &Arc<TableInfo>| self.spec.filter.matches(&table.schema, &table.name);
-        shapes(self.workload, ddls, version).into_iter().map(|table| Some(table).filter(wanted)).collect()
+        shapes(self.workload, ddls, version).into_iter().map(|table| table.filter(wanted)).collect()
     }
 
     fn publish(&mut self, resolved: Ts) {
@@ -207,33 +208,30 @@ impl Reader<'_> {
     async fn ddl(&mut self, ddl: u64, n: u64, tables: &mut [Option<Arc<TableInfo>>]) -> Result<Flow, Error> {
         let Some(step) = self.workload.ddl(ddl) else { return Ok(Flow::On) };
         let commit_ts = Feed::ddl_ts(n);
-        let Some(slot) = tables.get_mut(step.table).filter(|slot| slot.is_some()) else {
-            return Ok(Flow::On);
-        };
-        let info = Arc::new(self.workload.table(step.table, ddl, commit_ts));
-        *slot = Some(Arc::clone(&info));
         let time = now();
-        self.writer.begin(Feed::start_ts(commit_ts));
-        self.writer.ddl(DdlEvent {
-            commit_ts,
-            start_ts: Feed::start_ts(commit_ts),
-            commit_time: time,
-            kind: DdlKind::AlterTable,
-            schema_id: info.schema_id,
-            table_id: info.id,
-            schema: info.schema.clone(),
-            table: info.name.clone(),
-            query: step.query,
-            table_info: Some(Arc::clone(&info)),
-            blocked: Some(InfluencedTables::Normal(vec![info.id])),
-            dropped: None,
-            added: Vec::new(),
-            schema_changes: Vec::new(),
-            not_sync: false,
-            error: None,
-        });
-        let flow = unless_stopped(&self.shutdown, self.writer.commit(commit_ts, time)).await?;
-        self.writer.register_table(info);
+        let workload = self.workload;
+        let Described { event, slots } = {
+            let shapes = Shapes {
+                before: &|slot| workload.table(slot, ddl - 1, commit_ts),
+                after: &|slot| workload.table(slot, ddl, commit_ts),
+                filter: &self.spec.filter,
+            };
+            describe(step, commit_ts, time, &shapes)
+        };
+        let mut flow = Flow::On;
+        if let Some(event) = event {
+            self.writer.begin(Feed::start_ts(commit_ts));
+            self.writer.ddl(event);
+            flow = unless_stopped(&self.shutdown, self.writer.commit(commit_ts, time)).await?;
+        }
+        for (slot, info) in slots {
+            if let Some(info) = &info {
+                self.writer.register_table(Arc::clone(info));
+            }
+            if let Some(place) = tables.get_mut(slot) {
+                *place = info;
+            }
+        }
         Ok(flow)
     }
 

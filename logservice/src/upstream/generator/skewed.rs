@@ -45,13 +45,13 @@ impl Workload for Skewed {
         1
     }
 
-    fn table(&self, _table: usize, _ddls: u64, version: Ts) -> TableInfo {
+    fn table(&self, _table: usize, _ddls: u64, version: Ts) -> Option<TableInfo> {
         let columns = vec![
             column("id", bigint(), false),
             column("changed_by", bigint(), false),
             column("payload", text(), true),
         ];
-        keyed_table(3000, "skewed", "events".into(), version, columns)
+        Some(keyed_table(3000, "skewed", "events".into(), version, columns))
     }
 
     fn first_rows(&self, _table: usize) -> u64 {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use event::{Datum, RowOp, TableInfo};
 use heartbeatpb::Ts;
 
-use super::workload::{Change, RowText, Workload};
+use super::workload::{Change, RowText, Step, Workload};
 use super::{Feed, POPULATED};
 
 /// A row's values as text; NULL is `None`.
@@ -88,11 +88,25 @@ pub(super) fn play(workload: &dyn Workload, ts: Ts) -> Vec<Rows> {
 
 fn alter(workload: &dyn Workload, ddl: u64, tables: &mut [Rows]) {
     let Some(step) = workload.ddl(ddl) else { return };
-    for row in tables.get_mut(step.table).into_iter().flat_map(Rows::values_mut) {
-        if step.added {
-            row.push(None);
-        } else {
-            row.pop();
+    let mut empty = |slots: &[usize]| {
+        for slot in slots {
+            if let Some(rows) = tables.get_mut(*slot) {
+                rows.clear();
+            }
         }
+    };
+    match step.what {
+        Step::Alter { slot, added } => {
+            for row in tables.get_mut(slot).into_iter().flat_map(Rows::values_mut) {
+                if added {
+                    row.push(None);
+                } else {
+                    row.pop();
+                }
+            }
+        }
+        Step::Create { slot } | Step::Drop { slot } | Step::Truncate { slot } => empty(&[slot]),
+        Step::DropSchema { slots, .. } => empty(&slots),
+        Step::Rename { .. } | Step::CreateSchema { .. } | Step::Everything { .. } => {}
     }
 }

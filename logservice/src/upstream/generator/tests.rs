@@ -1,17 +1,18 @@
 //! The stream in the store against the state that is expected.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 
-use event::{Datum, RowOp, Tuple};
-use heartbeatpb::TableId;
+use event::{Datum, DdlEvent, DdlKind, RowOp, Tuple};
+use heartbeatpb::{InfluencedTables, SchemaId, TableId};
 
 use super::*;
 use crate::TableFilter;
 use crate::event_store::{Position, Scan, Store, StoreConfig};
 
-const URIS: [&str; 4] = [
+const URIS: [&str; 5] = [
     "generator://bank?tables=3&accounts=11&history=20&cards=5&rekey-every=3&ddl-every=50&rate=0",
+    "generator://bank?tables=2&accounts=6&cards=3&history=9&ddl=all&ddl-every=7&rate=0",
     "generator://wide?rows=20&value-bytes=100&rate=0",
     "generator://skewed?keys=50&rows-per-txn=3&rate=0",
     "generator://tables?tables=30&history=40&rate=0",
@@ -36,6 +37,8 @@ fn spec(uri: &str, start: u64, initial_copy: bool) -> FeedSpec {
 struct Consumer {
     tables: BTreeMap<TableId, BTreeMap<Vec<u8>, Vec<Option<String>>>>,
     columns: BTreeMap<TableId, Vec<String>>,
+    /// Schema changes that the table trigger gets.
+    changes: Vec<Arc<DdlEvent>>,
 }
 
 fn values(tuple: Tuple<'_>) -> Vec<Option<Option<String>>> {
@@ -64,16 +67,10 @@ impl Consumer {
             let (batch, next) = match store.scan(table, from).unwrap() {
                 Scan::Rows(batch, next) => (batch, next),
                 Scan::OnDisk(chunk) => Store::load(&chunk).unwrap(),
-                Scan::End => return,
+                Scan::End => break,
             };
-            let names: Vec<String> = batch.table.columns.iter().map(|column| column.name.clone()).collect();
+            self.reshape(&batch.table);
             let rows = self.tables.entry(table).or_default();
-            if self.columns.get(&table) != Some(&names) {
-                for row in rows.values_mut() {
-                    row.resize(names.len(), None);
-                }
-                self.columns.insert(table, names);
-            }
             for row in batch.iter().filter(|row| row.txn.commit_ts <= to) {
                 match row.op {
                     RowOp::CopyStart | RowOp::Truncate => rows.clear(),
@@ -95,6 +92,20 @@ impl Consumer {
                 }
             }
             from = next;
+        }
+        if let Some(shape) = store.table_at(table, to) {
+            self.reshape(&shape);
+        }
+    }
+
+    fn reshape(&mut self, table: &event::TableInfo) {
+        let names: Vec<String> = table.columns.iter().map(|column| column.name.clone()).collect();
+        let rows = self.tables.entry(table.id).or_default();
+        if self.columns.get(&table.id) != Some(&names) {
+            for row in rows.values_mut() {
+                row.resize(names.len(), None);
+            }
+            self.columns.insert(table.id, names);
         }
     }
 }
@@ -127,9 +138,14 @@ async fn read(
     };
     let (result, ()) = tokio::join!(run, wait);
     result.unwrap();
-    for table in generator.tables(&spec).await.unwrap() {
-        consumer.read(&store, table.info.id, Ts(checkpoint), until);
+    let mut tables: BTreeSet<TableId> =
+        generator.tables(&spec).await.unwrap().iter().map(|table| table.info.id).collect();
+    tables.extend(expected_state(uri, until).unwrap().values().map(|table| table.info.id));
+    for table in tables {
+        consumer.read(&store, table, Ts(checkpoint), until);
     }
+    let changes = store.ddls(TableId::DDL, Ts(checkpoint));
+    consumer.changes.extend(changes.into_iter().filter(|ddl| ddl.commit_ts <= until));
     progress
 }
 
@@ -171,7 +187,18 @@ async fn a_reader_that_starts_again_at_a_checkpoint_continues_the_same_stream() 
             read(uri, 16, checkpoint.0, true, stop, &mut parts).await;
             checkpoint = stop;
         }
-        assert_eq!(parts.tables, whole.tables, "{uri}");
+        let last = |consumer: &Consumer| {
+            let there: BTreeSet<TableId> = expected(uri, Feed::ts(300)).into_keys().collect();
+            let there = consumer.tables.clone().into_iter().filter(|(id, _)| there.contains(id));
+            there.collect::<BTreeMap<_, _>>()
+        };
+        assert_eq!(last(&parts), last(&whole), "{uri}");
+        let undated = |consumer: &Consumer| {
+            let undated =
+                |ddl: &Arc<DdlEvent>| DdlEvent { commit_time: Default::default(), ..(**ddl).clone() };
+            consumer.changes.iter().map(undated).collect::<Vec<_>>()
+        };
+        assert_eq!(undated(&parts), undated(&whole), "{uri}");
         equal(&parts, uri, Feed::ts(300));
     }
 }
@@ -249,4 +276,103 @@ fn positions_are_consistent() {
     }
     assert_eq!((feed.ddls_at(Feed::ddl_ts(10)), feed.ddls_at(Feed::ddl_ts(10).before())), (1, 0));
     assert_eq!(feed.shape_since(Feed::ts(25)), Feed::ddl_ts(20));
+}
+
+/// Participants, tables that end, numbers of tables that begin and that change their schema.
+fn influence(ddl: &DdlEvent) -> String {
+    let tables = |tables: &Option<InfluencedTables>| match tables {
+        None => "nobody".to_owned(),
+        Some(InfluencedTables::All) => "all".to_owned(),
+        Some(InfluencedTables::Schema(schema)) if *schema == ddl.schema_id => "its schema".to_owned(),
+        Some(InfluencedTables::Schema(_)) => "another schema".to_owned(),
+        Some(InfluencedTables::Normal(tables)) => {
+            let name = |table: &TableId| match *table {
+                TableId::DDL => "trigger".to_owned(),
+                table if table == ddl.table_id => "table".to_owned(),
+                other => format!("table {other}"),
+            };
+            tables.iter().map(name).collect::<Vec<_>>().join("+")
+        }
+    };
+    let new = |added: &heartbeatpb::AddedTable| {
+        let shape = ddl.table_info.as_ref().unwrap();
+        assert_eq!((added.table, added.schema), (shape.id, shape.schema_id));
+    };
+    ddl.added.iter().for_each(new);
+    let (added, moved) = (ddl.added.len(), ddl.schema_changes.len());
+    format!("{} / {} / {added} / {moved}", tables(&ddl.blocked), tables(&ddl.dropped))
+}
+
+#[tokio::test]
+async fn every_kind_of_statement_says_who_takes_part_and_what_becomes_of_the_tables() {
+    let uri = "generator://bank?tables=2&accounts=4&cards=2&ddl=all&ddl-every=5&rate=0&seed=4";
+    let mut consumer = Consumer::default();
+    let until = Feed::ts(600);
+    read(uri, 16, 16, true, until, &mut consumer).await;
+    let mut seen: BTreeMap<DdlKind, BTreeSet<String>> = BTreeMap::new();
+    for ddl in &consumer.changes {
+        seen.entry(ddl.kind).or_default().insert(influence(ddl));
+    }
+    let expected = [
+        (DdlKind::CreateSchema, vec!["trigger / nobody / 0 / 0"]),
+        (DdlKind::DropSchema, vec!["its schema / its schema / 0 / 0"]),
+        (DdlKind::CreateTable, vec!["trigger / nobody / 1 / 0"]),
+        (DdlKind::DropTable, vec!["table+trigger / table / 0 / 0"]),
+        (DdlKind::RenameTable, vec!["table+trigger / nobody / 0 / 0", "table+trigger / nobody / 0 / 1"]),
+        (DdlKind::TruncateTable, vec!["table+trigger / table / 1 / 0"]),
+        (DdlKind::Other, vec!["all / nobody / 0 / 0"]),
+    ];
+    let expected: BTreeMap<_, _> =
+        expected.map(|(kind, said)| (kind, said.into_iter().map(str::to_owned).collect())).into();
+    assert_eq!(seen, expected);
+    let positions: Vec<Ts> = consumer.changes.iter().map(|ddl| ddl.commit_ts).collect();
+    assert!(positions.windows(2).all(|pair| pair[0] < pair[1]), "each at a commit ts of its own");
+    // An ALTER goes to its own table alone.
+    let all = statements(uri, until).unwrap();
+    let alters = all.iter().filter(|(_, query)| query.contains("COLUMN")).count();
+    assert!(alters > 5);
+    assert_eq!(all.len(), consumer.changes.len() + alters);
+    assert!(consumer.changes.iter().all(|ddl| all.contains(&(ddl.commit_ts, ddl.query.clone()))));
+    // A name that is used again has another table behind it, and a schema another id.
+    let created = |ddl: &&Arc<DdlEvent>| ddl.kind == DdlKind::CreateTable;
+    let mut ids: BTreeMap<(String, String), BTreeSet<TableId>> = BTreeMap::new();
+    for ddl in consumer.changes.iter().filter(created) {
+        ids.entry((ddl.schema.clone(), ddl.table.clone())).or_default().insert(ddl.table_id);
+    }
+    assert!(ids.values().any(|ids| ids.len() > 2), "{ids:?}");
+    let schemas: BTreeSet<SchemaId> = consumer.changes.iter().map(|ddl| ddl.schema_id).collect();
+    assert!(schemas.len() > 5, "{schemas:?}");
+    equal(&consumer, uri, until);
+}
+
+#[tokio::test]
+async fn a_rename_across_the_edge_of_the_filter_ends_the_table_or_is_an_error() {
+    let uri = "generator://bank?tables=2&accounts=4&cards=2&ddl=move&ddl-every=5&rate=0";
+    let generator = Generator::new(uri).unwrap();
+    let workload = workload(&generator.params);
+    let filter = TableFilter::new(&["stage_1.*"], false).unwrap();
+    let mut seen = BTreeSet::new();
+    for ddl in 1..=60 {
+        let Some(step) = workload.ddl(ddl) else { continue };
+        let before = |slot| workload.table(slot, ddl - 1, Ts(1));
+        let after = |slot| workload.table(slot, ddl, Ts(1));
+        let shapes = change::Shapes { before: &before, after: &after, filter: &filter };
+        let change::Described { event, slots } = change::describe(step, Ts(9), now(), &shapes);
+        let [(slot, wanted)] = slots.as_slice() else { panic!("one table") };
+        assert!(wanted.is_none(), "no table is moved inside of a schema");
+        match event {
+            None => panic!("one of the names is wanted"),
+            Some(event) if event.error.is_some() => {
+                assert_eq!(before(*slot).unwrap().schema, "stage_2");
+                assert_eq!(event.blocked, Some(InfluencedTables::Normal(vec![TableId::DDL])));
+                seen.insert("error");
+            }
+            Some(event) => {
+                assert_eq!(event.dropped, Some(InfluencedTables::Normal(vec![event.table_id])));
+                assert!(event.schema_changes.is_empty());
+                seen.insert("dropped");
+            }
+        }
+    }
+    assert_eq!(seen, BTreeSet::from(["dropped", "error"]));
 }

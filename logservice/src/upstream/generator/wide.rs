@@ -99,7 +99,7 @@ impl Workload for Wide {
         usize::try_from(self.tables).unwrap_or(usize::MAX)
     }
 
-    fn table(&self, table: usize, _ddls: u64, version: Ts) -> TableInfo {
+    fn table(&self, table: usize, _ddls: u64, version: Ts) -> Option<TableInfo> {
         let nullable = |name: &str, kind: TypeKind, sql: &'static str, oid: u32| {
             column(name, Type(kind, sql, oid), true)
         };
@@ -132,7 +132,7 @@ impl Workload for Wide {
             column("body", text(), true),
         ];
         let id = i64::try_from(2000 + table).unwrap_or(i64::MAX);
-        keyed_table(id, "wide", format!("wide_{table}"), version, columns)
+        Some(keyed_table(id, "wide", format!("wide_{table}"), version, columns))
     }
 
     fn first_rows(&self, _table: usize) -> u64 {

@@ -12,11 +12,16 @@ use heartbeatpb::{SchemaId, TableId, Ts};
 
 /// A source of transactions. The n-th one, counted from 1, depends on nothing but the parameters and n.
 pub(super) trait Workload: Send + Sync {
-    /// Number of tables.
+    /// Number of places for tables; a table keeps its place for its life.
     fn tables(&self) -> usize;
 
-    /// Shape of a table when `ddls` schema changes have happened.
-    fn table(&self, table: usize, ddls: u64, version: Ts) -> TableInfo;
+    /// Shape of the table at a place when `ddls` schema changes have happened; `None` when there is none then.
+    fn table(&self, table: usize, ddls: u64, version: Ts) -> Option<TableInfo>;
+
+    /// Names of schemas that come and go, when `ddls` schema changes have happened.
+    fn schemas(&self, _ddls: u64) -> Vec<String> {
+        Vec::new()
+    }
 
     /// Number of rows that a table has before the first transaction.
     fn first_rows(&self, table: usize) -> u64;
@@ -39,13 +44,67 @@ pub(super) trait Workload: Send + Sync {
     }
 }
 
-/// A schema change of a workload: a last column that comes or goes.
+/// A schema change of a workload.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct SchemaStep {
-    pub(super) table: usize,
+    pub(super) what: Step,
     pub(super) query: String,
-    /// Added; otherwise dropped.
-    pub(super) added: bool,
+}
+
+/// What a schema change does; tables by their places.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Step {
+    /// A last column comes, or goes.
+    Alter {
+        slot: usize,
+        added: bool,
+    },
+    Create {
+        slot: usize,
+    },
+    Drop {
+        slot: usize,
+    },
+    /// The table goes on under another id.
+    Truncate {
+        slot: usize,
+    },
+    /// To another name, of the same or another schema.
+    Rename {
+        slot: usize,
+    },
+    CreateSchema {
+        id: SchemaId,
+        name: String,
+    },
+    /// With the tables in it.
+    DropSchema {
+        id: SchemaId,
+        name: String,
+        slots: Vec<usize>,
+    },
+    /// Concerns every table.
+    Everything {
+        schema: SchemaId,
+        name: String,
+    },
+}
+
+impl Step {
+    /// The same with places counted from `base`.
+    pub(super) fn behind(self, base: usize) -> Self {
+        match self {
+            Step::Alter { slot, added } => Step::Alter { slot: base + slot, added },
+            Step::Create { slot } => Step::Create { slot: base + slot },
+            Step::Drop { slot } => Step::Drop { slot: base + slot },
+            Step::Truncate { slot } => Step::Truncate { slot: base + slot },
+            Step::Rename { slot } => Step::Rename { slot: base + slot },
+            Step::DropSchema { id, name, slots } => {
+                Step::DropSchema { id, name, slots: slots.into_iter().map(|slot| base + slot).collect() }
+            }
+            other @ (Step::CreateSchema { .. } | Step::Everything { .. }) => other,
+        }
+    }
 }
 
 /// A row change of a workload.
@@ -249,9 +308,9 @@ impl fmt::Display for Filler {
     }
 }
 
-/// Shares the shapes of a workload at a position.
-pub(super) fn shapes(workload: &dyn Workload, ddls: u64, version: Ts) -> Vec<Arc<TableInfo>> {
-    (0..workload.tables()).map(|table| Arc::new(workload.table(table, ddls, version))).collect()
+/// Shares the shapes of a workload at a position, by place.
+pub(super) fn shapes(workload: &dyn Workload, ddls: u64, version: Ts) -> Vec<Option<Arc<TableInfo>>> {
+    (0..workload.tables()).map(|table| workload.table(table, ddls, version).map(Arc::new)).collect()
 }
 
 #[cfg(test)]
