@@ -1,11 +1,14 @@
 //! The decisions of one maintainer: events and time in, effects out.
 
+mod admin;
 #[cfg(feature = "test-util")]
 pub(crate) mod bench;
 mod bootstrap;
 mod heartbeat;
 mod merge;
+mod planning;
 mod removal;
+mod schedule;
 #[cfg(test)]
 mod tests;
 
@@ -19,25 +22,21 @@ use heartbeatpb::{
     TableSpan, Ts, codes,
 };
 use messaging::{ToHeartbeatCollector, ToOrchestrator};
-use operator::Operator;
-use operator::span::{AddSpan, MoveSpan};
-use replica::{Bootstrapper, SpanReplica, Standing};
-use scheduler::{Balance, Basic, Cooldown, Decision, Drain, Draining, Scheduler, View};
+use replica::{Bootstrapper, SpanReplica};
+use scheduler::Cooldown;
 
+use self::admin::Watched;
 use self::bootstrap::PostBootstrap;
+use self::planning::Planning;
 use self::removal::Removal;
+use self::schedule::Schedule;
 use crate::barrier::{Barrier, Overdue, response};
 use crate::checkpoint::{CheckpointFold, Progress};
 use crate::drain::DrainTarget;
 use crate::placement::{IdSource, Placement};
+use crate::placements::{Answer, PlacementError};
 use crate::upstream::SourceTable;
 
-/// Operators that may run at once.
-const BATCH: usize = 10_000;
-/// Moves that balancing may begin at once.
-const BALANCE_BATCH: usize = 1_024;
-/// How often it is looked whether nodes have their share.
-const BALANCE_INTERVAL: Duration = Duration::from_secs(15);
 /// An upstream that could not be read is tried again after this time.
 const LOAD_RETRY: Duration = Duration::from_secs(10);
 /// A failure on this node that lasts is told again after this time.
@@ -50,6 +49,10 @@ pub(crate) enum Effect {
     Orchestrate(NodeId, ToOrchestrator),
     /// Send to a node's dispatchers.
     Dispatch(NodeId, ToHeartbeatCollector),
+    /// Ask the upstream where a span can be divided into so many pieces, and tell the answer.
+    Points { question: u64, span: TableSpan, pieces: usize },
+    /// A wish has come true, or cannot.
+    Answer(u64, Result<Answer, PlacementError>),
     /// Start the log reader, list its tables, and tell the result.
     Load,
     /// The upstream may forget what is behind.
@@ -89,10 +92,11 @@ pub(crate) struct Core {
     names_wanted: bool,
     low_latency: bool,
     across_nodes: bool,
-    check_splittable: bool,
     is_new: bool,
     /// The checkpoint that it was started at.
     start: Ts,
+    /// Where it stood when it had taken over.
+    began: Ts,
     /// The table trigger's id, also after it was removed.
     trigger: DispatcherId,
     placement: Placement,
@@ -100,8 +104,9 @@ pub(crate) struct Core {
     fold: CheckpointFold,
     drain: DrainTarget,
     cooldown: Cooldown,
-    /// In the order in which they look, each with the time when it wants to.
-    schedulers: [(Box<dyn Scheduler>, Instant); 3],
+    schedule: Schedule,
+    planning: Planning,
+    wishes: Vec<Watched>,
     /// Nodes that live.
     alive: BTreeSet<NodeId>,
     bootstrapper: Bootstrapper<MaintainerBootstrapResponse>,
@@ -132,7 +137,8 @@ impl Core {
         let mut span = SpanReplica::absent(trigger, SchemaId::DDL, TableSpan::ddl(), checkpoint);
         span.node = Some(me.clone());
         span.state = ComponentState::Working;
-        let ceiling = usize::try_from(scheduler.scheduling_task_count_per_node).unwrap_or(1);
+        let mut placement = Placement::new(info.id.clone(), epoch, span, ids);
+        placement.divides_all = scheduler.enable_table_across_nodes && !scheduler.enable_splittable_check;
         Self {
             id: info.id.clone(),
             epoch,
@@ -140,20 +146,18 @@ impl Core {
             names_wanted: !info.sink_uri.starts_with("mysql") && !info.sink_uri.starts_with("tidb"),
             low_latency: info.config.performance_mode == PerformanceMode::LowLatency,
             across_nodes: scheduler.enable_table_across_nodes,
-            check_splittable: scheduler.enable_splittable_check,
             is_new,
             start: checkpoint,
+            began: checkpoint,
             trigger,
-            placement: Placement::new(info.id.clone(), epoch, span, ids),
+            placement,
             barrier: Barrier::new(me.clone(), checkpoint),
             fold: CheckpointFold::new(me.clone(), checkpoint),
             drain: DrainTarget::default(),
             cooldown: Cooldown::default(),
-            schedulers: [
-                (Box::new(Basic::new(BATCH, ceiling)), now),
-                (Box::new(Drain::new(BATCH)), now),
-                (Box::new(Balance::new(BALANCE_BATCH, BALANCE_INTERVAL)), now + BALANCE_INTERVAL),
-            ],
+            schedule: Schedule::new(scheduler, now),
+            planning: Planning::default(),
+            wishes: Vec::new(),
             alive: BTreeSet::new(),
             bootstrapper: Bootstrapper::default(),
             tables: None,
@@ -348,92 +352,14 @@ impl Core {
             for (node, statuses) in self.barrier.scan(&mut self.placement, now) {
                 self.tell(node, statuses, out);
             }
-            self.schedule(now);
+            self.look_around(now);
             self.placement.drive(now, |operators, cx| operators.on_tick(cx));
+            self.watch_wishes(now, out);
         }
         self.after_change(now, out);
-    }
-
-    /// Placing and emptying are looked at at the next tick; balancing keeps its pace.
-    fn wake_schedulers(&mut self, now: Instant) {
-        let [basic, drain, _] = &mut self.schedulers;
-        basic.1 = basic.1.min(now);
-        drain.1 = drain.1.min(now);
-    }
-
-    /// Asks the schedulers whose time has come, and begins what they decide.
-    fn schedule(&mut self, now: Instant) {
-        if self.schedulers.iter().all(|(_, at)| now < *at) {
-            return;
+        if self.initialized {
+            self.ask_points(now, out);
         }
-        let nodes: BTreeSet<NodeId> =
-            self.alive.iter().filter(|node| self.bootstrapper.has_answered(node)).cloned().collect();
-        let operators = &self.placement.operators;
-        let draining = self.drain.active().map(|(node, epoch)| Draining {
-            node,
-            epoch,
-            in_flight: operators.moves_away_from(node),
-            is_own: *node == self.me,
-        });
-        if draining.is_some() {
-            self.cooldown.start(now);
-        }
-        let view = View {
-            spans: &self.placement.spans,
-            nodes: &nodes,
-            draining,
-            is_paused: self.cooldown.is_on(now),
-            operators: operators.len(),
-            is_occupied: &|span| operators.contains(span),
-            now,
-        };
-        let mut decisions = Vec::new();
-        for (scheduler, at) in self.schedulers.iter_mut().filter(|(_, at)| *at <= now) {
-            *at = now + scheduler.tick(&view, &mut decisions);
-        }
-        self.placement.drive(now, |operators, cx| {
-            for decision in decisions {
-                let operator: Option<Box<dyn Operator>> = match decision {
-                    Decision::Add { span, dest } => {
-                        Some(Box::new(AddSpan::new(span, dest, heartbeatpb::OperatorType::Add)))
-                    }
-                    Decision::Move { span, from, dest } => {
-                        cx.spans.get(span).map(|span| Box::new(MoveSpan::new(span, from, dest)) as _)
-                    }
-                    other => {
-                        tracing::debug!(?other, "no operator for this decision");
-                        None
-                    }
-                };
-                if let Some(operator) = operator {
-                    operators.add(operator, cx);
-                }
-            }
-        });
-    }
-
-    /// New spans that nobody runs are placed at once, and what operators ask for is passed on.
-    fn after_change(&mut self, now: Instant, out: &mut Vec<Effect>) {
-        let homeless = self.placement.spans.count(Standing::Absent) > 0;
-        if self.initialized && self.removal.is_none() && homeless && self.placement.operators.is_empty() {
-            self.wake_schedulers(now);
-            self.schedule(now);
-        }
-        self.flush_operators(out);
-    }
-
-    fn flush_operators(&mut self, out: &mut Vec<Effect>) {
-        out.extend(self.placement.take_effects().into_iter().filter_map(|effect| match effect {
-            operator::Effect::Send(node, request) => {
-                Some(Effect::Dispatch(node, ToHeartbeatCollector::Schedule(request)))
-            }
-            operator::Effect::Merge(node, request) => {
-                Some(Effect::Dispatch(node, ToHeartbeatCollector::Merge(request)))
-            }
-            operator::Effect::Started(kind) => Some(Effect::OperatorStarted(kind)),
-            operator::Effect::Finished(kind, age) => Some(Effect::OperatorFinished(kind, age)),
-            operator::Effect::Uncovered(_) => None,
-        }));
     }
 
     /// After a batch of events: folds the checkpoint once. All inputs are this task's own, so they are one

@@ -31,6 +31,7 @@ mod maintainer;
 mod manager;
 pub mod metrics;
 mod placement;
+mod placements;
 #[cfg(feature = "test-util")]
 pub mod testing;
 mod upstream;
@@ -39,4 +40,5 @@ pub use checkpoint::{CheckpointFold, Progress};
 pub use drain::DrainTarget;
 pub use liveness::LivenessCell;
 pub use manager::{MaintainerManager, ManagerConfig};
-pub use upstream::{SourceTable, Upstream};
+pub use placements::{PlacementError, PlacementHandle};
+pub use upstream::{SourceTable, SplitPoints, Upstream};

@@ -1,6 +1,6 @@
 //! The task around one maintainer's core.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use heartbeatpb::config::ChangefeedInfo;
 use heartbeatpb::{
     ChangefeedId, CheckpointTsMessage, DispatcherId, MaintainerBootstrapResponse, MaintainerCloseResponse,
-    MaintainerEpoch, MaintainerPostBootstrapResponse, MaintainerStatus, NodeId, RunningError, Ts, WallTime,
+    MaintainerEpoch, MaintainerPostBootstrapResponse, MaintainerStatus, NodeId, RunningError, TableSpan, Ts,
+    WallTime,
 };
 use messaging::{HeartbeatCollectorTopic, MessageCenter, OrchestratorTopic};
 use replica::Standing;
@@ -23,7 +24,8 @@ use crate::core::{Birth, Core, Effect};
 use crate::drain::DrainTarget;
 use crate::mailbox::{Batch, Mailbox, keys};
 use crate::metrics::{MaintainerMetrics, Population};
-use crate::upstream::{SourceTable, Upstream};
+use crate::placements::{Reply, Wish};
+use crate::upstream::{SourceTable, SplitPoints, Upstream};
 
 /// How often time passes for a core (maintainer §4).
 const TICK: Duration = Duration::from_millis(100);
@@ -31,6 +33,8 @@ const TICK: Duration = Duration::from_millis(100);
 const METRICS_INTERVAL: Duration = Duration::from_secs(1);
 /// An event that takes longer is logged.
 const SLOW_EVENT: Duration = Duration::from_secs(1);
+/// The upstream has this time to say where a span can be divided.
+const POINTS_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What a maintainer hears beside heartbeats and block statuses, in the order in which it was said.
 #[derive(Debug)]
@@ -49,6 +53,8 @@ pub(crate) enum Control {
     Closed(NodeId, MaintainerCloseResponse),
     /// A checkpoint was persisted.
     Persisted(CheckpointTsMessage),
+    /// Somebody wishes for something.
+    Wish(Wish, Reply),
 }
 
 /// A maintainer's status as others see it.
@@ -119,7 +125,15 @@ pub(crate) struct Maintainer {
     born: Instant,
     /// Starting or stopping the log reader.
     reader: Option<JoinHandle<ReaderStep>>,
+    /// A question to the upstream.
+    points: Option<JoinHandle<Points>>,
+    /// Who waits for an answer.
+    replies: BTreeMap<u64, Reply>,
+    tickets: u64,
 }
+
+/// What the upstream said to a question.
+type Points = (u64, Result<SplitPoints, String>);
 
 /// The end of something that the log reader was asked for.
 enum ReaderStep {
@@ -171,6 +185,9 @@ impl Maintainer {
             prompt,
             born,
             reader: None,
+            points: None,
+            replies: BTreeMap::new(),
+            tickets: 0,
         };
         (maintainer, handle)
     }
@@ -195,6 +212,13 @@ impl Maintainer {
                         self.measure(started);
                     }
                 }
+                answer = finished(&mut self.points) => {
+                    started = now();
+                    self.points = None;
+                    if let Some((question, answer)) = answer {
+                        self.core.on_points(question, answer, started, &mut out);
+                    }
+                }
                 step = finished(&mut self.reader) => {
                     started = now();
                     self.on_reader(step, &mut out);
@@ -215,6 +239,9 @@ impl Maintainer {
             if took > SLOW_EVENT {
                 tracing::warn!(changefeedID = %self.id, took_ms = took.as_millis(), "a maintainer's event took long");
             }
+        }
+        if let Some(points) = self.points.take() {
+            points.abort();
         }
         if let Some(reader) = self.reader.take() {
             // Only a start can be under way here: what it started is stopped below.
@@ -298,6 +325,11 @@ impl Maintainer {
             Control::PostBootstrap(from, response) => self.core.on_post_bootstrap(&from, response, out),
             Control::Closed(from, response) => self.core.on_close(&from, &response, now, out),
             Control::Persisted(message) => self.core.on_persisted(message, out),
+            Control::Wish(wish, reply) => {
+                self.tickets += 1;
+                self.replies.insert(self.tickets, reply);
+                self.core.on_wish(self.tickets, wish, now, out);
+            }
         }
     }
 
@@ -308,6 +340,17 @@ impl Maintainer {
             }
             Effect::Dispatch(node, message) => {
                 self.center.send::<HeartbeatCollectorTopic>(&node, message).map_err(|error| (node, error))
+            }
+            Effect::Points { question, span, pieces } => {
+                self.ask_points(question, span, pieces);
+                Ok(())
+            }
+            Effect::Answer(ticket, answer) => {
+                if let Some(reply) = self.replies.remove(&ticket) {
+                    // Whoever asked may have gone.
+                    let _ = reply.send(answer);
+                }
+                Ok(())
             }
             Effect::Load => {
                 let upstream = Arc::clone(&self.upstream);
@@ -361,6 +404,22 @@ impl Maintainer {
         }
     }
 
+    /// Asks the upstream where a span can be divided. Not for ever: without an answer it stays as it is.
+    fn ask_points(&mut self, question: u64, span: TableSpan, pieces: usize) {
+        let upstream = Arc::clone(&self.upstream);
+        let (id, epoch) = (self.id.clone(), self.epoch);
+        if let Some(before) = self.points.replace(tokio::spawn(async move {
+            let asked = upstream.split_points(&id, epoch, &span, pieces);
+            let answer = match tokio::time::timeout(POINTS_DEADLINE, asked).await {
+                Ok(answer) => answer.map_err(|error| error.message),
+                Err(_) => Err("it took too long".to_owned()),
+            };
+            (question, answer)
+        })) {
+            before.abort();
+        }
+    }
+
     /// Shows the status to the manager.
     fn publish(&mut self) {
         let before = self.publisher.current();
@@ -382,6 +441,7 @@ impl Maintainer {
     fn measure(&mut self, now: Instant) {
         let progress = self.core.progress();
         let lag = |ts| self.upstream.lag_seconds(&self.id, ts);
+        self.core.on_lag(lag(progress.checkpoint));
         self.metrics.set_lag(WallTime::now(), lag(progress.checkpoint), lag(progress.resolved));
         let (barriers, oldest) = self.core.barriers();
         let placement = self.core.placement();
@@ -404,9 +464,9 @@ impl Maintainer {
     }
 }
 
-/// Waits for the end of what the reader was asked for; forever when nothing is under way. `None`: it panicked.
-async fn finished(reader: &mut Option<JoinHandle<ReaderStep>>) -> Option<ReaderStep> {
-    match reader {
+/// Waits for the end of something that was begun; forever when nothing is under way. `None`: it panicked.
+async fn finished<T>(task: &mut Option<JoinHandle<T>>) -> Option<T> {
+    match task {
         Some(task) => task.await.ok(),
         None => std::future::pending().await,
     }

@@ -17,7 +17,7 @@ use messaging::{
     ToMaintainer, ToMaintainerManager,
 };
 use snapshot::Publisher;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{Id as TaskId, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +25,7 @@ use self::registry::{Admission, Registry, Slot};
 use crate::drain::DrainTarget;
 use crate::liveness::LivenessCell;
 use crate::maintainer::{Control, Maintainer, Setup, now, rfc3339};
+use crate::placements::{PlacementError, PlacementHandle, QUESTIONS, Question};
 use crate::upstream::Upstream;
 
 /// Messages that wait for the manager. Its handlers only sort and enqueue, so a full inbox empties by itself.
@@ -62,6 +63,7 @@ pub struct MaintainerManager {
     prompt: Arc<Notify>,
     node_heartbeat: Option<Instant>,
     stop: CancellationToken,
+    asked: (mpsc::Sender<Question>, mpsc::Receiver<Question>),
     inbox: Inbox<MaintainerManagerTopic>,
     closes: Inbox<MaintainerTopic>,
 }
@@ -93,7 +95,14 @@ impl MaintainerManager {
             prompt: Arc::default(),
             node_heartbeat: None,
             stop: CancellationToken::new(),
+            asked: mpsc::channel(QUESTIONS),
         }
+    }
+
+    /// The way in for people; good from now until the manager ends.
+    #[must_use]
+    pub fn placements(&self) -> PlacementHandle {
+        PlacementHandle::new(self.asked.0.clone())
     }
 
     /// Serves until `shutdown`, then waits until all maintainers and their log readers have ended.
@@ -118,6 +127,7 @@ impl MaintainerManager {
                     }
                 }
                 Some(ended) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.on_ended(ended),
+                Some(question) = self.asked.1.recv() => self.on_question(question),
                 message = self.inbox.recv() => match message {
                     Some(inbound) => self.on_message(inbound),
                     None => break,
@@ -159,6 +169,16 @@ impl MaintainerManager {
             // Its log reader must not outlive it.
             let upstream = Arc::clone(&self.upstream);
             self.tasks.spawn(async move { upstream.stop(&id, epoch).await });
+        }
+    }
+
+    /// Somebody wishes for something: its maintainer answers.
+    fn on_question(&self, question: Question) {
+        let Question { changefeed, wish, reply } = question;
+        match self.registry.get(&changefeed) {
+            Some(slot) => drop(slot.handle.mailbox.control(Control::Wish(wish, reply))),
+            // Whoever asked may have gone.
+            None => drop(reply.send(Err(PlacementError::NoSuchChangefeed))),
         }
     }
 

@@ -20,6 +20,8 @@ pub(crate) struct Placement {
     /// Nodes that live.
     pub(crate) alive: BTreeSet<heartbeatpb::NodeId>,
     pub(crate) ids: IdSource,
+    /// Whether every table may be divided, whatever is said of it: where, and whether at all, the upstream says.
+    pub(crate) divides_all: bool,
     /// Where spans start that are created because nobody covers their keys.
     start: Ts,
     /// Tables that the upstream did not have at the start, although dispatchers of them are still being removed; with
@@ -43,6 +45,7 @@ impl Placement {
             operators: Controller::new(changefeed, Mode::Default, epoch),
             alive: BTreeSet::new(),
             ids,
+            divides_all: false,
             out: Vec::new(),
         }
     }
@@ -91,6 +94,14 @@ impl Placement {
         }
     }
 
+    /// Adds spans for the keys of a table that nobody covers, like those that it has.
+    pub(crate) fn repair(&mut self, table: TableId) {
+        let like = self.spans.by_table(table).next().cloned();
+        if let Some(span) = like {
+            self.cover(&span);
+        }
+    }
+
     /// Carries out what a DDL means for the tables: removals, then additions, then moves to other schemas.
     pub(crate) fn apply(
         &mut self,
@@ -119,7 +130,8 @@ impl Placement {
             }
             if !self.spans.has_table(table.table) {
                 let id = (self.ids)();
-                self.spans.add_table(id, table.schema, table.table, table.splittable, commit_ts);
+                let splittable = table.splittable || self.divides_all;
+                self.spans.add_table(id, table.schema, table.table, splittable, commit_ts);
             }
         }
         for change in moved {

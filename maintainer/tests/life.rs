@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use heartbeatpb::{
     ChangefeedId, CheckpointTsMessage, ComponentState, NodeId, NodeLiveness, RunningError,
-    SetDispatcherDrainTargetRequest, SetNodeLivenessRequest, Ts,
+    SetDispatcherDrainTargetRequest, SetNodeLivenessRequest, TableId, Ts,
 };
 use messaging::ToMaintainerManager;
 use world::{NODE_EPOCH, World, within};
@@ -273,4 +273,37 @@ async fn an_error_reaches_the_coordinator_once_and_a_stopped_process_stops_its_r
     let upstream = std::sync::Arc::clone(&world.upstream);
     world.stop().await;
     assert_eq!(*upstream.stopped.lock(), [Some(1)]);
+}
+
+#[tokio::test]
+async fn people_divide_a_table_and_see_where_its_parts_are() {
+    let world = World::with_coordinator(2).await;
+    let id = ChangefeedId::fresh("t");
+    let placements = world.placements.clone();
+    let nobody = placements.dispatcher_count(&id).await;
+    assert_eq!(nobody, Err(maintainer::PlacementError::NoSuchChangefeed));
+    world.add_across_nodes(&id, 3);
+    within("the bootstrap is done", || world.status(&id).is_some_and(|status| status.bootstrap_done)).await;
+    within("both tables run", || world.dispatchers.lock().running.len() == 3).await;
+    let divide = async {
+        // The operator of the first creation may not have heard yet.
+        while let Err(error) = placements.split_table(&id, TableId(1), Some(4)).await {
+            assert!(error.is_retryable(), "{error}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), divide).await.unwrap();
+    assert_eq!(placements.dispatcher_count(&id).await, Ok(6));
+    let tables = placements.tables(&id).await.unwrap();
+    assert_eq!(tables[&NodeId::from("n1")], [TableId(0), TableId(1), TableId(2)]);
+    let mut ranges: Vec<_> = {
+        let dispatchers = world.dispatchers.lock();
+        let spans = dispatchers.running.values().map(|(_, span, _)| span.clone());
+        spans.filter(|span| span.table == TableId(1)).collect()
+    };
+    ranges.sort();
+    assert_eq!(ranges.len(), 4);
+    assert!(ranges.windows(2).all(|pair| pair[0].is_followed_by(&pair[1])), "{ranges:?}");
+    world.stop().await;
+    assert_eq!(placements.dispatcher_count(&id).await, Err(maintainer::PlacementError::Ended));
 }

@@ -370,6 +370,12 @@ impl Controller {
         }
     }
 
+    /// How many operators have run for `age` or longer: nothing else is to wait for them any more.
+    #[must_use]
+    pub fn older_than(&self, age: Duration, now: Instant) -> usize {
+        self.ages.iter().take_while(|(at, _)| now.saturating_duration_since(*at) >= age).count()
+    }
+
     /// The oldest operator, if it is slow and that was not said for a while.
     pub fn slow(&mut self, now: Instant) -> Option<Slow> {
         let (created_at, span) = self.ages.first().copied()?;

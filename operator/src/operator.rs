@@ -172,6 +172,11 @@ pub trait Operator: Debug + Send {
         None
     }
 
+    /// The node that the operator brings its span to.
+    fn brings_to(&self) -> Option<&NodeId> {
+        None
+    }
+
     /// The merge that the operator reserves its span for.
     fn reserved_for(&self) -> Option<DispatcherId> {
         None

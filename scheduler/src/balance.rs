@@ -56,6 +56,14 @@ impl Balance {
     }
 }
 
+/// Whether nothing else changes: no span without a home, no operator, no node being emptied now or lately.
+pub(crate) fn is_quiet(view: &View<'_>) -> bool {
+    !view.is_paused
+        && view.draining.is_none()
+        && view.operators == 0
+        && view.spans.count(Standing::Absent) == 0
+}
+
 type Stock<'a> = Box<dyn Iterator<Item = DispatcherId> + 'a>;
 
 /// What a node could give.
@@ -73,11 +81,7 @@ impl Scheduler for Balance {
     }
 
     fn tick(&mut self, view: &View<'_>, out: &mut Vec<Decision>) -> Duration {
-        let quiet = !view.is_paused
-            && view.draining.is_none()
-            && view.operators == 0
-            && view.spans.count(Standing::Absent) == 0;
-        if let Some(group) = view.spans.group(GroupId::Default).filter(|_| quiet) {
+        if let Some(group) = view.spans.group(GroupId::Default).filter(|_| is_quiet(view)) {
             self.even_out(group, view, out);
         }
         self.interval

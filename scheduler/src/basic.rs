@@ -166,7 +166,9 @@ mod tests {
     fn counts(decisions: &[Decision]) -> BTreeMap<String, usize> {
         let mut counts = BTreeMap::new();
         for decision in decisions {
-            let (Decision::Add { dest, .. } | Decision::Move { dest, .. }) = decision;
+            let (Decision::Add { dest, .. } | Decision::Move { dest, .. }) = decision else {
+                panic!("{decision:?}")
+            };
             *counts.entry(dest.to_string()).or_insert(0) += 1;
         }
         counts
@@ -174,7 +176,9 @@ mod tests {
 
     fn apply(spans: &mut SpanSet, decisions: &[Decision]) {
         for decision in decisions {
-            let (Decision::Add { span, dest } | Decision::Move { span, dest, .. }) = decision;
+            let (Decision::Add { span, dest } | Decision::Move { span, dest, .. }) = decision else {
+                panic!("{decision:?}")
+            };
             spans.bind(*span, dest.clone());
         }
     }
@@ -230,7 +234,9 @@ mod tests {
         apply(&mut spans, &decisions);
         assert!(decide(&mut basic, &spans, &["a", "b", "c"], 6).0.is_empty(), "all nodes are busy");
         for decision in &decisions {
-            let (Decision::Add { span, .. } | Decision::Move { span, .. }) = decision;
+            let (Decision::Add { span, .. } | Decision::Move { span, .. }) = decision else {
+                panic!("{decision:?}")
+            };
             spans.mark_replicating(*span);
         }
         assert_eq!(decide(&mut basic, &spans, &["a", "b", "c"], 0).0.len(), 4);

@@ -11,6 +11,7 @@
 
 mod balance;
 mod basic;
+mod board;
 mod drain;
 mod load;
 mod planner;
@@ -18,9 +19,10 @@ mod view;
 
 pub use balance::Balance;
 pub use basic::{Basic, INTERVAL, SHORT_OF_BUDGET, nobody_occupied};
+pub use board::{Board, Gauge, LoadSettings};
 pub use drain::{COOLDOWN, Cooldown, Drain, MOVES_AT_LEAST, limit, shortage};
 pub use load::{Load, Loads};
-pub use planner::{BySize, MAX_RANGES, Unit, by_size, by_traffic};
+pub use planner::{BySize, MAX_RANGES, Method, Unit, by_size, by_traffic};
 pub use view::{Decision, Draining, Scheduler, View};
 
 #[cfg(test)]

@@ -18,6 +18,15 @@ pub struct Unit {
     pub traffic: u64,
 }
 
+/// What the parts of a range are to have in common.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Method {
+    /// As much traffic each.
+    ByTraffic,
+    /// As much data each.
+    BySize,
+}
+
 /// How many ranges are wanted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BySize {

@@ -90,6 +90,7 @@ impl Town {
                     self.spans.bind(span, dest);
                     self.spans.mark_replicating(span);
                 }
+                Decision::Split { .. } | Decision::Merge { .. } => panic!("tables stay whole here"),
             }
         }
         (count, next)

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use heartbeatpb::{DispatcherId, NodeId};
 use replica::SpanSet;
 
+use crate::planner::Method;
+
 /// The node that is being emptied.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Draining<'a> {
@@ -76,6 +78,24 @@ pub enum Decision {
         from: NodeId,
         /// The node that is to have it.
         dest: NodeId,
+    },
+    /// A span becomes several. Where it is cut, and whether it can be, is for the upstream to say.
+    Split {
+        /// The span.
+        span: DispatcherId,
+        /// The node that has it.
+        on: NodeId,
+        /// About how many parts.
+        pieces: usize,
+        /// What the parts are to have in common.
+        method: Method,
+        /// A node for each part, used if there are as many; otherwise the parts are placed like new spans.
+        nodes: Vec<NodeId>,
+    },
+    /// Spans that follow each other on one node become one.
+    Merge {
+        /// The spans, in the order of their keys.
+        sources: Vec<DispatcherId>,
     },
 }
 

@@ -56,7 +56,7 @@ impl Rig {
     pub fn limit_operators(&mut self, batch: usize) {
         let basic: Box<dyn Scheduler> = Box::new(Basic::new(batch, batch));
         if let Some((scheduler, _)) =
-            self.core.schedulers.iter_mut().find(|(scheduler, _)| scheduler.name() == basic.name())
+            self.core.schedule.schedulers.iter_mut().find(|(scheduler, _)| scheduler.name() == basic.name())
         {
             *scheduler = basic;
         }
@@ -110,6 +110,8 @@ impl Rig {
             Effect::Orchestrate(node, message) => Some(Request::Orchestrate(node, message)),
             Effect::Dispatch(node, message) => Some(Request::Dispatch(node, message)),
             Effect::Load
+            | Effect::Points { .. }
+            | Effect::Answer(..)
             | Effect::Confirm(_)
             | Effect::Initialized
             | Effect::Leave

@@ -155,8 +155,7 @@ impl Core {
             tables,
             trigger: self.trigger,
             start: self.start,
-            across_nodes: self.across_nodes,
-            check_splittable: self.check_splittable,
+            divides_all: self.placement.divides_all,
         };
         match merge::plan(&input, &mut self.placement.ids) {
             Ok(plan) => self.take_over(plan, now, out),
@@ -169,6 +168,7 @@ impl Core {
     /// Carries a plan out; nothing in it can fail.
     fn take_over(&mut self, plan: Plan, now: Instant, out: &mut Vec<Effect>) {
         self.placement.spans.raise(self.trigger, plan.start);
+        self.began = plan.start.max(self.start);
         self.barrier = Barrier::new(self.me.clone(), plan.start);
         let blocks = plan.carry_out(&mut self.placement, now);
         self.barrier.restore(&blocks, &mut self.placement, now);

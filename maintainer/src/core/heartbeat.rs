@@ -68,6 +68,7 @@ impl Core {
             return;
         }
         self.placement.spans.observe(status);
+        self.weigh(status);
         let lost = is_terminal(status.state)
             && !self.placement.operators.contains(id)
             && !occupied

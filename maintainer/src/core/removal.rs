@@ -80,6 +80,8 @@ impl Core {
             tracing::info!(changefeedID = %self.id, epoch = ?self.epoch, cascade, removed, "maintainer is leaving");
             self.placement.operators.quiesce_except([self.trigger]);
             self.post = None;
+            self.planning.clear();
+            self.abandon_wishes(out);
         }
         self.continue_removal(now, out);
     }

@@ -5,9 +5,12 @@ mod merging;
 mod placing;
 mod progress;
 mod rig;
+mod wishes;
 
 use expect_test::expect;
 use heartbeatpb::ComponentState::{Initializing, Stopped, Working};
+
+use replica::Standing;
 
 use super::*;
 use rig::{Rig, status};

@@ -20,7 +20,9 @@ use heartbeatpb::{
     MaintainerStatus, Mode, NodeHeartbeat, NodeId, RemoveMaintainerRequest, RunningError, ScheduleAction,
     SchemaId, SetNodeLivenessResponse, TableId, TableSpan, TableSpanStatus, Ts, Watermark,
 };
-use maintainer::{LivenessCell, MaintainerManager, ManagerConfig, SourceTable, Upstream};
+use maintainer::{
+    LivenessCell, MaintainerManager, ManagerConfig, PlacementHandle, SourceTable, SplitPoints, Upstream,
+};
 use messaging::{
     CoordinatorTopic, HeartbeatCollectorTopic, Inbox, MaintainerManagerTopic, MaintainerTopic, MessageCenter,
     MessagingConfig, OrchestratorTopic, ToCoordinator, ToHeartbeatCollector, ToMaintainer,
@@ -87,6 +89,18 @@ impl Upstream for FakeUpstream {
         None
     }
 
+    async fn split_points(
+        &self,
+        _: &ChangefeedId,
+        _: Option<MaintainerEpoch>,
+        span: &TableSpan,
+        pieces: usize,
+    ) -> Result<SplitPoints, RunningError> {
+        assert!(span.is_whole() && pieces >= 2, "{pieces}");
+        let keys = (1..pieces).map(|n| vec![u8::try_from(n).unwrap()]).collect();
+        Ok(SplitPoints { keys, rows: None, bytes: None })
+    }
+
     fn lag_seconds(&self, _: &ChangefeedId, _: Ts) -> Option<f64> {
         Some(1.0)
     }
@@ -144,6 +158,7 @@ pub(crate) struct World {
     pub(crate) dispatchers: Arc<Mutex<Dispatchers>>,
     pub(crate) heard: Arc<Mutex<Heard>>,
     pub(crate) liveness: Arc<LivenessCell>,
+    pub(crate) placements: PlacementHandle,
     pub(crate) nodes: watch::Sender<BTreeSet<NodeId>>,
     pub(crate) shutdown: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
@@ -171,6 +186,7 @@ impl World {
             ManagerConfig { node_epoch: NODE_EPOCH, liveness: Arc::clone(&liveness), nodes: nodes_view };
         let plug: Arc<dyn Upstream> = Arc::clone(&upstream) as Arc<dyn Upstream>;
         let manager = MaintainerManager::new(center.clone(), plug, config);
+        let placements = manager.placements();
         let dispatchers = Arc::<Mutex<Dispatchers>>::default();
         let heard = Arc::<Mutex<Heard>>::default();
         let tasks = vec![
@@ -187,7 +203,7 @@ impl World {
             tokio::spawn(coordinate(center.register::<CoordinatorTopic>(100_000), Arc::clone(&heard))),
         ];
         let manager = Some(tokio::spawn(manager.run(shutdown.clone())));
-        Self { center, upstream, dispatchers, heard, liveness, nodes, shutdown, tasks, manager }
+        Self { center, upstream, dispatchers, heard, liveness, placements, nodes, shutdown, tasks, manager }
     }
 
     /// A node that knows its coordinator.
@@ -222,6 +238,15 @@ impl World {
             keyspace_id: 0,
             epoch: MaintainerEpoch::from_wire(epoch),
         }
+    }
+
+    /// A changefeed that may divide tables.
+    pub(crate) fn add_across_nodes(&self, id: &ChangefeedId, epoch: u64) {
+        let mut config = ReplicaConfig::default();
+        config.scheduler.enable_table_across_nodes = true;
+        let info = ChangefeedInfo::new(id.clone(), UpstreamInfo::default(), "blackhole://", config, Ts(100));
+        let request = AddMaintainerRequest { config: info.to_bytes(), ..Self::add_request(id, epoch, 100) };
+        self.send(ToMaintainerManager::AddMaintainer(request));
     }
 
     pub(crate) fn add(&self, id: &ChangefeedId, epoch: u64) {

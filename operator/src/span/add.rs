@@ -50,6 +50,10 @@ impl Operator for AddSpan {
         true
     }
 
+    fn brings_to(&self) -> Option<&NodeId> {
+        Some(&self.dest)
+    }
+
     fn start(&mut self, out: &mut Vec<Action>) {
         if self.phase == Phase::Creating {
             out.push(Action::Bind { span: self.span, to: self.dest.clone() });

@@ -83,6 +83,10 @@ impl Operator for MoveSpan {
         Some(&self.origin)
     }
 
+    fn brings_to(&self) -> Option<&NodeId> {
+        (self.phase != Phase::Abandoning).then_some(&self.dest)
+    }
+
     fn start(&mut self, out: &mut Vec<Action>) {
         if self.phase == Phase::Stopping {
             out.push(Action::Scheduling { span: self.span });

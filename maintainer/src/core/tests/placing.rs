@@ -2,17 +2,34 @@
 
 use heartbeatpb::ScheduleAction;
 
+use replica::Standing;
+
 use super::super::*;
 use super::rig::{Rig, status};
 
 impl Rig {
     /// Nodes do what they were asked for so far and say so. Says how many requests there were.
-    fn obey(&mut self) -> usize {
-        let requests: Vec<_> = self
-            .out
-            .drain(..)
-            .filter_map(|effect| match effect {
-                Effect::Dispatch(node, ToHeartbeatCollector::Schedule(request)) => Some((node, request)),
+    pub(super) fn obey(&mut self) -> usize {
+        let mut reports = Vec::new();
+        for effect in std::mem::take(&mut self.out) {
+            match effect {
+                Effect::Dispatch(node, ToHeartbeatCollector::Schedule(request)) => {
+                    assert_eq!(request.epoch, self.core.epoch, "every request carries the epoch");
+                    let id = request.config.dispatcher.low;
+                    let status = match request.action {
+                        ScheduleAction::Create => {
+                            status(id, ComponentState::Working, request.config.start_ts.0)
+                        }
+                        ScheduleAction::Remove => status(id, ComponentState::Stopped, 150),
+                    };
+                    reports.push((node, status));
+                }
+                Effect::Dispatch(node, ToHeartbeatCollector::Merge(request)) => {
+                    assert_eq!(request.epoch, self.core.epoch, "every request carries the epoch");
+                    reports.push((node, status(request.merged.low, ComponentState::Working, 150)));
+                }
+                // What is for others stays to be looked at.
+                Effect::Points { .. } | Effect::Answer(..) => self.kept.push(effect),
                 Effect::Orchestrate(..)
                 | Effect::Dispatch(..)
                 | Effect::Load
@@ -21,28 +38,30 @@ impl Rig {
                 | Effect::Leave
                 | Effect::OperatorStarted(_)
                 | Effect::OperatorFinished(..)
-                | Effect::Stale(_) => None,
-            })
-            .collect();
-        let count = requests.len();
-        for (node, request) in requests {
-            assert_eq!(request.epoch, self.core.epoch, "every request carries the epoch");
-            let id = request.config.dispatcher.low;
-            let status = match request.action {
-                ScheduleAction::Create => status(id, ComponentState::Working, request.config.start_ts.0),
-                ScheduleAction::Remove => status(id, ComponentState::Stopped, 150),
-            };
+                | Effect::Stale(_) => {}
+            }
+        }
+        let count = reports.len();
+        for (node, status) in reports {
             self.report(node.as_str(), &[status], 100, 4);
         }
         count
     }
 
-    fn drain(&mut self, node: &str, epoch: u64) {
+    /// Time passes and nodes obey until nothing is asked of them any more.
+    pub(super) fn come_to_rest(&mut self) {
+        for _ in 0..20 {
+            self.tick(100);
+            while self.obey() > 0 {}
+        }
+    }
+
+    pub(super) fn drain(&mut self, node: &str, epoch: u64) {
         let node = (!node.is_empty()).then(|| node.into());
         self.core.on_drain(&DrainTarget { node, epoch }, self.now);
     }
 
-    fn with_a_second_node(tables: i64) -> Self {
+    pub(super) fn with_a_second_node(tables: i64) -> Self {
         let mut rig = Self::working(tables);
         rig.nodes(&["n1", "n2"]);
         rig.answer("n2", vec![]);

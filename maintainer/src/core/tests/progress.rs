@@ -3,6 +3,8 @@
 use heartbeatpb::ComponentState::{Removed, Stopped, Working};
 use proptest::prelude::*;
 
+use replica::Standing;
+
 use super::super::*;
 use super::rig::{Rig, status};
 

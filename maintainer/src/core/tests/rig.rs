@@ -9,6 +9,8 @@ use heartbeatpb::{
     Watermark,
 };
 
+use replica::Standing;
+
 use super::super::*;
 
 pub(super) const ME: &str = "n1";
@@ -17,6 +19,8 @@ pub(super) struct Rig {
     pub(super) core: Core,
     pub(super) now: Instant,
     pub(super) out: Vec<Effect>,
+    /// Questions and answers that were passed over while nodes obeyed.
+    pub(super) kept: Vec<Effect>,
     pub(super) trigger_start: u64,
 }
 
@@ -75,12 +79,16 @@ impl Rig {
             }),
             now,
         });
-        Self { core, now, out: Vec::new(), trigger_start: 100 }
+        Self { core, now, out: Vec::new(), kept: Vec::new(), trigger_start: 100 }
     }
 
     /// One node, `count` tables, all of them replicated at 100; nothing left to say.
     pub(super) fn working(count: i64) -> Self {
-        let mut rig = Self::new();
+        Self::working_with(count, |_| {})
+    }
+
+    pub(super) fn working_with(count: i64, edit: impl FnOnce(&mut ReplicaConfig)) -> Self {
+        let mut rig = Self::with(edit);
         rig.nodes(&[ME]);
         rig.load(count);
         rig.answer(ME, vec![]);
@@ -244,6 +252,8 @@ impl Rig {
                     Effect::Orchestrate(..)
                     | Effect::Dispatch(..)
                     | Effect::Load
+                    | Effect::Points { .. }
+                    | Effect::Answer(..)
                     | Effect::Confirm(_)
                     | Effect::Initialized
                     | Effect::Leave
@@ -361,6 +371,30 @@ impl Rig {
         expected.assert_eq(&words.join("\n"));
     }
 
+    /// Somebody wishes for something.
+    pub(super) fn wish(&mut self, ticket: u64, wish: crate::placements::Wish) {
+        self.core.on_wish(ticket, wish, self.now, &mut self.out);
+        self.settle();
+    }
+
+    /// The upstream answers the question that was asked last.
+    pub(super) fn points(&mut self, keys: &[&str]) {
+        let question = |effect: &Effect| {
+            if let Effect::Points { question, .. } = effect { Some(*question) } else { None }
+        };
+        let question = self.kept.iter().chain(&self.out).rev().find_map(question);
+        let keys = keys.iter().map(|key| key.as_bytes().to_vec()).collect();
+        let points = crate::SplitPoints { keys, rows: None, bytes: None };
+        self.core.on_points(question.unwrap(), Ok(points), self.now, &mut self.out);
+        self.settle();
+    }
+
+    /// What wishes came to.
+    pub(super) fn answers(&mut self) -> Vec<String> {
+        let effects: Vec<Effect> = self.kept.drain(..).chain(self.out.drain(..)).collect();
+        effects.iter().filter(|effect| matches!(effect, Effect::Answer(..))).map(text).collect()
+    }
+
     pub(super) fn says(&mut self, expected: &Expect) {
         let words: Vec<String> = self.out.drain(..).map(|effect| text(&effect)).collect();
         expected.assert_eq(&if words.is_empty() { "-".to_owned() } else { words.join(", ") });
@@ -415,6 +449,10 @@ fn text(effect: &Effect) -> String {
             format!("checkpoint {} to {node}", message.checkpoint)
         }
         Effect::Dispatch(node, message) => format!("to {node}: {message:?}"),
+        Effect::Points { question, span, pieces } => {
+            format!("ask {question} t{} for {pieces} pieces", span.table)
+        }
+        Effect::Answer(ticket, answer) => format!("answer {ticket}: {answer:?}"),
         Effect::Load => "load".to_owned(),
         Effect::Confirm(ts) => format!("confirm {ts}"),
         Effect::Initialized => "initialized".to_owned(),
