@@ -79,6 +79,12 @@ impl Barrier {
         self.adding.min()
     }
 
+    /// Who has yet to say something about the event at `commit_ts`, for people.
+    pub(crate) fn waits_at(&self, commit_ts: Ts) -> Option<String> {
+        let at = |event: &&Event| event.key.commit_ts == commit_ts;
+        self.events.values().find(at).map(Event::waits_for)
+    }
+
     /// Number of events that are not over.
     pub(crate) fn len(&self) -> usize {
         self.events.len()

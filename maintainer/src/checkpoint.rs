@@ -130,6 +130,16 @@ impl CheckpointFold {
         self.nodes.iter().filter(|(_, node)| node.is_relevant() && node.mark.is_none()).map(|(id, _)| id)
     }
 
+    /// The relevant node that is least far, and its checkpoint; it visits every node.
+    #[must_use]
+    pub fn slowest(&self) -> Option<(&NodeId, Ts)> {
+        let mark = |node: &Node| node.mark.filter(|_| node.is_relevant()).map(|mark| mark.checkpoint);
+        self.nodes
+            .iter()
+            .filter_map(|(id, node)| Some((id, mark(node)?)))
+            .min_by_key(|(id, ts)| (*ts, (*id).clone()))
+    }
+
     /// Folds once: nodes, and `limits` from spans that nobody replicates, operators and barriers. Says whether
     /// the committed checkpoint moved; it never moves back.
     pub fn advance(&mut self, limits: impl IntoIterator<Item = Option<Ts>>) -> bool {

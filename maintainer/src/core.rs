@@ -9,6 +9,7 @@ mod merge;
 mod planning;
 mod removal;
 mod schedule;
+mod stall;
 #[cfg(test)]
 mod tests;
 
@@ -36,6 +37,7 @@ use crate::drain::DrainTarget;
 use crate::placement::{IdSource, Placement};
 use crate::placements::{Answer, PlacementError};
 use crate::upstream::SourceTable;
+pub use stall::{Holder, Place, Standstill};
 
 /// An upstream that could not be read is tried again after this time.
 const LOAD_RETRY: Duration = Duration::from_secs(10);
@@ -107,6 +109,7 @@ pub(crate) struct Core {
     schedule: Schedule,
     planning: Planning,
     wishes: Vec<Watched>,
+    watch: stall::Watch,
     /// Nodes that live.
     alive: BTreeSet<NodeId>,
     bootstrapper: Bootstrapper<MaintainerBootstrapResponse>,
@@ -155,6 +158,7 @@ impl Core {
             fold: CheckpointFold::new(me.clone(), checkpoint),
             drain: DrainTarget::default(),
             cooldown: Cooldown::default(),
+            watch: stall::Watch::new(checkpoint, now),
             schedule: Schedule::new(scheduler, now),
             planning: Planning::default(),
             wishes: Vec::new(),
@@ -334,6 +338,7 @@ impl Core {
         if self.stopped {
             return;
         }
+        self.watch_checkpoint(now);
         if self.removal.is_some() {
             self.placement.drive(now, |operators, cx| operators.on_tick(cx));
             self.flush_operators(out);

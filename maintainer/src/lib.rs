@@ -36,6 +36,8 @@ mod placements;
 pub mod testing;
 mod upstream;
 
+pub use core::{Holder, Place, Standstill};
+
 pub use checkpoint::{CheckpointFold, Progress};
 pub use drain::DrainTarget;
 pub use liveness::LivenessCell;

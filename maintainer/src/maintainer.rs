@@ -266,6 +266,11 @@ impl Maintainer {
             tracing::warn!(changefeedID = %self.id, dispatcher = %slow.span, kind = slow.kind.name(),
                 age_s = slow.age.as_secs(), operators = slow.operators, "an operator takes long");
         }
+        if let Some(standstill) = self.core.stalled(now) {
+            tracing::warn!(changefeedID = %self.id, checkpointTs = %standstill.checkpoint,
+                seconds = standstill.lasts.as_secs(), kind = standstill.holder.kind(),
+                held_by = %standstill.holder, "the checkpoint does not move");
+        }
         for event in overdue {
             tracing::warn!(changefeedID = %self.id, commit_ts = %event.key.commit_ts,
                 sync_point = event.key.is_sync_point, age_s = event.age.as_secs(), waits_for = event.waits_for,

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use heartbeatpb::{ChangefeedId, NodeId, TableId};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::core::Standstill;
+
 /// Questions that may wait for the manager: each of them is somebody who waits.
 pub(crate) const QUESTIONS: usize = 256;
 
@@ -102,6 +104,7 @@ pub(crate) enum Wish {
     Merge { table: TableId },
     Count,
     Tables,
+    Standstill,
 }
 
 impl Wish {
@@ -112,7 +115,7 @@ impl Wish {
             | Self::MoveParts { table, .. }
             | Self::Split { table, .. }
             | Self::Merge { table } => *table,
-            Self::Count | Self::Tables => TableId::DDL,
+            Self::Count | Self::Tables | Self::Standstill => TableId::DDL,
         }
     }
 }
@@ -123,6 +126,7 @@ pub(crate) enum Answer {
     Done,
     Count(usize),
     Tables(BTreeMap<NodeId, Vec<TableId>>),
+    Standstill(Option<Box<Standstill>>),
 }
 
 /// Where an answer goes; whoever waits may have gone.
@@ -216,7 +220,7 @@ impl PlacementHandle {
     pub async fn dispatcher_count(&self, changefeed: &ChangefeedId) -> Result<usize, PlacementError> {
         match self.ask(changefeed, Wish::Count).await? {
             Answer::Count(count) => Ok(count),
-            Answer::Done | Answer::Tables(_) => Err(PlacementError::Ended),
+            Answer::Done | Answer::Tables(_) | Answer::Standstill(_) => Err(PlacementError::Ended),
         }
     }
 
@@ -231,7 +235,19 @@ impl PlacementHandle {
     ) -> Result<BTreeMap<NodeId, Vec<TableId>>, PlacementError> {
         match self.ask(changefeed, Wish::Tables).await? {
             Answer::Tables(tables) => Ok(tables),
-            Answer::Done | Answer::Count(_) => Err(PlacementError::Ended),
+            Answer::Done | Answer::Count(_) | Answer::Standstill(_) => Err(PlacementError::Ended),
+        }
+    }
+
+    /// What the changefeed's checkpoint stands at, and for how long. Visits all spans of one node at least: for people,
+    /// not for a dashboard. `None` from a maintainer that has stopped.
+    ///
+    /// # Errors
+    /// When the changefeed is not here.
+    pub async fn standstill(&self, changefeed: &ChangefeedId) -> Result<Option<Standstill>, PlacementError> {
+        match self.ask(changefeed, Wish::Standstill).await? {
+            Answer::Standstill(standstill) => Ok(standstill.map(|standstill| *standstill)),
+            Answer::Done | Answer::Count(_) | Answer::Tables(_) => Err(PlacementError::Ended),
         }
     }
 }

@@ -73,13 +73,16 @@ impl Core {
     }
 
     fn begin(&mut self, ticket: u64, wish: &Wish, now: Instant) -> Progress {
-        if self.removal.is_some() || self.stopped {
+        // What holds the checkpoint can be said at any time.
+        let only_asks = *wish == Wish::Standstill;
+        if !only_asks && (self.removal.is_some() || self.stopped) {
             return Err(PlacementError::Leaving);
         }
-        if !self.initialized {
+        if !only_asks && !self.initialized {
             return Err(PlacementError::NotReady);
         }
         match wish {
+            Wish::Standstill => Ok(Outcome::Over(Answer::Standstill(self.standstill(now).map(Box::new)))),
             Wish::Count => Ok(Outcome::Over(Answer::Count(self.placement.spans.task_size()))),
             Wish::Tables => Ok(Outcome::Over(Answer::Tables(self.tables_by_node()))),
             Wish::Move { table, to, wait } => {

@@ -136,15 +136,21 @@ impl std::fmt::Display for Holder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let names = |nodes: &[NodeId]| nodes.iter().map(NodeId::as_str).collect::<Vec<_>>().join(", ");
         match self {
-            Self::Bootstrap { nodes } => write!(f, "nodes have not answered the maintainer: {}", names(nodes)),
-            Self::Upstream => f.write_str("the log reader has not started: the upstream's tables are not known"),
+            Self::Bootstrap { nodes } => {
+                write!(f, "nodes have not answered the maintainer: {}", names(nodes))
+            }
+            Self::Upstream => {
+                f.write_str("the log reader has not started: the upstream's tables are not known")
+            }
             Self::Leaving => f.write_str("the maintainer is being removed"),
             Self::Silent { nodes } => write!(f, "nodes have not reported how far they are: {}", names(nodes)),
             Self::Homeless { span, operator: None } => write!(f, "{span} runs on no node"),
             Self::Homeless { span, operator: Some(kind) } => {
                 write!(f, "{span} runs on no node yet; operator {} is at work", kind.name())
             }
-            Self::Operator { span, operator } => write!(f, "operator {} is at work with {span}", operator.name()),
+            Self::Operator { span, operator } => {
+                write!(f, "operator {} is at work with {span}", operator.name())
+            }
             Self::Barrier { commit_ts, waits_for } => {
                 write!(f, "the schema change at {commit_ts} adds tables and waits for {waits_for}")
             }
@@ -153,7 +159,10 @@ impl std::fmt::Display for Holder {
                 write!(f, "{span} on node {node} has got no further")
             }
             Self::Node { node, slowest: Some(span), waits_at: Some((commit_ts, waits_for)) } => {
-                write!(f, "{span} on node {node} stands at the schema change at {commit_ts}, which waits for {waits_for}")
+                write!(
+                    f,
+                    "{span} on node {node} stands at the schema change at {commit_ts}, which waits for {waits_for}"
+                )
             }
         }
     }
@@ -224,11 +233,12 @@ impl Core {
             return Some(holder);
         }
         if barrier == Some(least) {
-            let waits_for = self.barrier.waits_at(least).unwrap_or_else(|| "its tables to be placed".to_owned());
+            let waits_for =
+                self.barrier.waits_at(least).unwrap_or_else(|| "its tables to be placed".to_owned());
             return Some(Holder::Barrier { commit_ts: least, waits_for });
         }
-        let (node, _) = slowest?;
-        Some(self.held_by_node(node))
+        let (node, mark) = slowest?;
+        Some(self.held_by_node(node, mark))
     }
 
     /// The span that nobody runs, or that an operator has, at the floor.
@@ -245,14 +255,16 @@ impl Core {
         })
     }
 
-    fn held_by_node(&self, node: &NodeId) -> Holder {
+    /// Nodes report single spans now and then, and how far all of theirs are all the time: the span that was last seen
+    /// exactly there is the one, and otherwise that of which the least is known.
+    fn held_by_node(&self, node: &NodeId, mark: Ts) -> Holder {
         let spans = &self.placement.spans;
         let trigger = spans.trigger().filter(|trigger| trigger.node.as_ref() == Some(node));
         let slowest = spans
             .ids_by_node(node)
             .filter_map(|id| spans.get(id))
             .chain(trigger)
-            .min_by_key(|span| (span.checkpoint, span.id));
+            .min_by_key(|span| (span.checkpoint != mark, span.checkpoint, span.id));
         let at = slowest.and_then(|span| span.block.as_ref()).map(|block| block.key.commit_ts);
         let waits_at = at.and_then(|at| Some((at, self.barrier.waits_at(at)?)));
         Holder::Node { node: node.clone(), slowest: slowest.map(Place::from), waits_at }

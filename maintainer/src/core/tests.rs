@@ -5,6 +5,7 @@ mod merging;
 mod placing;
 mod progress;
 mod rig;
+mod stalling;
 mod wishes;
 
 use expect_test::expect;
