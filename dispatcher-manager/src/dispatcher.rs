@@ -143,6 +143,8 @@ pub(crate) struct Dispatcher {
     last_synced: Ts,
     flushed_bytes: u64,
     measured_at: Instant,
+    /// Bytes and beginning of the window that was measured last.
+    measured: (u64, Instant),
     reports: BTreeMap<BarrierKey, Report>,
     /// Table trigger: commit ts of DDLs that add tables which the owner does not know yet.
     blockers: BTreeSet<Ts>,
@@ -178,6 +180,7 @@ impl Dispatcher {
             last_synced: Ts::ZERO,
             flushed_bytes: 0,
             measured_at: now,
+            measured: (0, now),
             reports: BTreeMap::new(),
             blockers: BTreeSet::new(),
             pending_acks: 0,
@@ -227,10 +230,20 @@ impl Dispatcher {
     )]
     pub(crate) fn take_event_size_per_second(&mut self, now: Instant) -> f32 {
         let seconds = now.saturating_duration_since(self.measured_at).as_secs_f64();
+        if seconds <= 0.0 {
+            return 1.0;
+        }
         let bytes = std::mem::take(&mut self.flushed_bytes);
-        self.measured_at = now;
-        let rate = if seconds > 0.0 { bytes as f64 / seconds } else { 0.0 };
+        self.measured = (bytes, std::mem::replace(&mut self.measured_at, now));
+        let rate = bytes as f64 / seconds;
         if rate > 0.0 { rate as f32 } else { 1.0 }
+    }
+
+    /// The last rate was never heard: its window goes on.
+    pub(crate) fn take_event_size_back(&mut self) {
+        let (bytes, since) = std::mem::replace(&mut self.measured, (0, self.measured_at));
+        self.flushed_bytes += bytes;
+        self.measured_at = since;
     }
 
     /// An event arrived.

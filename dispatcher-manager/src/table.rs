@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use heartbeatpb::{DispatcherId, SchemaId, Ts};
+use heartbeatpb::{DispatcherId, SchemaId, TableId, TableSpan, Ts};
 use rustc_hash::FxHashMap;
 
 use crate::dispatcher::Dispatcher;
@@ -47,6 +47,7 @@ pub(crate) struct DispatcherTable {
     free: Vec<u32>,
     by_id: FxHashMap<DispatcherId, Slot>,
     by_schema: BTreeMap<SchemaId, BTreeSet<Slot>>,
+    by_table: FxHashMap<TableId, BTreeSet<Slot>>,
 }
 
 impl DispatcherTable {
@@ -67,6 +68,7 @@ impl DispatcherTable {
         if !dispatcher.is_trigger() {
             self.by_schema.entry(dispatcher.schema).or_default().insert(slot);
         }
+        self.by_table.entry(dispatcher.span.table).or_default().insert(slot);
         place.dispatcher = Some(Box::new(dispatcher));
         self.refresh(slot);
         slot
@@ -81,6 +83,13 @@ impl DispatcherTable {
         self.free.push(slot.index);
         self.by_id.remove(&dispatcher.id);
         self.leave_schema(dispatcher.schema, slot);
+        let table = dispatcher.span.table;
+        if let Some(slots) = self.by_table.get_mut(&table) {
+            slots.remove(&slot);
+            if slots.is_empty() {
+                self.by_table.remove(&table);
+            }
+        }
         Some(dispatcher)
     }
 
@@ -158,6 +167,16 @@ impl DispatcherTable {
         self.by_schema.get(&schema).map(|slots| slots.iter().copied().collect()).unwrap_or_default()
     }
 
+    /// Whether somebody has keys of a span.
+    pub(crate) fn any_overlaps(&self, span: &TableSpan) -> bool {
+        let ends_before = |end: &[u8], start: &[u8]| !end.is_empty() && end <= start;
+        let slots = self.by_table.get(&span.table).into_iter().flatten();
+        slots.filter_map(|slot| self.get(*slot)).any(|dispatcher| {
+            let other = &dispatcher.span;
+            !ends_before(&span.end, &other.start) && !ends_before(&other.end, &span.start)
+        })
+    }
+
     /// Moves one dispatcher from one schema to another; its neighbours stay.
     pub(crate) fn move_schema(&mut self, slot: Slot, old: SchemaId, new: SchemaId) {
         self.leave_schema(old, slot);
@@ -213,6 +232,33 @@ mod tests {
         assert!(table.get(a).is_none());
         assert!(table.remove(a).is_none());
         assert_eq!(table.slot(id(2)), Some(b));
+    }
+
+    #[test]
+    fn spans_overlap_when_they_have_a_key_in_common() {
+        let part = |table: i64, start: &str, end: &str| TableSpan {
+            start: start.into(),
+            end: end.into(),
+            ..TableSpan::whole(TableId(table))
+        };
+        let mut table = DispatcherTable::default();
+        let mut config = config(1, 1, 30);
+        config.span = part(1, "g", "p");
+        let slot = table.insert(Dispatcher::new(&config, 1, false, Instant::now()));
+        for (start, end, overlaps) in [
+            ("", "g", false),
+            ("p", "", false),
+            ("", "", true),
+            ("", "h", true),
+            ("h", "i", true),
+            ("o", "", true),
+            ("g", "p", true),
+        ] {
+            assert_eq!(table.any_overlaps(&part(1, start, end)), overlaps, "{start}..{end}");
+            assert!(!table.any_overlaps(&part(2, start, end)));
+        }
+        table.remove(slot);
+        assert!(!table.any_overlaps(&part(1, "", "")));
     }
 
     #[test]

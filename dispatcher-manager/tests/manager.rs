@@ -381,7 +381,7 @@ async fn an_error_of_the_sink_is_repeated_to_the_owner_who_decides() {
 async fn a_close_ends_everything_and_a_removal_forgets_the_changefeed() {
     let x = Bench::new();
     let manager = x.started().await;
-    assert_eq!(manager.close(x.node(), epoch(9), true).await, Closed::NotAllowed);
+    assert_eq!(manager.close(x.node(), None, true).await, Closed::NotAllowed);
     assert!(x.sink().is_running());
     closed(&manager, &x.node()).await;
     assert!(manager.is_closed() && !x.sink().is_running() && !x.source.is_open(&x.feed));

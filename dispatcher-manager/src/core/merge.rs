@@ -4,7 +4,7 @@
 //! the joined span: its sources stay readers until the joined dispatcher is one. What is prepared is a place where all
 //! sources can stop: between events, or all in front of the same barrier, never some before it and some behind it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
 use heartbeatpb::{
@@ -16,6 +16,10 @@ use super::{Action, Core, Opening, Purpose, report};
 use crate::Fault;
 use crate::dispatcher::Rest;
 use crate::table::{DispatcherTable, Slot};
+
+/// Results of merges that were given up and are remembered. Whoever repeats a request gives up as soon as it hears of
+/// that, and has a few merges at a time.
+const REFUSED: usize = 4096;
 
 /// Where a merge is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,6 +48,9 @@ pub(super) struct Merges {
     by_target: BTreeMap<DispatcherId, Merge>,
     /// Merges that are not committed, by source.
     by_source: BTreeMap<Slot, DispatcherId>,
+    /// Results that the owner was told to be stopped, oldest first. That is final: it may hear it after it repeated its
+    /// request, and a result that began nevertheless would have the keys of the sources that the owner goes on with.
+    refused: VecDeque<DispatcherId>,
 }
 
 impl Merges {
@@ -59,6 +66,16 @@ impl Merges {
             let works = dispatchers.get(merge.target).is_none_or(|d| d.state == ComponentState::Working);
             merge.phase != Phase::Committed || !cleaned || !works
         });
+    }
+
+    fn refuse(&mut self, target: DispatcherId) {
+        if self.refused.contains(&target) {
+            return;
+        }
+        if self.refused.len() == REFUSED {
+            self.refused.pop_front();
+        }
+        self.refused.push_back(target);
     }
 
     /// Forgets everything.
@@ -103,7 +120,11 @@ impl Core {
         if self.journal.get(target).is_some() {
             return;
         }
-        match self.sources(&request) {
+        let sources = match self.merges.refused.contains(&target) {
+            true => Err(Refusal::Never("it was given up")),
+            false => self.sources(&request),
+        };
+        match sources {
             Ok(sources) => self.begin_merge(request, sources, now),
             Err(Refusal::NotYet) => {
                 tracing::debug!(changefeed = %self.id, merged = %target, "a source of a merge is not ready");
@@ -111,6 +132,7 @@ impl Core {
             Err(Refusal::Never(why)) => {
                 // An owner that hears nothing would keep the sources reserved for ever.
                 tracing::info!(changefeed = %self.id, merged = %target, why, "a merge is not possible");
+                self.merges.refuse(target);
                 self.tell_stopped(target, request.mode, now);
             }
         }
@@ -313,6 +335,7 @@ impl Core {
             }
         }
         self.dispatchers.remove(merge.target);
+        self.merges.refuse(id);
         self.tell_stopped(id, merge.request.mode, now);
     }
 }

@@ -102,6 +102,12 @@ impl Core {
         }
         let mut statuses = request.statuses;
         if request.complete {
+            for status in &statuses {
+                let slot = self.dispatchers.slot(status.id);
+                if let Some(dispatcher) = slot.and_then(|slot| self.dispatchers.get_mut(slot)) {
+                    dispatcher.take_event_size_back();
+                }
+            }
             statuses.retain(|status| status.state == ComponentState::Stopped);
             // The owner missed a complete list: give it the next one.
             self.next_complete = None;

@@ -39,6 +39,11 @@ impl Core {
         if self.journal.get(id).is_some() || exists || config.span == TableSpan::ddl() {
             return;
         }
+        if self.dispatchers.any_overlaps(&config.span) {
+            // The owner repeats the request; whoever has the keys is gone by then, or the owner is wrong.
+            tracing::info!(changefeed = %self.id, dispatcher = %id, span = ?config.span, "the keys have a dispatcher");
+            return;
+        }
         self.journal.put(from, request);
         self.ask_sink(Opening { config, purpose: Purpose::Create });
     }
@@ -58,6 +63,10 @@ impl Core {
             return;
         }
         match result {
+            Ok(_) if self.dispatchers.any_overlaps(&config.span) => {
+                self.journal.delete(id);
+                self.actions.push(Action::CloseDispatcher { id });
+            }
             Ok(start) => {
                 let same = start.start_ts <= config.start_ts;
                 config.skip_dml_at_start = start.skip_dml_at_start || (same && config.skip_dml_at_start);

@@ -16,6 +16,7 @@ use super::*;
 use crate::dispatcher::testing::*;
 
 mod merging;
+mod walk;
 
 struct Bench {
     core: Core,
@@ -654,6 +655,40 @@ fn what_could_not_leave_leaves_later() {
         x.last(|action| if let Action::HeartBeat(request) = action { Some(request.clone()) } else { None });
     x.core.on_heartbeat_unsent(unsent, x.now);
     assert_eq!(x.wait(10), "beat 60/60 seq 1 1:Stopped@60");
+}
+
+// The checks that divide tables live on it: only complete lists carry a rate, of each dispatcher for itself.
+#[test]
+fn complete_lists_tell_the_measured_rate_of_each_dispatcher() {
+    let mut x = Bench::new();
+    x.working(1);
+    x.working(2);
+    let rates = |x: &mut Bench, seconds: u64| {
+        x.now += Duration::from_secs(seconds);
+        x.core.next_complete = Some(x.now);
+        x.core.next_heartbeat = Some(x.now);
+        x.wait(0);
+        let complete = |action: &Action| {
+            let Action::HeartBeat(request) = action else { return None };
+            request.complete.then(|| request.clone())
+        };
+        let beat = x.last(complete);
+        let rates: Vec<f32> = beat.statuses.iter().map(|status| status.event_size_per_second).collect();
+        (beat, rates)
+    };
+    rates(&mut x, 10);
+    x.arrive(1, rows(&[70, 71, 72]));
+    let bytes =
+        x.last(|action| if let Action::Write { batch, .. } = action { Some(batch.bytes()) } else { None });
+    assert_eq!(rates(&mut x, 10).1, [1.0, 1.0], "what is not durable is not measured");
+    x.core.on_flushed(x.slot(1), x.last_ticket());
+    let (unsent, measured) = rates(&mut x, 10);
+    assert!((f64::from(measured[0]) - bytes as f64 / 10.0).abs() < 0.01, "{measured:?} of {bytes}");
+    assert!((measured[1] - 1.0).abs() < f32::EPSILON);
+    x.core.on_heartbeat_unsent(unsent, x.now);
+    let (_, again) = rates(&mut x, 10);
+    assert!((f64::from(again[0]) - bytes as f64 / 20.0).abs() < 0.01, "what nobody heard is not lost");
+    assert_eq!(rates(&mut x, 10).1, [1.0, 1.0]);
 }
 
 #[test]

@@ -97,6 +97,7 @@ impl Dispatcher {
         self.schema = schema;
         self.seq = seq;
         self.measured_at = now;
+        self.measured = (0, now);
     }
 
     /// Whether an arrival is taken in.

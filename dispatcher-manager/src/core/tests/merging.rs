@@ -148,10 +148,7 @@ fn a_merge_that_is_not_possible_changes_nothing_and_says_so_where_it_never_will_
     }
     assert_eq!(x.merge(&[1, 2], 5), "");
     assert_eq!(x.wait(10), "beat 60/60 seq 4 5:Working@60", "the id is that of a dispatcher that works");
-    let mut request = x.request(ScheduleAction::Create, 6, 1);
-    request.config.span.table = TableId(1);
-    request.config.span.start = "z".into();
-    x.core.on_schedule(&a(), request, x.now);
+    x.schedule(&a(), ScheduleAction::Create, 6, 1);
     x.opened(6, 60);
     assert_eq!(x.merge(&[1, 2], 6), "", "one that has seen nothing yet");
     assert_eq!(x.wait(10), "");
@@ -290,6 +287,44 @@ fn a_result_that_is_removed_before_it_took_over_leaves_its_sources_as_they_were(
     assert_eq!(x.core.journal.len(), 0);
     assert_eq!(x.flush(1, ticket), "");
     assert_eq!(x.merge(&[1, 2], 10), "open 10@60", "and may be joined again");
+}
+
+// The owner may hear that a merge is given up after it has repeated its request.
+#[test]
+fn a_merge_that_was_given_up_never_begins_again() {
+    let mut x = Bench::divided(&["m"]);
+    x.merge(&[1, 2], 9);
+    x.core.on_dispatcher_opened(id(9), Ts(60), Err(fault()), x.now);
+    x.take();
+    assert_eq!(x.merge(&[1, 2], 9), "");
+    assert_eq!(x.states(&[1, 2, 9]), "Working Working -");
+    x.wait(10);
+    assert_eq!(x.merge(&[1, 2], 9), "");
+    assert_eq!(x.wait(10), "beat 60/60 seq 3 9:Stopped@0", "said again, should it have been lost");
+}
+
+#[test]
+fn keys_that_have_a_dispatcher_get_no_second_one() {
+    let mut x = Bench::divided(&["m"]);
+    let mut request = x.request(ScheduleAction::Create, 5, 1);
+    request.config.span = parts(&["k"]).remove(0);
+    let create = |x: &mut Bench| {
+        x.core.on_schedule(&a(), request.clone(), x.now);
+        x.take()
+    };
+    assert_eq!(create(&mut x), "");
+    assert_eq!(x.core.journal.len(), 0, "nothing is kept that would swallow the next request");
+    x.schedule(&a(), ScheduleAction::Remove, 1, 1);
+    assert_eq!(create(&mut x), "", "before the one before has said its last word");
+    x.beat();
+    assert_eq!(create(&mut x), "open 5@60");
+    let mut rival = request.clone();
+    rival.config.dispatcher = id(6);
+    x.core.on_schedule(&a(), rival, x.now);
+    assert_eq!(x.take(), "open 6@60");
+    assert_eq!(x.opened(5, 60), "subscribe 5@60 at a");
+    assert_eq!(x.opened(6, 60), "close 6");
+    assert_eq!(x.core.journal.len(), 0);
 }
 
 #[test]
