@@ -359,3 +359,6 @@ fn candidates<'v>(view: &View<'v>) -> impl Iterator<Item = &'v NodeId> {
     let draining = view.draining;
     view.nodes.iter().filter(move |node| draining.is_none_or(|draining| draining.node != *node))
 }
+
+#[cfg(test)]
+mod tests;
