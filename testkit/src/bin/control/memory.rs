@@ -59,22 +59,24 @@ fn of(layout: Layout) -> Result<(f64, f64, World)> {
     Ok((held, float(counted.bytes_max) / float(layout.spans), world))
 }
 
+type Shared = HashMap<DispatcherId, Arc<RwLock<SpanReplica>>>;
+
 /// The same spans in a map for each question, shared behind locks.
 #[expect(dead_code, reason = "only its size is looked at")]
 struct Maps {
-    all: RwLock<HashMap<DispatcherId, Arc<RwLock<SpanReplica>>>>,
-    replicating: RwLock<HashMap<DispatcherId, Arc<RwLock<SpanReplica>>>>,
-    tables: RwLock<HashMap<TableId, HashMap<DispatcherId, Arc<RwLock<SpanReplica>>>>>,
-    schemas: RwLock<HashMap<SchemaId, HashMap<DispatcherId, Arc<RwLock<SpanReplica>>>>>,
-    nodes: RwLock<HashMap<NodeId, HashMap<DispatcherId, Arc<RwLock<SpanReplica>>>>>,
+    all: RwLock<Shared>,
+    replicating: RwLock<Shared>,
+    tables: RwLock<HashMap<TableId, Shared>>,
+    schemas: RwLock<HashMap<SchemaId, Shared>>,
+    nodes: RwLock<HashMap<NodeId, Shared>>,
 }
 
 impl Maps {
     fn of(spans: &SpanSet) -> Self {
-        let mut all = HashMap::new();
-        let mut tables: HashMap<TableId, HashMap<_, _>> = HashMap::new();
-        let mut schemas: HashMap<SchemaId, HashMap<_, _>> = HashMap::new();
-        let mut nodes: HashMap<NodeId, HashMap<_, _>> = HashMap::new();
+        let mut all = Shared::new();
+        let mut tables: HashMap<TableId, Shared> = HashMap::new();
+        let mut schemas: HashMap<SchemaId, Shared> = HashMap::new();
+        let mut nodes: HashMap<NodeId, Shared> = HashMap::new();
         for (_, span) in spans.iter() {
             let shared = Arc::new(RwLock::new(span.clone()));
             tables.entry(span.span.table).or_default().insert(span.id, Arc::clone(&shared));

@@ -137,7 +137,7 @@ fn balance(extent: &Extent, spans: &SpanSet) -> Result<(f64, f64, f64)> {
     let naive = per_call(extent.rounds, 1, |_| {
         let found = by_node(spans);
         let share = spans.len() / four.len();
-        let spare = found.iter().flat_map(|(_, ids)| ids.iter().skip(share));
+        let spare = found.values().flat_map(|ids| ids.iter().skip(share));
         drop(black_box(spare.take(MOVED).copied().collect::<Vec<_>>()));
     });
     Ok((quiet, even, naive))
