@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::{behaviours, codegen, examples, servers, tidy};
+use crate::{behaviours, codegen, examples, programs, servers, tidy};
 
 /// Runs one step and says how long it took.
 pub(crate) fn run_step(name: &str, step: impl FnOnce() -> Result<()>) -> Result<()> {
@@ -30,7 +30,8 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     })?;
     run_step("behaviours", || behaviours::run(root, false))?;
     run_step("tests", || test(root, &[]))?;
-    run_step("examples", || examples::run(root, None))
+    run_step("examples", || examples::run(root, None))?;
+    run_step("costs of the control plane", || programs::control_growth(root))
 }
 
 /// The tests alone.

@@ -85,6 +85,12 @@ enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
     },
+    /// What the control plane costs with ten thousand to a million spans, next to naive versions.
+    Control {
+        /// Arguments of the program, such as `--check --json --plot docs/plots/control.svg`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -103,6 +109,7 @@ fn main() -> ExitCode {
         Command::Dev { rest } => programs::become_dev(&root, &rest),
         Command::Crash { rest } => programs::run(&root, "crash", &rest),
         Command::Bench(Bench::Drain { rest }) => programs::run(&root, "drain", &rest),
+        Command::Bench(Bench::Control { rest }) => programs::control(&root, &rest),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -8,12 +8,32 @@ use anyhow::{Result, anyhow};
 
 use crate::servers;
 
+/// The program that counts allocations has an allocator of its own: nothing else is built with it.
+const CONTROL: [&str; 6] = ["-p", "testkit", "--features", "control", "--bin", "control"];
+
 /// Builds everything optimised and runs one program with the arguments of the caller.
 pub(crate) fn run(root: &Path, name: &str, rest: &[String]) -> Result<()> {
     servers::ensure()?;
     crate::run(root, "cargo", &["build", "--release", "-p", "node", "-p", "testkit"], &[])?;
     let mut arguments = vec!["run", "--quiet", "--release", "-p", "testkit", "--bin", name, "--"];
     arguments.extend(rest.iter().map(String::as_str));
+    crate::run(root, "cargo", &arguments, &[])
+}
+
+/// The costs of the control plane, of an optimised build; needs no server.
+pub(crate) fn control(root: &Path, rest: &[String]) -> Result<()> {
+    let mut arguments = vec!["run", "--quiet", "--release"];
+    arguments.extend(CONTROL);
+    arguments.push("--");
+    arguments.extend(rest.iter().map(String::as_str));
+    crate::run(root, "cargo", &arguments, &[])
+}
+
+/// The same without optimisation and with few spans: whether costs grow as they may, within seconds.
+pub(crate) fn control_growth(root: &Path) -> Result<()> {
+    let mut arguments = vec!["run", "--quiet"];
+    arguments.extend(CONTROL);
+    arguments.extend(["--", "--quick", "--check", "--spans", "2000,20000", "--changefeeds", "90"]);
     crate::run(root, "cargo", &arguments, &[])
 }
 
