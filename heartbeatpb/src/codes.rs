@@ -175,6 +175,8 @@ pub const CHANGEFEED_UPDATE_REFUSED: &str = "CDC:ErrChangefeedUpdateRefused";
 pub const TARGET_TS_BEFORE_START_TS: &str = "CDC:ErrTargetTsBeforeStartTs";
 /// Source and target are one database: the changes would come round again.
 pub const SAME_UPSTREAM_DOWNSTREAM: &str = "CDC:ErrSameUpstreamDownstream";
+/// The changefeed has no maintainer, or it is on another node; the message says where.
+pub const MAINTAINER_NOT_FOUND: &str = "CDC:ErrMaintainerNotFounded";
 /// There is no such node.
 pub const CAPTURE_NOT_EXIST: &str = "CDC:ErrCaptureNotExist";
 /// The coordinator is starting or stopping; ask again in a moment.

@@ -3,6 +3,7 @@
 mod capture;
 mod changefeed;
 mod client;
+mod table;
 
 use clap::{Args, Subcommand};
 use serde_json::Value;

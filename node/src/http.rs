@@ -5,8 +5,11 @@ mod changefeed;
 mod error;
 mod models;
 mod server;
+mod status;
+mod table;
 #[cfg(test)]
 mod tests;
+mod v1;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -33,6 +36,7 @@ pub(crate) struct ApiState {
     pub(crate) started: Instant,
     pub(crate) leader: tokio::sync::watch::Receiver<Option<CoordinatorHandle>>,
     pub(crate) upstreams: Arc<UpstreamHub>,
+    pub(crate) placements: maintainer::PlacementHandle,
     pub(crate) metrics: PrometheusHandle,
     pub(crate) liveness: Arc<maintainer::LivenessCell>,
 }
@@ -68,9 +72,15 @@ pub(crate) fn router(state: ApiState) -> Router {
         .route("/{id}", get(changefeed::get).put(changefeed::update).delete(changefeed::remove))
         .route("/{id}/pause", post(changefeed::pause))
         .route("/{id}/resume", post(changefeed::resume))
-        .route("/{id}/status", get(changefeed::status))
+        .route("/{id}/status", get(status::status))
         .route("/{id}/synced", get(changefeed::synced))
-        .route("/{id}/progress", get(changefeed::progress));
+        .route("/{id}/progress", get(changefeed::progress))
+        .route("/{id}/move_table", post(table::move_table))
+        .route("/{id}/move_split_table", post(table::move_split_table))
+        .route("/{id}/split_table_by_region_count", post(table::split_table))
+        .route("/{id}/merge_table", post(table::merge_table))
+        .route("/{id}/get_dispatcher_count", get(table::dispatcher_count))
+        .route("/{id}/tables", get(table::tables));
     let v2 = Router::new()
         .route("/status", get(server::status))
         .route("/health", get(server::health))
@@ -83,7 +93,19 @@ pub(crate) fn router(state: ApiState) -> Router {
         .route("/verify_table", post(changefeed::verify_table))
         .route("/get_all_tables", post(changefeed::verify_table))
         .nest("/changefeeds", feeds);
+    let v1_feeds = Router::new()
+        .route("/", get(v1::list).post(v1::create))
+        .route("/{id}", get(changefeed::get).put(v1::update).delete(v1::remove))
+        .route("/{id}/pause", post(v1::pause))
+        .route("/{id}/resume", post(v1::resume))
+        .route("/{id}/tables/rebalance_table", post(v1::rebalance))
+        .route("/{id}/tables/move_table", post(table::move_table_v1));
     let v1 = Router::new()
+        .route("/status", get(server::status))
+        .route("/health", get(server::health))
+        .route("/log", post(server::set_log_level))
+        .route("/processors", get(v1::no_processors))
+        .nest("/changefeeds", v1_feeds)
         .route("/captures", get(capture::list_v1))
         .route("/captures/drain", put(capture::drain_v1))
         .route("/owner/resign", post(capture::resign_v1));

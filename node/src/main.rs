@@ -125,9 +125,18 @@ async fn run(command: Command) -> anyhow::Result<()> {
             node::telemetry::init_logging(&config)?;
             tracing::info!(version = env!("CARGO_PKG_VERSION"), addr = %config.addr, "starting server");
             let running = node::Node::start(config).await?;
-            node::shutdown::signal().await.context("cannot listen for signals")?;
+            let failure = tokio::select! {
+                signal = node::shutdown::signal() => {
+                    signal.context("cannot listen for signals")?;
+                    None
+                }
+                why = running.failed() => Some(why),
+            };
             tokio::select! {
-                result = running.stop() => result,
+                result = running.stop() => match failure {
+                    None => result,
+                    Some(why) => anyhow::bail!("the server cannot go on and has stopped: {why}"),
+                },
                 again = node::shutdown::signal() => {
                     again.context("cannot listen for signals")?;
                     anyhow::bail!("stopped at once by a second signal")

@@ -80,6 +80,8 @@ pub struct Node {
     liveness: Arc<LivenessCell>,
     liveness_view: watch::Sender<NodeLiveness>,
     upstreams: Arc<UpstreamHub>,
+    /// Why the process cannot go on.
+    failed: watch::Receiver<Option<String>>,
     /// Writers of the set of nodes; a reader takes their end for the end of the process.
     _membership: (watch::Sender<BTreeSet<NodeId>>, watch::Sender<coordinator::Members>),
     /// In the order in which they stop.
@@ -170,6 +172,7 @@ impl Node {
             started: Instant::now(),
             leader,
             upstreams: Arc::clone(&upstreams),
+            placements: manager.placements(),
             metrics: metrics.clone(),
             liveness: Arc::clone(&liveness),
         });
@@ -195,26 +198,43 @@ impl Node {
             orchestrator.run(stop).await;
         });
         let manager = Part::start("maintainer manager", move |stop| manager.run(stop));
+        let (failure, failed) = watch::channel(None);
+        let fenced = Arc::clone(&liveness);
         let election = Part::start("coordinator", move |stop| async move {
             if let Err(error) = election.run(session, stop).await {
-                // The metadata store is lost: this process may not write any more.
+                // The metadata store is lost: this process may not write any more. No new work comes, then the write path
+                // is closed, then the process ends.
+                fenced.advance(NodeLiveness::Draining);
+                fenced.advance(NodeLiveness::Stopping);
                 fence.local_fence();
-                tracing::error!(
-                    error = error_chain(&error),
-                    "the coordinator failed; downstream writes are stopped"
-                );
+                let why = error_chain(&error);
+                tracing::error!(error = why, "the coordinator failed; downstream writes are stopped");
+                failure.send_replace(Some(why));
             }
         });
         let parts = vec![http, election, manager, orchestrator, collector, log_part, upkeep];
         tracing::info!(nodeID = %node, addr = %address, "server is ready");
         let membership = (nodes_sender, members_sender);
-        Ok(Self { address, liveness, liveness_view, upstreams, _membership: membership, parts })
+        Ok(Self { address, liveness, liveness_view, upstreams, failed, _membership: membership, parts })
     }
 
     /// Where the API listens.
     #[must_use]
     pub fn address(&self) -> std::net::SocketAddr {
         self.address
+    }
+
+    /// Waits until the process cannot go on: it has stopped to write and is to be stopped and started anew. Returns why.
+    pub async fn failed(&self) -> String {
+        let mut failed = self.failed.clone();
+        loop {
+            if let Some(why) = failed.borrow_and_update().clone() {
+                return why;
+            }
+            if failed.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
     }
 
     /// Stops everything in order; what does not stop in time is left to the end of the process.

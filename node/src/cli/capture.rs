@@ -39,7 +39,7 @@ pub(super) struct DrainArgs {
 }
 
 /// An id goes into a path, so what is not one must not reach it.
-fn parse_id(text: &str) -> Result<String, String> {
+pub(super) fn parse_id(text: &str) -> Result<String, String> {
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':');
     if !text.is_empty() && text.len() <= 128 && text.chars().all(fits) {
         return Ok(text.to_owned());

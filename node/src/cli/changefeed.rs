@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
-use super::{ApiError, CliError, Client, items, print_json, say};
+use super::{ApiError, CliError, Client, items, print_json, say, table};
 
 #[derive(Subcommand, Debug)]
 pub(super) enum ChangefeedCommand {
@@ -37,13 +37,25 @@ pub(super) enum ChangefeedCommand {
     },
     /// Remove a changefeed, with its slot and publication.
     Remove(IdArg),
+    /// Which tables each server replicates, as JSON.
+    Tables(IdArg),
+    /// How many dispatchers the changefeed has on all servers.
+    DispatcherCount(IdArg),
+    /// Move a table to a server.
+    MoveTable(table::MoveArgs),
+    /// Move all parts of a divided table to a server.
+    MoveSplitTable(table::MoveArgs),
+    /// Divide a table into key ranges, about one for each server.
+    SplitTableByRegionCount(table::TableArg),
+    /// Join two neighbouring parts of a divided table.
+    MergeTable(table::TableArg),
 }
 
 #[derive(Args, Debug)]
 pub(super) struct IdArg {
     /// Name of the changefeed.
     #[arg(short, long, value_parser = parse_name)]
-    changefeed_id: String,
+    pub(super) changefeed_id: String,
 }
 
 /// A name goes into a path, so what is not one must not reach it.
@@ -101,10 +113,16 @@ pub(super) async fn run(client: &Client, command: ChangefeedCommand) -> Result<(
             say(&format_args!("Resume changefeed successfully!\nID: {}", id.changefeed_id))
         }
         ChangefeedCommand::Remove(id) => remove(client, &id.changefeed_id).await,
+        ChangefeedCommand::Tables(id) => table::tables(client, &id.changefeed_id).await,
+        ChangefeedCommand::DispatcherCount(id) => table::dispatcher_count(client, &id.changefeed_id).await,
+        ChangefeedCommand::MoveTable(args) => table::move_table(client, "move_table", &args).await,
+        ChangefeedCommand::MoveSplitTable(args) => table::move_table(client, "move_split_table", &args).await,
+        ChangefeedCommand::SplitTableByRegionCount(args) => table::split(client, &args).await,
+        ChangefeedCommand::MergeTable(args) => table::merge(client, &args).await,
     }
 }
 
-fn path(id: &str, rest: &str) -> String {
+pub(super) fn path(id: &str, rest: &str) -> String {
     format!("/api/v2/changefeeds/{id}{rest}")
 }
 

@@ -41,7 +41,7 @@ pub(super) async fn list_v1(State(state): State<Shared>) -> Json<Value> {
 }
 
 /// An id of a node from a request, which is repeated in errors.
-fn node_id(text: &str) -> Result<NodeId, ApiFailure> {
+pub(super) fn node_id(text: &str) -> Result<NodeId, ApiFailure> {
     let fits = !text.is_empty()
         && text.len() <= LONGEST_ID
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':'));

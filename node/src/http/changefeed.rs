@@ -80,7 +80,7 @@ fn common_info(state: &ApiState, feed: &ChangefeedView) -> Value {
     })
 }
 
-fn error_value(error: &RunningError) -> Value {
+pub(super) fn error_value(error: &RunningError) -> Value {
     json!({ "time": error.time, "addr": error.node, "code": error.code, "message": error.message })
 }
 
@@ -125,7 +125,7 @@ fn feed_value(state: &ApiState, feed: &ChangefeedView) -> Value {
     value
 }
 
-async fn find(state: &ApiState, name: &str) -> Result<ChangefeedView, ApiFailure> {
+pub(super) async fn find(state: &ApiState, name: &str) -> Result<ChangefeedView, ApiFailure> {
     check_name(name)?;
     Ok(leader(state)?.get(KEYSPACE, name).await?)
 }
@@ -133,20 +133,6 @@ async fn find(state: &ApiState, name: &str) -> Result<ChangefeedView, ApiFailure
 pub(super) async fn get(State(state): State<Shared>, Path(name): Path<String>) -> Answer {
     let feed = find(&state, &name).await?;
     Ok(Json(feed_value(&state, &feed)))
-}
-
-pub(super) async fn status(State(state): State<Shared>, Path(name): Path<String>) -> Answer {
-    let feed = find(&state, &name).await?;
-    let mut value = json!({
-        "state": feed.info.state.shown().name(),
-        "resolved_ts": state.upstreams.resolved(&feed.info.id).unwrap_or(feed.checkpoint).max(feed.checkpoint),
-        "checkpoint_ts": feed.checkpoint,
-    });
-    if let Some(error) = &feed.info.error {
-        let key = if feed.info.state == ChangefeedState::Failed { "last_error" } else { "last_warning" };
-        value[key] = error_value(error);
-    }
-    Ok(Json(value))
 }
 
 /// Ours: what a live view shows.

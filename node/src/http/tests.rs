@@ -66,12 +66,13 @@ impl Cluster {
                 ManagerConfig { node_epoch: 7, liveness: Arc::clone(&liveness), nodes: alive.subscribe() };
             let upstream = Arc::clone(&hub) as Arc<dyn maintainer::Upstream>;
             let manager = MaintainerManager::new(center.clone(), upstream, config);
+            let placements = manager.placements();
             tasks.push(tokio::spawn(manager.run(stop.clone())));
             if name == LEADER {
-                state = Some((center, hub, liveness));
+                state = Some((center, hub, liveness, placements));
             }
         }
-        let (center, upstreams, liveness) = state.unwrap();
+        let (center, upstreams, liveness, placements) = state.unwrap();
         let neighbours = Neighbours {
             center,
             members: members.subscribe(),
@@ -95,6 +96,7 @@ impl Cluster {
             started: Instant::now(),
             leader,
             upstreams,
+            placements,
             metrics: metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle(),
             liveness,
         });

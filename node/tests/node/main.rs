@@ -11,4 +11,5 @@ mod filters;
 mod large;
 mod life;
 mod observed;
+mod people;
 mod types;

@@ -26,6 +26,18 @@ fn commands_that_cannot_be_understood_are_refused_with_what_is_wrong() {
         (&["cli", "changefeed", "query", "-c", "a", "--loud"], &["--loud"]),
         (&["cli", "changefeed", "list", "extra"], &["extra"]),
         (&["cli", "changefeed", "resume", "-c", "a", "--overwrite-checkpoint-ts", "soon"], &["soon"]),
+        (&["cli", "changefeed", "tables"], &["--changefeed-id"]),
+        (&["cli", "changefeed", "dispatcher-count", "-c", "a b"], &["letters"]),
+        (&["cli", "changefeed", "move-table", "-c", "a"], &["--table-id", "--target-node-id"]),
+        (&["cli", "changefeed", "move-table", "-c", "a", "-t", "one", "-d", "n"], &["one"]),
+        (&["cli", "changefeed", "move-table", "-c", "a", "-t", "1", "-d", "a/b"], &["capture list"]),
+        (
+            &["cli", "changefeed", "move-table", "-c", "a", "-t", "1", "-d", "n", "--wait", "maybe"],
+            &["maybe"],
+        ),
+        (&["cli", "changefeed", "move-split-table", "-c", "a", "-t", "1"], &["--target-node-id"]),
+        (&["cli", "changefeed", "split-table-by-region-count", "-c", "a"], &["--table-id"]),
+        (&["cli", "changefeed", "merge-table", "-c", "a", "-t", "1", "--mode", "2"], &["2"]),
         (&["cli", "tso", "query"], &["--upstream-uri"]),
         (&["cli", "capture"], &["Usage"]),
         (&["cli", "capture", "drain"], &["--capture-id"]),
@@ -71,6 +83,8 @@ fn a_server_that_does_not_answer_is_named_by_every_command() {
         &["pause", "-c", "a"],
         &["resume", "-c", "a"],
         &["remove", "-c", "a"],
+        &["tables", "-c", "a"],
+        &["dispatcher-count", "-c", "a"],
     ];
     for rest in changefeed {
         let arguments = [&["cli", "--server", NOBODY, "changefeed"][..], rest].concat();
@@ -146,6 +160,8 @@ async fn what_a_server_refuses_is_told_by_the_command_line_and_leaves_nothing_be
         (on("query", "none"), &["none", "does not exist"]),
         (on("pause", "none"), &["none", "does not exist"]),
         (on("resume", "none"), &["none", "does not exist"]),
+        (on("tables", "none"), &["none", "does not exist"]),
+        (on("dispatcher-count", "none"), &["none", "does not exist"]),
         (on("query", "a b"), &["letters"]),
         (on("query", "../status"), &["letters"]),
         (on("pause", "a?b"), &["letters"]),

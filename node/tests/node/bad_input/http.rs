@@ -204,6 +204,64 @@ async fn requests_that_cannot_be_understood_are_refused_by_every_endpoint() {
     ] {
         complaints.refused(address, &format!("GET {path}"), "", (404, "CDC:ErrAPINotFound"), &[path]).await;
     }
+    for (method, path) in [
+        ("POST", "move_table"),
+        ("POST", "move_split_table"),
+        ("POST", "split_table_by_region_count"),
+        ("POST", "merge_table"),
+        ("GET", "get_dispatcher_count"),
+        ("GET", "tables"),
+    ] {
+        let none = format!("{method} {feeds}/none/{path}?tableID=1&targetNodeID=n");
+        complaints.refused(address, &none, "", (400, EXISTS), &["none", "does not exist"]).await;
+        complaints
+            .refused(
+                address,
+                &format!("{method} {feeds}/a_b/{path}?tableID=1&targetNodeID=n"),
+                "",
+                (400, PARAM),
+                &["letters"],
+            )
+            .await;
+        let twice = format!("{method} {feeds}/none/{path}?tableID=1&tableID=2");
+        complaints.refused(address, &twice, "", (400, PARAM), &["tableID"]).await;
+        let wrong = if method == "GET" { "POST" } else { "GET" };
+        complaints.refused(address, &format!("{wrong} {feeds}/none/{path}"), "", (405, PARAM), &[path]).await;
+    }
+    for path in ["move_table", "move_split_table", "split_table_by_region_count", "merge_table"] {
+        for bad in ["", "tableID=", "tableID=one", "tableID=1.5", "tableID=99999999999999999999"] {
+            complaints
+                .refused(address, &format!("POST {feeds}/none/{path}?{bad}"), "", (400, PARAM), &["tableID"])
+                .await;
+        }
+    }
+    for path in ["move_table", "move_split_table"] {
+        for bad in ["", "&targetNodeID=", "&targetNodeID=a%20b", "&targetNodeID=%00"] {
+            let request = format!("POST {feeds}/none/{path}?tableID=1{bad}");
+            complaints.refused(address, &request, "", (400, PARAM), &["targetNodeID"]).await;
+        }
+        let request = format!("POST {feeds}/none/{path}?tableID=1&targetNodeID=n&wait=maybe");
+        complaints.refused(address, &request, "", (400, PARAM), &["wait"]).await;
+    }
+    let old = "/api/v1/changefeeds";
+    for (request, body, words) in [
+        (format!("POST {old}"), "{", "ends too early"),
+        (format!("POST {old}"), r#"{"filter_rules":"a.b"}"#, "filter_rules"),
+        (format!("POST {old}"), r#"{"sink_config":[]}"#, "sink_config"),
+        (format!("POST {old}"), r#"{"mounter_worker_num":-1}"#, "mounter_worker_num"),
+        (format!("POST {old}"), r#"{"changefeed_id":7}"#, "changefeed_id"),
+        (format!("PUT {old}/none"), "[1]", "object"),
+        (format!("POST {old}/none/resume"), "[1]", "object"),
+        (format!("POST {old}/none/tables/move_table"), "{}", "table_id"),
+        (format!("POST {old}/none/tables/move_table"), r#"{"table_id":1,"capture_id":"a b"}"#, "capture id"),
+        (format!("POST {old}/a_b/tables/rebalance_table"), "", "letters"),
+    ] {
+        complaints.refused(address, &request, body, (400, PARAM), &[words]).await;
+    }
+    for request in ["GET /none", "PUT /none", "POST /none/pause", "POST /none/resume"] {
+        let (method, path) = request.split_once(' ').unwrap();
+        complaints.refused(address, &format!("{method} {old}{path}"), "{}", (400, EXISTS), &["none"]).await;
+    }
     let drain = "/api/v2/captures";
     for method in ["GET", "PUT", "DELETE"] {
         for bad in ["a%20b", "%00", "a%2Fb", "%FF", &"a".repeat(129)] {
@@ -365,7 +423,33 @@ async fn changefeeds_that_cannot_be_are_refused_with_a_code_and_leave_nothing_be
         .await;
     complaints.refused(address, &format!("POST {feed}/resume"), "", (400, update_refused), &["normal"]).await;
     complaints.refused(address, &format!("PUT {feed}"), "{}", (400, update_refused), &["pause"]).await;
+    let (failed, own) = ("CDC:ErrSchedulerRequestFailed", client.get("/api/v2/captures").await.unwrap());
+    let own = own["items"][0]["id"].as_str().unwrap();
+    eventually("its tables are placed", async || client.get(&format!("{feed}/tables")).await.is_ok()).await;
+    let tables = client.get(&format!("{feed}/tables")).await.unwrap();
+    let ids: Vec<i64> =
+        tables["items"][0]["table_ids"].as_array().unwrap().iter().filter_map(Value::as_i64).collect();
+    let table = *ids.iter().find(|id| **id != 0).unwrap();
+    for (request, code, words) in [
+        (format!("move_table?tableID=987654321&targetNodeID={own}"), PARAM, "987654321"),
+        (format!("move_table?tableID=0&targetNodeID={own}"), failed, "trigger"),
+        (format!("move_table?tableID={table}&targetNodeID=none"), failed, "none"),
+        (format!("move_split_table?tableID={table}&targetNodeID=none"), failed, "none"),
+        (format!("split_table_by_region_count?tableID={table}"), failed, "enable-table-across-nodes"),
+        ("merge_table?tableID=987654321".to_owned(), PARAM, "987654321"),
+    ] {
+        complaints.refused(address, &format!("POST {feed}/{request}"), "", (400, code), &[words]).await;
+    }
     client.post(&format!("{feed}/pause"), &json!({})).await.unwrap();
+    complaints
+        .refused(
+            address,
+            &format!("GET {feed}/tables"),
+            "",
+            (500, "CDC:ErrMaintainerNotFounded"),
+            &["stopped"],
+        )
+        .await;
     client.post(&format!("{feed}/pause"), &json!({})).await.unwrap();
     complaints
         .refused(address, &format!("PUT {feed}"), r#"{"start_ts":7}"#, (400, PARAM), &["start_ts"])

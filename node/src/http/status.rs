@@ -1,0 +1,123 @@
+//! The state of one changefeed, and what keeps it from getting on.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use coordinator::{ChangefeedView, UpstreamClock};
+use heartbeatpb::config::ChangefeedState;
+use heartbeatpb::{RunningError, WallTime};
+use maintainer::{Holder, Standstill};
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::changefeed::{error_value, find};
+use super::{ApiFailure, ApiState, Shared};
+
+pub(super) async fn status(
+    State(state): State<Shared>,
+    Path(name): Path<String>,
+) -> Result<Json<Value>, ApiFailure> {
+    let feed = find(&state, &name).await?;
+    let id = &feed.info.id;
+    let resolved = state.upstreams.resolved(id).unwrap_or(feed.checkpoint).max(feed.checkpoint);
+    let mut value = json!({
+        "state": feed.info.state.shown().name(),
+        "resolved_ts": resolved,
+        "checkpoint_ts": feed.checkpoint,
+    });
+    if let Some((key, error)) = last_error(&feed, state.upstreams.time_of(id, feed.checkpoint)) {
+        value[key] = error_value(error);
+    }
+    if let Some(waits) = &feed.waiting_for {
+        value["waiting_for"] = json!(waits);
+    }
+    if let Some(held) = held_by(&state, &feed).await {
+        value["held_by"] = held;
+    }
+    Ok(Json(value))
+}
+
+/// The error behind the state, unless the changefeed has got past it since.
+fn last_error(feed: &ChangefeedView, checkpoint: Option<WallTime>) -> Option<(&'static str, &RunningError)> {
+    let key = match feed.info.state {
+        ChangefeedState::Failed => "last_error",
+        ChangefeedState::Warning | ChangefeedState::Pending => "last_warning",
+        ChangefeedState::Normal
+        | ChangefeedState::Stopped
+        | ChangefeedState::Finished
+        | ChangefeedState::Removed
+        | ChangefeedState::Uninitialized => return None,
+    };
+    let error = feed.info.error.as_ref()?;
+    let passed = checkpoint.is_some_and(|at| time_of(error).is_some_and(|error| error < at.0));
+    (!passed).then_some((key, error))
+}
+
+/// Microseconds since 1970, if the error says so.
+fn time_of(error: &RunningError) -> Option<i64> {
+    let time = OffsetDateTime::parse(&error.time, &Rfc3339).ok()?;
+    i64::try_from(time.unix_timestamp_nanos() / 1000).ok()
+}
+
+/// What the checkpoint stands at, by its maintainer, if that is here; `null` for a changefeed that is not to run.
+async fn held_by(state: &ApiState, feed: &ChangefeedView) -> Option<Value> {
+    if feed.node.as_ref() != Some(&state.node) {
+        return None;
+    }
+    let standstill = state.placements.standstill(&feed.info.id).await.ok()??;
+    let reader = state.upstreams.progress(&feed.info.id);
+    Some(held_value(&standstill, &reader))
+}
+
+/// A node that gets no further because nothing is read says so itself.
+fn held_value(standstill: &Standstill, reader: &Value) -> Value {
+    let mut value = json!({
+        "seconds": standstill.lasts.as_secs(),
+        "kind": standstill.holder.kind(),
+        "by": standstill.holder.to_string(),
+    });
+    if let Some(place) = standstill.holder.place() {
+        value["table_id"] = json!(place.table);
+        value["dispatcher_id"] = json!(place.dispatcher.to_string());
+    }
+    if let Holder::Node { node, .. } = &standstill.holder {
+        value["node_id"] = json!(node.as_str());
+        let problem = reader["reader_problem"].as_str();
+        if reader["connected"] == false || problem.is_some() {
+            let problem = problem.unwrap_or("it is not connected");
+            value["kind"] = json!("reader");
+            value["by"] = json!(format!("the log reader does not read the upstream: {problem}"));
+        }
+    }
+    value
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use heartbeatpb::Ts;
+
+    use super::*;
+
+    fn standstill(holder: Holder) -> Standstill {
+        Standstill { checkpoint: Ts(7), lasts: Duration::from_secs(40), holder }
+    }
+
+    #[test]
+    fn a_node_is_not_blamed_for_a_log_that_nobody_reads() {
+        let node = Holder::Node { node: "n1".into(), slowest: None, waits_at: None };
+        let value =
+            held_value(&standstill(node.clone()), &json!({ "connected": true, "reader_problem": null }));
+        assert_eq!(
+            value,
+            json!({ "seconds": 40, "kind": "node", "by": "node n1 has got no further", "node_id": "n1" })
+        );
+        let down = json!({ "connected": false, "reader_problem": "connection refused" });
+        let value = held_value(&standstill(node), &down);
+        assert_eq!((&value["kind"], &value["seconds"]), (&json!("reader"), &json!(40)));
+        assert!(value["by"].as_str().unwrap().ends_with("connection refused"), "{value}");
+        let value = held_value(&standstill(Holder::Upstream), &down);
+        assert_eq!(value["kind"], "upstream", "what the maintainer knows itself stays");
+    }
+}
