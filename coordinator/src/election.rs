@@ -154,7 +154,7 @@ impl Election {
                 Ok(Err(error)) => tracing::warn!(%error, "the resignation failed"),
                 Err(_) => tracing::warn!("the resignation took too long"),
             }
-            if shutdown.is_cancelled() {
+            if shutdown.is_cancelled() || !heartbeatpb::Rule::ResignationRepeated.holds() {
                 tracing::warn!("the role ends with the lease");
                 return;
             }

@@ -462,13 +462,16 @@ impl Core {
             let Some(state) = dispatcher.unacknowledged(key).cloned() else { continue };
             let (id, mode) = (dispatcher.id, dispatcher.mode);
             self.resends.insert((now + RESEND, slot, key));
-            self.blocks.push(TableSpanBlockStatus { id, mode, state }, now);
+            if heartbeatpb::Rule::BlockResend.holds() {
+                self.blocks.push(TableSpanBlockStatus { id, mode, state }, now);
+            }
         }
     }
 
     /// Whether a request of `(from, epoch)` may act, with the line for people when it may not.
     fn is_allowed(&self, what: &str, from: &NodeId, epoch: Option<heartbeatpb::MaintainerEpoch>) -> bool {
-        let allowed = self.life == Life::Open && self.owner.allows(from, epoch);
+        let allowed = self.life == Life::Open
+            && (self.owner.allows(from, epoch) || !heartbeatpb::Rule::OwnerFence.holds());
         if !allowed {
             tracing::debug!(
                 changefeed = %self.id, %from, ?epoch, owner = ?self.owner, life = ?self.life,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use dispatcher_manager::{ManagerHandle, WritePath};
-use heartbeatpb::{ChangefeedId, Gid, MaintainerEpoch};
+use heartbeatpb::{ChangefeedId, Gid, MaintainerEpoch, Rule};
 use parking_lot::Mutex;
 
 use crate::tombstone::Tombstones;
@@ -47,7 +47,7 @@ impl Registry {
         let state = self.state.lock();
         match state.managers.get(&gid) {
             Some(manager) => Found::Manager(manager.clone()),
-            None if state.tombstones.blocks(gid, epoch, now) => Found::Blocked,
+            None if state.tombstones.blocks(gid, epoch, now) && Rule::Tombstone.holds() => Found::Blocked,
             None => Found::Nothing,
         }
     }

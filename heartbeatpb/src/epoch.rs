@@ -94,8 +94,8 @@ impl Owner {
     #[must_use]
     pub fn lets_close(&self, from: &NodeId, epoch: Option<MaintainerEpoch>) -> bool {
         match (epoch, self.epoch) {
-            (Some(got), Some(current)) => got >= current,
-            (None, None | Some(_)) | (Some(_), None) => self.allows(from, epoch),
+            (Some(got), Some(current)) if crate::Rule::CloseElsewhere.holds() => got >= current,
+            (Some(_), Some(_)) | (None, None | Some(_)) | (Some(_), None) => self.allows(from, epoch),
         }
     }
 

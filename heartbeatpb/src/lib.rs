@@ -16,6 +16,7 @@ mod epoch;
 mod error;
 mod ids;
 mod request;
+mod rules;
 mod span;
 mod status;
 mod surroundings;
@@ -27,6 +28,9 @@ pub use epoch::*;
 pub use error::*;
 pub use ids::*;
 pub use request::*;
+pub use rules::Rule;
+#[cfg(feature = "test-util")]
+pub use rules::switches::switch_off;
 pub use span::*;
 pub use status::*;
 #[cfg(feature = "test-util")]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use heartbeatpb::{NodeId, Ts, Watermark};
+use heartbeatpb::{NodeId, Rule, Ts, Watermark};
 use replica::MinSet;
 use snapshot::Versioned;
 
@@ -97,7 +97,9 @@ impl CheckpointFold {
         self.committed.last_synced = self.committed.last_synced.max(mark.last_synced);
         let known = self.nodes.get(node).and_then(|node| node.mark);
         let newer = known.is_none_or(|known| {
-            (mark.seq, mark.checkpoint, mark.resolved) > (known.seq, known.checkpoint, known.resolved)
+            let generation = |mark: &Watermark| if Rule::WatermarkGeneration.holds() { mark.seq } else { 0 };
+            (generation(&mark), mark.checkpoint, mark.resolved)
+                > (generation(&known), known.checkpoint, known.resolved)
         });
         if newer {
             self.edit(node, |node| node.mark = Some(mark));

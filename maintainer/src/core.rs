@@ -378,7 +378,8 @@ impl Core {
             return false;
         }
         let trigger = self.removal.as_ref().and_then(Removal::trigger_checkpoint);
-        let moved = self.fold.advance([self.placement.spans.floor(), self.barrier.floor(), trigger]);
+        let homeless = self.placement.spans.floor().filter(|_| heartbeatpb::Rule::AbsentHolds.holds());
+        let moved = self.fold.advance([homeless, self.barrier.floor(), trigger]);
         if moved {
             self.placement.spans.advance_committed(self.fold.committed().checkpoint);
             if self.low_latency {

@@ -208,7 +208,7 @@ impl MessageCenter {
 
     /// Whether an envelope came again, or was overtaken by a later one of its sender and topic.
     fn is_late(&self, class: StreamClass, peer: &NodeId, envelope: &Envelope) -> bool {
-        let late = self.shared.arrivals.is_late(peer, envelope);
+        let late = self.shared.arrivals.is_late(peer, envelope) && heartbeatpb::Rule::CommandOrder.holds();
         if late {
             self.shared.metrics.of(class).dropped(Drop::Late, envelope.payload.len());
             tracing::debug!(%peer, topic = envelope.topic, "dropped a command that was overtaken or came again");

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use heartbeatpb::{
     ChangefeedId, DispatcherConfig, DispatcherId, MaintainerEpoch, MergeDispatcherRequest, Mode, NodeId,
-    OperatorType, ScheduleAction, ScheduleDispatcherRequest, SchemaId, TableId, TableSpan, TableSpanStatus,
-    Ts,
+    OperatorType, Rule, ScheduleAction, ScheduleDispatcherRequest, SchemaId, TableId, TableSpan,
+    TableSpanStatus, Ts,
 };
 use replica::{SpanReplica, SpanSet, is_terminal};
 
@@ -143,7 +143,7 @@ impl Controller {
     }
 
     fn is_allowed(&self, span: DispatcherId) -> bool {
-        self.allowed.as_ref().is_none_or(|allowed| allowed.contains(&span))
+        self.allowed.as_ref().is_none_or(|allowed| allowed.contains(&span)) || !Rule::Quiesce.holds()
     }
 
     /// Starts an operator. Refused when the controller is quiesced, when the dispatcher is occupied, when its
@@ -165,7 +165,7 @@ impl Controller {
     pub(super) fn push(&mut self, mut operator: Box<dyn Operator>, cx: &mut Context<'_>) {
         let span = operator.span();
         let nodes = operator.affected_nodes();
-        if operator.holds_checkpoint() {
+        if operator.holds_checkpoint() && Rule::OperatorsHold.holds() {
             cx.spans.hold(span, true);
         }
         if let Some(node) = operator.moves_away_from() {
@@ -366,7 +366,9 @@ impl Controller {
             self.due.insert((running.resend_at, span));
             let mut actions = Vec::new();
             running.operator.resend(&mut actions);
-            self.perform(actions, cx);
+            if Rule::OperatorResend.holds() {
+                self.perform(actions, cx);
+            }
         }
     }
 

@@ -87,6 +87,10 @@ impl<R> Bootstrapper<R> {
     fn settle(&mut self) -> bool {
         let complete =
             !self.ready && !self.nodes.is_empty() && self.nodes.values().all(|entry| entry.answered);
+        let complete = complete
+            || (!heartbeatpb::Rule::EveryNodeAnswers.holds()
+                && !self.ready
+                && self.nodes.values().any(|entry| entry.answered));
         self.ready |= complete;
         complete
     }

@@ -216,6 +216,7 @@ impl Core {
         let left = view.left();
         let stopped = record.is_some_and(crate::drain::NodeRecord::stopping_observed);
         let active = self.drain.active().is_some() && self.initialized;
+        let left = if heartbeatpb::Rule::DrainCountsMoves.holds() { left } else { view.maintainers };
         let complete = active && stopped && state != NodeState::Unknown && left == 0;
         view.remaining = if complete { 0 } else { left.max(1) };
         Some(view)

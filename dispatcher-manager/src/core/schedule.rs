@@ -147,7 +147,9 @@ impl Core {
 
     /// The owner must converge, and an entry of a creation that failed must not swallow later requests.
     fn on_remove_missing(&mut self, id: DispatcherId, mode: Mode, now: Instant) {
-        self.journal.delete(id);
+        if heartbeatpb::Rule::JournalClearing.holds() {
+            self.journal.delete(id);
+        }
         self.tell_stopped(id, mode, now);
     }
 

@@ -195,7 +195,7 @@ impl Dispatcher {
         if self.is_trigger() && changes_schedule(&event) {
             // Before any I/O: a wide barrier behind this event must see it, and so must the checkpoint.
             self.pending_acks += 1;
-            if adds_tables(&event) {
+            if adds_tables(&event) && heartbeatpb::Rule::NewTableHolds.holds() {
                 self.blockers.insert(key(&event).commit_ts);
             }
         }

@@ -54,7 +54,14 @@ impl Task {
             Action::Flush { slot, id } => {
                 let sink = Arc::clone(&self.sink);
                 self.calls.spawn(async move {
-                    let result = sink.flush_before_block(id).await.map_err(|error| Fault::sink(&error));
+                    let flush = async {
+                        if heartbeatpb::Rule::FlushBeforeBlock.holds() {
+                            sink.flush_before_block(id).await
+                        } else {
+                            Ok(())
+                        }
+                    };
+                    let result = flush.await.map_err(|error| Fault::sink(&error));
                     Done::FlushFinished { slot, result }
                 });
             }

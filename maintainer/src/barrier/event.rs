@@ -132,6 +132,9 @@ impl Event {
 
     /// Whether everybody waits. Dispatchers that are gone, or do not run any more, do not count.
     pub(super) fn is_complete(&mut self, spans: &SpanSet) -> bool {
+        if !heartbeatpb::Rule::EverybodyArrives.holds() {
+            return self.waiting.is_some();
+        }
         if !self.waiting.as_ref().is_some_and(Coverage::is_full) {
             return false;
         }

@@ -67,7 +67,7 @@ impl Barrier {
             trigger.or_else(|| related.iter().map(|span| span.id).find(|id| runs(id)))
         });
         event.stage = Stage::Selected { writer, written: false };
-        let Some(writer) = writer else { return };
+        let Some(writer) = writer.filter(|_| heartbeatpb::Rule::WriteResend.holds()) else { return };
         if let Some(node) = self.node_of(writer, placement) {
             let to = InfluencedDispatchers::Normal(vec![writer]);
             out.entry(node).or_default().push(action(to, BlockAction::Write, key));

@@ -196,6 +196,7 @@ impl Plan {
     /// are gone: when a replayed schema change creates the table, nobody else may write it before.
     fn dismiss(&mut self, table: TableId, spans: &[(&NodeId, &BootstrapTableSpan)]) {
         self.strangers.insert(table);
+        let spans = if heartbeatpb::Rule::StrangersFirst.holds() { spans } else { &[] };
         for (node, span) in spans {
             self.spans.entry(span.id).or_insert_with(|| replica(span, None, node));
             self.operators.entry(span.id).or_insert_with(|| Restored::Remove {

@@ -155,7 +155,7 @@ impl Registry {
 
     /// Whether a maintainer with `epoch` may be made.
     pub(crate) fn admit(&mut self, id: &ChangefeedId, epoch: Option<MaintainerEpoch>) -> Admission {
-        let ended = self.ended.get(id).copied();
+        let ended = self.ended.get(id).copied().filter(|_| heartbeatpb::Rule::StoppedEpochs.holds());
         let holder = self.slots.get_mut(id).map(|slot| (slot.handle.epoch, slot.is_stopped()));
         admit(holder, ended, epoch)
     }

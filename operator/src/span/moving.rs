@@ -91,6 +91,9 @@ impl Operator for MoveSpan {
         if self.phase == Phase::Stopping {
             out.push(Action::Scheduling { span: self.span });
             self.resend(out);
+            if !heartbeatpb::Rule::OriginFirst.holds() {
+                self.on_origin_let_go(out);
+            }
         }
     }
 

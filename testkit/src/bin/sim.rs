@@ -1,9 +1,10 @@
 //! Searches seeds for histories that break a promise of the control plane.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use clap::Parser;
+use heartbeatpb::Rule;
 use testkit::sim::{Outcome, Plan, run, shrink};
 
 /// Simulates clusters under faults and checks what must always hold.
@@ -21,6 +22,12 @@ struct Args {
     /// With --seed: the plan as it is, not made smaller.
     #[arg(long)]
     whole: bool,
+    /// Switch the rules of the control plane off one by one: each has to be noticed within the seeds.
+    #[arg(long)]
+    mutants: bool,
+    /// With --seed: without this rule.
+    #[arg(long)]
+    without: Option<String>,
     /// With --seed: also what the processes log, at this level and above.
     #[arg(long)]
     log: Option<tracing::Level>,
@@ -32,7 +39,10 @@ struct Args {
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     if let Some(seed) = args.seed {
-        return one(seed, args.whole, args.log);
+        return one(seed, &args);
+    }
+    if args.mutants {
+        return mutants(&args);
     }
     search(&args)
 }
@@ -46,15 +56,21 @@ impl tracing_subscriber::fmt::time::FormatTime for SimulatedTime {
     }
 }
 
-fn one(seed: u64, whole: bool, log: Option<tracing::Level>) -> anyhow::Result<()> {
-    let plan = Plan::of(seed);
-    let found = if whole { None } else { shrink(&plan) };
+fn rule(name: &str) -> anyhow::Result<Rule> {
+    let found = Rule::ALL.into_iter().find(|rule| format!("{rule:?}").eq_ignore_ascii_case(name));
+    found.ok_or_else(|| anyhow::anyhow!("no rule is called {name}; there are {:?}", Rule::ALL))
+}
+
+fn one(seed: u64, args: &Args) -> anyhow::Result<()> {
+    let without = args.without.as_deref().map(rule).transpose()?;
+    let plan = Plan { without, ..Plan::of(seed) };
+    let found = if args.whole { None } else { shrink(&plan) };
     let (plan, outcome) = found.unwrap_or_else(|| {
         let outcome = run(&plan, false);
         (plan, outcome)
     });
     println!("{plan:?}");
-    match log {
+    match args.log {
         Some(level) => {
             tracing_subscriber::fmt()
                 .with_timer(SimulatedTime)
@@ -89,15 +105,63 @@ fn summary(outcome: &Outcome) {
     );
 }
 
+/// How one rule fared.
+struct Mutant {
+    rule: Rule,
+    caught: Option<(u64, String)>,
+}
+
+fn mutants(args: &Args) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let next = AtomicUsize::new(0);
+    let results = parking_lot::Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..threads(args) {
+            scope.spawn(|| {
+                while let Some(rule) = Rule::ALL.get(next.fetch_add(1, Ordering::Relaxed)).copied() {
+                    let caught = (args.from..args.from + args.seeds).find_map(|seed| {
+                        let outcome = run(&Plan { without: Some(rule), ..Plan::of(seed) }, false);
+                        outcome.violation.map(|violation| (seed, violation))
+                    });
+                    results.lock().push(Mutant { rule, caught });
+                }
+            });
+        }
+    });
+    let mut results = results.into_inner();
+    results.sort_by_key(|mutant| mutant.rule);
+    for Mutant { rule, caught } in &results {
+        match caught {
+            Some((seed, violation)) => {
+                let short: String = violation.chars().take(100).collect();
+                println!("{:<20} noticed by seed {seed:>4}: {short}", format!("{rule:?}"));
+            }
+            None => println!("{:<20} NOT NOTICED within {} seeds", format!("{rule:?}"), args.seeds),
+        }
+    }
+    let missed: Vec<Rule> = results.iter().filter(|m| m.caught.is_none()).map(|m| m.rule).collect();
+    println!(
+        "{} of {} rules in {:.1} s",
+        results.len() - missed.len(),
+        results.len(),
+        started.elapsed().as_secs_f64()
+    );
+    anyhow::ensure!(missed.is_empty(), "nobody notices the absence of {missed:?}");
+    Ok(())
+}
+
+fn threads(args: &Args) -> usize {
+    args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+}
+
 fn search(args: &Args) -> anyhow::Result<()> {
-    let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let next = AtomicU64::new(args.from);
     let end = args.from + args.seeds;
     let started = Instant::now();
     let failures = parking_lot::Mutex::new(Vec::new());
     let simulated = AtomicU64::new(0);
     std::thread::scope(|scope| {
-        for _ in 0..threads {
+        for _ in 0..threads(args) {
             scope.spawn(|| {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);

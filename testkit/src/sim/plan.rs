@@ -39,6 +39,12 @@ pub enum Event {
     CancelDrain,
     /// A person pauses the changefeeds, and resumes them after a while.
     PauseFeeds(u64),
+    /// A person moves a table to a machine.
+    MoveTable(u32),
+    /// A person divides a table.
+    SplitTable(u32),
+    /// A person joins two parts of a table.
+    MergeTable,
     /// A schema change.
     Ddl(DdlChoice),
 }
@@ -66,6 +72,8 @@ pub struct Plan {
     pub uncertain: u64,
     /// Milliseconds until faults end.
     pub chaos: u64,
+    /// A rule of the control plane that is switched off.
+    pub without: Option<heartbeatpb::Rule>,
     /// What happens, each with its time in milliseconds.
     pub events: Vec<(u64, Event)>,
 }
@@ -93,15 +101,24 @@ impl Plan {
             faults,
             uncertain: [0, 0, 5, 20][usize::try_from(random.between(0, 3)).unwrap_or(0)],
             chaos,
+            without: None,
             events: Vec::new(),
         };
-        for _ in 0..random.between(0, 7) {
+        for _ in 0..random.between(0, 9) {
             let event = fault(&mut random, machines);
             plan.events.push((random.between(1_000, chaos), event));
         }
         for _ in 0..random.between(0, 6) {
             let choice = ddl(&mut random);
             plan.events.push((random.between(1_000, chaos + 2_000), Event::Ddl(choice)));
+        }
+        for _ in 0..[0, 3, 8][usize::try_from(random.between(0, 2)).unwrap_or(0)] {
+            let event = match random.between(0, 2) {
+                0 => Event::MoveTable(u32::try_from(random.between(0, u64::from(machines) - 1)).unwrap_or(0)),
+                1 => Event::SplitTable(u32::try_from(random.between(2, 4)).unwrap_or(2)),
+                _ => Event::MergeTable,
+            };
+            plan.events.push((random.between(1_000, chaos), event));
         }
         plan.events.sort_by_key(|(at, _)| *at);
         plan

@@ -11,7 +11,7 @@ use coordinator::backend::{LeaseId, LocalStore, Store};
 use coordinator::{CoordinatorConfig, CoordinatorHandle, Election, Layout, Members, Neighbours};
 use dispatcher_orchestrator::{Orchestrator, OrchestratorHandle};
 use heartbeatpb::{NodeId, NodeLiveness, WallTime, simulated};
-use maintainer::{LivenessCell, MaintainerManager, ManagerConfig};
+use maintainer::{LivenessCell, MaintainerManager, ManagerConfig, PlacementHandle};
 use messaging::{MessageCenter, MessagingConfig};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -50,6 +50,9 @@ pub(super) struct Node {
     pub(super) paused_until: Option<u64>,
     /// Time that passed while it was stopped.
     missed: u64,
+    /// It has not looked at its lease since it woke.
+    pub(super) blind_until: u64,
+    pub(super) placements: PlacementHandle,
     /// It has lost its lease and waits for its end.
     pub(super) fenced: bool,
 }
@@ -104,6 +107,7 @@ impl Node {
         let node_epoch = u64::from(machine) * 1_000 + u64::from(incarnation) + 1;
         let config = ManagerConfig { node_epoch, liveness: Arc::clone(&liveness), nodes: nodes_view };
         let manager = MaintainerManager::new(center.clone(), managed, config);
+        let placements = manager.placements();
         let node_store = NodeStore {
             inner: store.clone(),
             node: id.clone(),
@@ -148,6 +152,8 @@ impl Node {
             skew,
             paused_until: None,
             missed: 0,
+            blind_until: 0,
+            placements,
             fenced: false,
         }
     }

@@ -9,7 +9,7 @@ use coordinator::backend::{LocalStore, Store};
 use coordinator::{CoordinatorHandle, Layout, Members};
 use futures_util::FutureExt;
 use heartbeatpb::config::{ChangefeedInfo, ChangefeedStatusDoc, ReplicaConfig, UpstreamInfo};
-use heartbeatpb::{ChangefeedId, Gid, NodeId, Ts, WallTime, simulated};
+use heartbeatpb::{ChangefeedId, Gid, NodeId, TableId, Ts, WallTime, simulated};
 use parking_lot::Mutex;
 
 use super::feed::Feed;
@@ -55,11 +55,13 @@ pub struct Outcome {
 /// Runs a plan. The same plan gives the same outcome every time.
 #[must_use]
 pub fn run(plan: &Plan, verbose: bool) -> Outcome {
+    heartbeatpb::switch_off(plan.without);
     simulated::enter(plan.seed ^ 0x5eed, WallTime(0));
     let mut simulation = Simulation::new(plan, verbose);
     let outcome = simulation.run();
     drop(simulation);
     simulated::leave();
+    heartbeatpb::switch_off(None);
     outcome
 }
 
@@ -360,6 +362,7 @@ impl<'a> Simulation<'a> {
                 }
                 self.paused_feeds_until = Some(now + millis);
             }
+            Event::MoveTable(_) | Event::SplitTable(_) | Event::MergeTable => self.place(event),
             Event::Ddl(choice) => {
                 let mut guard = self.world.lock();
                 let world = &mut *guard;
@@ -373,6 +376,43 @@ impl<'a> Simulation<'a> {
                 notes.into_iter().for_each(|text| world.note(text));
             }
         }
+    }
+
+    /// A person asks a maintainer for a change of placement. It may be refused, or end otherwise.
+    fn place(&self, event: &Event) {
+        let (reader, id, table) = {
+            let mut guard = self.world.lock();
+            let world = &mut *guard;
+            let n = world.random.between(0, world.feeds.len() as u64 - 1);
+            let Some(feed) = world.feeds.values().nth(usize::try_from(n).unwrap_or(0)) else { return };
+            let live = feed.live_tables();
+            let Some(last) = (live.len() as u64).checked_sub(1) else { return };
+            let table = live[usize::try_from(world.random.between(0, last)).unwrap_or(0)];
+            let Some(reader) = feed.reader.clone() else { return };
+            (reader.node, feed.id.clone(), TableId(table))
+        };
+        let Some(node) = self.nodes.values().find(|node| node.id == reader && node.paused_until.is_none())
+        else {
+            return;
+        };
+        let (placements, world) = (node.placements.clone(), Arc::clone(&self.world));
+        let dest = match event {
+            Event::MoveTable(machine) => self.node_of(*machine),
+            _ => None,
+        };
+        let event = event.clone();
+        node.spawn(async move {
+            let result = match (&event, dest) {
+                (Event::MoveTable(_), Some(dest)) => {
+                    placements.move_split_table(&id, table, dest, true).await
+                }
+                (Event::SplitTable(pieces), _) => {
+                    placements.split_table(&id, table, usize::try_from(*pieces).ok()).await
+                }
+                _ => placements.merge_table(&id, table).await,
+            };
+            world.lock().note(format!("{}: {event} of table {table}: {result:?}", id.name));
+        });
     }
 
     fn leader(&self) -> Option<u32> {
@@ -430,6 +470,8 @@ impl<'a> Simulation<'a> {
         for node in self.nodes.values_mut() {
             if node.paused_until.is_some_and(|until| until <= now) {
                 node.paused_until = None;
+                // It notices only after a moment, in which it acts as if nothing had happened.
+                node.blind_until = now + self.world.lock().random.between(0, 400);
                 let mut world = self.world.lock();
                 world.note(format!("{} runs again", node.id));
                 if let Some(process) = world.processes.get_mut(&node.id) {
@@ -452,7 +494,8 @@ impl<'a> Simulation<'a> {
                 ended.push((node.id.clone(), node.lease));
             }
             // The process's own clock stood still while it was stopped: it learns of its loss when it runs.
-            if silent >= LOCAL_FENCE && node.paused_until.is_none() && !node.fenced {
+            if silent >= LOCAL_FENCE && node.paused_until.is_none() && !node.fenced && node.blind_until <= now
+            {
                 node.lose_lease();
                 dead.push(node.machine);
             }
@@ -574,7 +617,7 @@ impl<'a> Simulation<'a> {
 
 fn description(id: &ChangefeedId) -> ChangefeedInfo {
     let mut config = ReplicaConfig::default();
-    config.scheduler.enable_table_across_nodes = false;
+    config.scheduler.enable_table_across_nodes = true;
     let upstream = UpstreamInfo { uri: "generator://bank".to_owned(), ..UpstreamInfo::default() };
     ChangefeedInfo::new(id.clone(), upstream, "blackhole://", config, Ts(START))
 }

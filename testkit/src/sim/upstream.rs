@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use heartbeatpb::config::ChangefeedInfo;
-use heartbeatpb::{ChangefeedId, MaintainerEpoch, NodeId, RunningError, SchemaId, TableId, Ts, WallTime};
-use maintainer::{SourceTable, Upstream};
+use heartbeatpb::{
+    ChangefeedId, MaintainerEpoch, NodeId, RunningError, SchemaId, TableId, TableSpan, Ts, WallTime,
+};
+use maintainer::{SourceTable, SplitPoints, Upstream};
 
-use super::feed::Reader;
+use super::feed::{KEYS, Reader};
 use super::world::Shared;
 
 /// A node's upstreams.
@@ -68,6 +70,25 @@ impl Upstream for Hub {
             world.violated("RETENTION", &text);
         }
         Ok(tables)
+    }
+
+    async fn split_points(
+        &self,
+        _: &ChangefeedId,
+        _: Option<MaintainerEpoch>,
+        span: &TableSpan,
+        pieces: usize,
+    ) -> Result<SplitPoints, RunningError> {
+        let latency = self.world.lock().random.between(1, 200);
+        tokio::time::sleep(Duration::from_millis(latency)).await;
+        let inside: Vec<Vec<u8>> = (1..KEYS)
+            .map(|key| key.to_be_bytes().to_vec())
+            .filter(|key| span.contains_key(key) && *key != span.start)
+            .collect();
+        let keys = (1..pieces).filter_map(|n| inside.get(n * inside.len() / pieces).cloned());
+        let mut keys: Vec<Vec<u8>> = keys.collect();
+        keys.dedup();
+        Ok(SplitPoints { keys, rows: None, bytes: None })
     }
 
     fn confirm(&self, changefeed: &ChangefeedId, epoch: Option<MaintainerEpoch>, persisted: Ts) {

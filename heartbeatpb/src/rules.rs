@@ -1,0 +1,107 @@
+//! Rules that keep the control plane safe and moving, by name. A simulation switches one off at a time, to see that it
+//! would notice; anywhere else all of them are in force, and asking costs nothing.
+
+/// A rule that can be switched off.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Rule {
+    /// A dispatcher manager serves its owner only.
+    OwnerFence,
+    /// A changefeed that was closed is not brought back by a delayed bootstrap.
+    Tombstone,
+    /// A maintainer that was stopped is not brought back by a delayed command.
+    StoppedEpochs,
+    /// A maintainer that leaves starts and advances nothing.
+    Quiesce,
+    /// What was lost on its way to a dispatcher manager is said again.
+    OperatorResend,
+    /// A dispatcher that stands at an event says so until it is heard.
+    BlockResend,
+    /// A writer that did not hear that it may write is told again.
+    WriteResend,
+    /// A removal of a dispatcher that is not there clears what a creation left.
+    JournalClearing,
+    /// A span is started at its new place after the old one has let go.
+    OriginFirst,
+    /// A span that an operator works on holds the checkpoint.
+    OperatorsHold,
+    /// A span that nobody runs holds the checkpoint.
+    AbsentHolds,
+    /// A newer membership of a node's watermark counts although it is behind.
+    WatermarkGeneration,
+    /// An event is written after everybody has arrived.
+    EverybodyArrives,
+    /// The table trigger holds the checkpoint in front of a table that its owner does not know yet.
+    NewTableHolds,
+    /// Rows in front of a schema change are durable before it is reported.
+    FlushBeforeBlock,
+    /// Commands of one sender arrive in order and once.
+    CommandOrder,
+    /// Dispatchers of tables that a replayed change will create are gone before it creates them.
+    StrangersFirst,
+    /// What an owner whose node died had elsewhere can be closed by another node.
+    CloseElsewhere,
+    /// A leader that drains gives its role up until it has succeeded.
+    ResignationRepeated,
+    /// A drain counts dispatchers that are on their way.
+    DrainCountsMoves,
+    /// A maintainer begins after every node has said what it runs.
+    EveryNodeAnswers,
+}
+
+impl Rule {
+    /// All of them.
+    pub const ALL: [Self; 21] = [
+        Self::OwnerFence,
+        Self::Tombstone,
+        Self::StoppedEpochs,
+        Self::Quiesce,
+        Self::OperatorResend,
+        Self::BlockResend,
+        Self::WriteResend,
+        Self::JournalClearing,
+        Self::OriginFirst,
+        Self::OperatorsHold,
+        Self::AbsentHolds,
+        Self::WatermarkGeneration,
+        Self::EverybodyArrives,
+        Self::NewTableHolds,
+        Self::FlushBeforeBlock,
+        Self::CommandOrder,
+        Self::StrangersFirst,
+        Self::CloseElsewhere,
+        Self::ResignationRepeated,
+        Self::DrainCountsMoves,
+        Self::EveryNodeAnswers,
+    ];
+
+    /// Whether it is in force.
+    #[inline]
+    #[must_use]
+    pub fn holds(self) -> bool {
+        #[cfg(feature = "test-util")]
+        return !switches::is_off(self);
+        #[cfg(not(feature = "test-util"))]
+        true
+    }
+}
+
+/// Switches of the current thread.
+#[cfg(feature = "test-util")]
+pub(crate) mod switches {
+    use std::cell::Cell;
+
+    use super::Rule;
+
+    thread_local! {
+        static OFF: Cell<Option<Rule>> = const { Cell::new(None) };
+    }
+
+    pub(crate) fn is_off(rule: Rule) -> bool {
+        OFF.get() == Some(rule)
+    }
+
+    /// Switches a rule off in this thread, and the one before on again.
+    pub fn switch_off(rule: Option<Rule>) {
+        OFF.set(rule);
+    }
+}
