@@ -2,6 +2,7 @@
 
 mod capture;
 mod changefeed;
+mod debug;
 mod error;
 mod models;
 mod server;
@@ -32,6 +33,8 @@ pub(crate) struct ApiState {
     pub(crate) node: heartbeatpb::NodeId,
     pub(crate) members: tokio::sync::watch::Receiver<coordinator::Members>,
     pub(crate) cluster_id: String,
+    /// The configuration in effect.
+    pub(crate) config: Value,
     pub(crate) data_dir: std::path::PathBuf,
     pub(crate) started: Instant,
     pub(crate) leader: tokio::sync::watch::Receiver<Option<CoordinatorHandle>>,
@@ -90,6 +93,7 @@ pub(crate) fn router(state: ApiState) -> Router {
         .route("/captures/{node}/drain", get(capture::progress).put(capture::drain).delete(capture::cancel))
         .route("/owner/resign", post(capture::resign))
         .route("/processors", get(server::no_processors))
+        .route("/processors/{id}/{node}", get(server::no_tables))
         .route("/verify_table", post(changefeed::verify_table))
         .route("/get_all_tables", post(changefeed::verify_table))
         .nest("/changefeeds", feeds);
@@ -105,6 +109,7 @@ pub(crate) fn router(state: ApiState) -> Router {
         .route("/health", get(server::health))
         .route("/log", post(server::set_log_level))
         .route("/processors", get(v1::no_processors))
+        .route("/processors/{id}/{node}", get(server::no_tables))
         .nest("/changefeeds", v1_feeds)
         .route("/captures", get(capture::list_v1))
         .route("/captures/drain", put(capture::drain_v1))
@@ -115,6 +120,8 @@ pub(crate) fn router(state: ApiState) -> Router {
         .route("/livez", get(server::livez))
         .route("/readyz", get(server::readyz))
         .route("/metrics", any(server::metrics))
+        .route("/config", get(debug::config))
+        .route("/debug/info", get(debug::info))
         .nest("/api/v1", v1)
         .nest("/api/v2", v2)
         .fallback(server::not_found)

@@ -168,6 +168,7 @@ impl Node {
             node: node.clone(),
             members: members.clone(),
             cluster_id: config.cluster_id.clone(),
+            config: serde_json::to_value(&config)?,
             data_dir: data_dir.join("sink"),
             started: Instant::now(),
             leader,

@@ -1,5 +1,7 @@
 //! Endpoints about the nodes of the cluster: who they are, and emptying one before it stops.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Path, State};
@@ -14,6 +16,8 @@ use super::{ApiFailure, ApiState, Shared, leader, parse_body};
 
 type Answer = Result<Json<Value>, ApiFailure>;
 
+/// How long a request waits for a drain to be stored.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Longest id of a node in a request.
 const LONGEST_ID: usize = 128;
 
@@ -52,7 +56,12 @@ pub(super) fn node_id(text: &str) -> Result<NodeId, ApiFailure> {
 }
 
 /// Begins or continues to empty a node. 0 is a promise, and whatever is waited for counts as at least 1.
-async fn drain_node(state: &ApiState, node: &NodeId) -> Result<(CoordinatorHandle, DrainView), ApiFailure> {
+///
+/// No view: the wish could not be stored yet.
+async fn drain_node(
+    state: &ApiState,
+    node: &NodeId,
+) -> Result<(CoordinatorHandle, Option<DrainView>), ApiFailure> {
     let leader = leader(state)?;
     if *node == state.node {
         return Err(ApiFailure::new(
@@ -60,13 +69,21 @@ async fn drain_node(state: &ApiState, node: &NodeId) -> Result<(CoordinatorHandl
             "cannot drain the owner: let another node lead first (POST /api/v2/owner/resign), then ask that one",
         ));
     }
-    let view = leader.drain_node(node).await?;
+    let view = match tokio::time::timeout(PATIENCE, leader.drain_node(node)).await {
+        Ok(view) => Some(view?),
+        // It begins once it is stored; whoever polls is to hear that something remains.
+        Err(_) => None,
+    };
     Ok((leader, view))
 }
 
 pub(super) async fn drain(State(state): State<Shared>, Path(id): Path<String>) -> Answer {
     let node = node_id(&id)?;
     let (leader, view) = drain_node(&state, &node).await?;
+    let Some(view) = view else {
+        let waits = "the metadata store to take note of the drain";
+        return Ok(Json(json!({ "current_table_count": 1, "waiting_for": waits })));
+    };
     let mut value = drain_value(&view);
     if view.remaining > 0 && view.epoch == 0 {
         value["waiting_for"] = json!(waiting_for(&leader, &node).await);
@@ -96,7 +113,8 @@ pub(super) async fn drain_v1(
     }
     let body: Body = parse_body(&body)?;
     let (_, view) = drain_node(&state, &node_id(&body.capture_id)?).await?;
-    Ok((StatusCode::ACCEPTED, Json(json!({ "current_table_count": view.remaining }))))
+    let remaining = view.map_or(1, |view| view.remaining);
+    Ok((StatusCode::ACCEPTED, Json(json!({ "current_table_count": remaining }))))
 }
 
 /// How far the drain is; changes nothing.

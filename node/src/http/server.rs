@@ -131,11 +131,16 @@ pub(super) async fn no_processors() -> Json<Value> {
     Json(json!({ "total": 0, "items": [] }))
 }
 
+pub(super) async fn no_tables() -> Json<Value> {
+    Json(json!({ "table_ids": null }))
+}
+
 pub(super) async fn index(State(state): State<Shared>) -> Html<String> {
     Html(format!(
         "<!doctype html><title>Millrace</title><h1>Millrace {}</h1><p>node {}</p><ul>\
          <li><a href=\"/api/v2/changefeeds?state=all\">changefeeds</a>\
-         <li><a href=\"/api/v2/captures\">nodes</a><li><a href=\"/metrics\">metrics</a></ul>",
+         <li><a href=\"/api/v2/captures\">nodes</a><li><a href=\"/debug/info\">everything as text</a>\
+         <li><a href=\"/config\">configuration</a><li><a href=\"/metrics\">metrics</a></ul>",
         env!("CARGO_PKG_VERSION"),
         state.node
     ))

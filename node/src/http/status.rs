@@ -60,7 +60,7 @@ fn time_of(error: &RunningError) -> Option<i64> {
 }
 
 /// What the checkpoint stands at, by its maintainer, if that is here; `null` for a changefeed that is not to run.
-async fn held_by(state: &ApiState, feed: &ChangefeedView) -> Option<Value> {
+pub(super) async fn held_by(state: &ApiState, feed: &ChangefeedView) -> Option<Value> {
     if feed.node.as_ref() != Some(&state.node) {
         return None;
     }

@@ -92,6 +92,7 @@ impl Cluster {
             node: LEADER.into(),
             members: members.subscribe(),
             cluster_id: "default".to_owned(),
+            config: json!({}),
             data_dir: dir.path().join("sink"),
             started: Instant::now(),
             leader,

@@ -3,6 +3,7 @@
 
 use node::cli::Client;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::common::{eventually, start};
 
@@ -10,6 +11,27 @@ const FEED: &str = "/api/v2/changefeeds/f";
 
 async fn own_id(client: &Client) -> String {
     client.get("/api/v2/captures").await.unwrap()["items"][0]["id"].as_str().unwrap().to_owned()
+}
+
+/// Runs a command against the node: its exit code, and what it printed.
+fn command(node: &node::Node, words: &[&str]) -> (i32, Value) {
+    let server = format!("http://{}", node.address());
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_millrace"))
+        .args(["cli", "--server", &server])
+        .args(words)
+        .output()
+        .unwrap();
+    (output.status.code().unwrap(), serde_json::from_slice(&output.stdout).unwrap())
+}
+
+/// What a path answers that is not JSON.
+async fn text(node: &node::Node, path: &str) -> String {
+    let mut stream = tokio::net::TcpStream::connect(node.address()).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -60,6 +82,21 @@ async fn tables_are_listed_counted_and_moved_and_the_status_names_what_holds_the
     let status = client.get(&format!("{FEED}/status")).await.unwrap();
     assert_eq!((&status["state"], &status["held_by"]["node_id"]), (&json!("normal"), &json!(own)));
     assert!(status["held_by"]["by"].as_str().unwrap().contains("got no further"), "{status}");
+    let told = command(&node, &["changefeed", "tables", "-c", "f"]);
+    assert_eq!(told, (0, json!([{ "node_id": own, "table_ids": ids }])));
+    assert_eq!(command(&node, &["changefeed", "dispatcher-count", "-c", "f"]), (0, json!(ids.len())));
+    let table = table.to_string();
+    let moved = command(&node, &["changefeed", "move-table", "-c", "f", "-t", &table, "-d", &own]);
+    assert_eq!(moved, (0, json!({ "success": true, "error": "" })));
+    let (code, refused) =
+        command(&node, &["changefeed", "split-table-by-region-count", "-c", "f", "-t", &table]);
+    assert_eq!((code, &refused["success"]), (1, &json!(false)));
+    assert!(refused["error"].as_str().unwrap().contains("enable-table-across-nodes"), "{refused}");
+    let all = text(&node, "/debug/info").await;
+    for words in ["coordinator: here", "changefeed default/f", "held for ", "drain: none", &own] {
+        assert!(all.contains(words), "{words:?} is missing: {all}");
+    }
+    assert_eq!(client.get("/config").await.unwrap()["cluster-id"], "default");
     client.post(&format!("{FEED}/pause"), &json!({})).await.unwrap();
     let status = client.get(&format!("{FEED}/status")).await.unwrap();
     assert_eq!((&status["state"], &status["held_by"]), (&json!("stopped"), &Value::Null));

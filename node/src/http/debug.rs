@@ -1,0 +1,79 @@
+//! What this node knows, for people who look for a fault: the configuration, and everything at one moment as text.
+
+use std::fmt::Write as _;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::header;
+use axum::response::IntoResponse;
+use coordinator::ChangefeedView;
+use serde_json::Value;
+
+use super::status::held_by;
+use super::{ApiState, Shared};
+
+/// The configuration that is in effect, defaults included. It has no secrets.
+pub(super) async fn config(State(state): State<Shared>) -> Json<Value> {
+    Json(state.config.clone())
+}
+
+pub(super) async fn info(State(state): State<Shared>) -> impl IntoResponse {
+    let mut text = String::new();
+    let own = node(&state, &mut text);
+    let rest = match own {
+        Ok(()) => cluster(&state, &mut text).await,
+        Err(error) => Err(error),
+    };
+    // Writing to a string does not fail.
+    debug_assert!(rest.is_ok());
+    ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text)
+}
+
+fn node(state: &ApiState, out: &mut String) -> std::fmt::Result {
+    writeln!(out, "node {} of cluster {}", state.node, state.cluster_id)?;
+    writeln!(out, "  version v{}", env!("CARGO_PKG_VERSION"))?;
+    writeln!(out, "  liveness {:?}", state.liveness.get())?;
+    writeln!(out, "  up for {} s", state.started.elapsed().as_secs())
+}
+
+async fn cluster(state: &ApiState, out: &mut String) -> std::fmt::Result {
+    for (node, address) in &**state.members.borrow() {
+        writeln!(out, "member {node} at {address}")?;
+    }
+    let Some(leader) = state.leader() else { return writeln!(out, "coordinator: not here") };
+    writeln!(out, "coordinator: here, version {}", leader.version())?;
+    match leader.drain_progress().await {
+        Ok(Some(drain)) => writeln!(out, "drain {drain:?}")?,
+        Ok(None) => writeln!(out, "drain: none")?,
+        Err(error) => writeln!(out, "drain: {error}")?,
+    }
+    match leader.list(None).await {
+        Ok(feeds) => {
+            for feed in &feeds {
+                changefeed(state, feed, out).await?;
+            }
+            Ok(())
+        }
+        Err(error) => writeln!(out, "changefeeds: {error}"),
+    }
+}
+
+async fn changefeed(state: &ApiState, feed: &ChangefeedView, out: &mut String) -> std::fmt::Result {
+    let info = &feed.info;
+    writeln!(out, "changefeed {} ({}), {:?}", info.id, info.state.shown(), feed.group)?;
+    writeln!(out, "  epoch {}", info.epoch.map_or_else(|| "none".to_owned(), |epoch| epoch.to_string()))?;
+    writeln!(out, "  checkpoint {}, stored {}", feed.checkpoint, feed.saved_checkpoint)?;
+    if let Some(node) = &feed.node {
+        writeln!(out, "  maintainer on {node}, bootstrap done: {}", feed.bootstrap_done)?;
+    }
+    if let Some(waits) = &feed.waiting_for {
+        writeln!(out, "  waits for {waits}")?;
+    }
+    if let Some(held) = held_by(state, feed).await {
+        writeln!(out, "  held for {} s: {}", held["seconds"], held["by"].as_str().unwrap_or_default())?;
+    }
+    for error in info.error.iter().chain(&feed.errors) {
+        writeln!(out, "  error {} of {} at {}: {}", error.code, error.node, error.time, error.message)?;
+    }
+    Ok(())
+}
