@@ -1,6 +1,6 @@
 //! The spans of one changefeed and mode, by every question that is asked of them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
 use heartbeatpb::{
@@ -49,7 +49,8 @@ pub struct SpanSet {
     trigger: Option<SpanReplica>,
     spans: Store,
     by_table: BTreeSet<(TableId, Slot)>,
-    by_schema: BTreeSet<(SchemaId, Slot)>,
+    /// How many spans of a table are of a schema. A table has one schema, so this stays small.
+    by_schema: BTreeMap<(SchemaId, TableId), u32>,
     index: Index,
     committed: Ts,
 }
@@ -65,7 +66,7 @@ impl SpanSet {
             trigger: Some(trigger),
             spans: Store::default(),
             by_table: BTreeSet::new(),
-            by_schema: BTreeSet::new(),
+            by_schema: BTreeMap::new(),
             index,
         }
     }
@@ -158,13 +159,19 @@ impl SpanSet {
     /// Spans of a table; of table zero the table trigger.
     pub fn by_table(&self, table: TableId) -> impl Iterator<Item = &SpanReplica> {
         let trigger = self.trigger.iter().filter(move |_| table == TableId::DDL);
-        trigger.chain(self.at(self.by_table.range(slots_of(table)).map(|(_, slot)| *slot)))
+        trigger.chain(self.of_table(table))
     }
 
     /// Spans of a schema; of schema zero the table trigger.
     pub fn by_schema(&self, schema: SchemaId) -> impl Iterator<Item = &SpanReplica> {
         let trigger = self.trigger.iter().filter(move |_| schema == SchemaId::DDL);
-        trigger.chain(self.at(self.by_schema.range(slots_of(schema)).map(|(_, slot)| *slot)))
+        let tables = self.by_schema.range((schema, TableId(i64::MIN))..=(schema, TableId(i64::MAX)));
+        let spans = tables.flat_map(|((_, table), _)| self.of_table(*table));
+        trigger.chain(spans.filter(move |span| span.schema == schema))
+    }
+
+    fn of_table(&self, table: TableId) -> impl Iterator<Item = &SpanReplica> {
+        self.at(self.by_table.range(slots_of(table)).map(|(_, slot)| *slot))
     }
 
     fn at(&self, slots: impl Iterator<Item = Slot>) -> impl Iterator<Item = &SpanReplica> {
@@ -267,7 +274,7 @@ impl SpanSet {
         let (table, schema) = (span.span.table, span.schema);
         let Some(slot) = self.spans.insert(Entry::new(standing, span)) else { return false };
         self.by_table.insert((table, slot));
-        self.by_schema.insert((schema, slot));
+        *self.by_schema.entry((schema, table)).or_default() += 1;
         if let Some(entry) = self.spans.at(slot) {
             self.index.enter(slot, entry);
         }
@@ -393,8 +400,8 @@ impl SpanSet {
         for (_, slot) in self.by_table.range(slots_of(table)) {
             let Some(entry) = self.spans.at_mut(*slot) else { continue };
             let old = std::mem::replace(&mut entry.span.schema, schema);
-            self.by_schema.remove(&(old, *slot));
-            self.by_schema.insert((schema, *slot));
+            one_less(&mut self.by_schema, (old, table));
+            *self.by_schema.entry((schema, table)).or_default() += 1;
         }
     }
 
@@ -406,14 +413,23 @@ impl SpanSet {
         let (slot, entry) = self.spans.remove(id)?;
         self.index.leave(slot, &entry);
         self.by_table.remove(&(entry.span.span.table, slot));
-        self.by_schema.remove(&(entry.span.schema, slot));
+        one_less(&mut self.by_schema, (entry.span.schema, entry.span.span.table));
         Some(entry.span)
     }
 }
 
-/// Everything under one key of an index.
-fn slots_of<K: Copy>(key: K) -> RangeInclusive<(K, Slot)> {
-    (key, Slot::MIN)..=(key, Slot::MAX)
+/// Everything of one table.
+fn slots_of(table: TableId) -> RangeInclusive<(TableId, Slot)> {
+    (table, Slot::MIN)..=(table, Slot::MAX)
+}
+
+fn one_less<K: Ord>(counts: &mut BTreeMap<K, u32>, key: K) {
+    if let Some(count) = counts.get_mut(&key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(&key);
+        }
+    }
 }
 
 #[cfg(test)]

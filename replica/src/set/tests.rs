@@ -58,6 +58,11 @@ fn check(set: &SpanSet) {
         assert!(set.by_table(span.span.table).any(|s| s.id == span.id));
         assert!(set.by_schema(span.schema).any(|s| s.id == span.id));
     }
+    for schema in (1..=4).map(SchemaId) {
+        let slow = set.iter().filter(|(_, span)| span.schema == schema).count();
+        assert_eq!(set.by_schema(schema).count(), slow);
+    }
+    assert_eq!(set.by_schema.values().map(|count| *count as usize).sum::<usize>(), set.len());
     for node in ["a", "b"].map(NodeId::from) {
         let bound = || set.iter().filter(|(_, s)| s.node.as_ref() == Some(&node));
         assert_eq!(set.size_by_node(&node), bound().count());
