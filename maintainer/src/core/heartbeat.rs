@@ -115,15 +115,17 @@ impl Core {
     /// Two complete reports in a row leave a span out that the node should run: it is not there any more, and
     /// the word of its end was lost.
     fn release_missing(&mut self, from: &NodeId, statuses: &[TableSpanStatus]) {
-        let reported: BTreeSet<DispatcherId> = statuses.iter().map(|status| status.id).collect();
+        let mut reported: Vec<DispatcherId> = statuses.iter().map(|status| status.id).collect();
+        reported.sort_unstable();
         let absent: BTreeSet<DispatcherId> = self
             .placement
             .spans
             .ids_by_node(from)
             .filter(|id| {
-                self.placement.spans.is_replicating(*id)
+                // Nearly all are: they cost no further look-up.
+                reported.binary_search(id).is_err()
+                    && self.placement.spans.is_replicating(*id)
                     && !self.placement.operators.contains(*id)
-                    && !reported.contains(id)
             })
             .collect();
         let before = self.missing.insert(from.clone(), absent);
