@@ -6,15 +6,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use heartbeatpb::{
-    BlockState, BootstrapTableSpan, ComponentState, DispatcherId, MaintainerBootstrapResponse, Mode, NodeId,
-    OperatorType, ScheduleAction, ScheduleDispatcherRequest, TableId, TableSpan, Ts,
+    BlockState, BootstrapTableSpan, ComponentState, DispatcherId, MaintainerBootstrapResponse,
+    MergeDispatcherRequest, Mode, NodeId, OperatorType, ScheduleAction, ScheduleDispatcherRequest, TableId,
+    TableSpan, Ts,
 };
 use operator::Operator;
 use operator::span::{AddSpan, Afterwards, RemoveSpan};
 use replica::{SpanReplica, contains, holes, is_terminal, overlap};
 
+use self::joins::Join;
 use crate::placement::{IdSource, Placement};
 use crate::upstream::SourceTable;
+
+mod joins;
 
 /// What a plan is made from.
 pub(super) struct Input<'a> {
@@ -38,6 +42,7 @@ pub(super) struct Plan {
     /// Tables that the upstream does not have here, and that dispatchers were found of: dropped already, or
     /// created by a schema change that is still to be replayed.
     strangers: BTreeSet<TableId>,
+    joins: Vec<Join>,
     blocks: Vec<(DispatcherId, BlockState)>,
 }
 
@@ -60,12 +65,13 @@ pub(super) fn plan(input: &Input<'_>, ids: &mut IdSource) -> Result<Plan, &'stat
     }
     let wanted: BTreeMap<TableId, &SourceTable> =
         input.tables.iter().map(|table| (table.id, table)).collect();
-    let reported = reported(input);
+    let mut reported = reported(input);
     let mut plan = Plan {
         start,
         spans: BTreeMap::new(),
         operators: BTreeMap::new(),
         strangers: BTreeSet::new(),
+        joins: Vec::new(),
         blocks: Vec::new(),
     };
     for (node, answer) in input.answers {
@@ -73,6 +79,13 @@ pub(super) fn plan(input: &Input<'_>, ids: &mut IdSource) -> Result<Plan, &'stat
         requests.sort_by_key(|request| request.config.dispatcher);
         for request in requests {
             plan.restore(node, request, &reported, &wanted);
+        }
+    }
+    for (node, answer) in input.answers {
+        let mut merges: Vec<&MergeDispatcherRequest> = answer.merges.iter().collect();
+        merges.sort_by_key(|request| request.merged);
+        for request in merges {
+            plan.judge(node, request, &mut reported, &wanted);
         }
     }
     let mut by_table: BTreeMap<TableId, Vec<(&NodeId, &BootstrapTableSpan)>> = BTreeMap::new();
@@ -87,6 +100,7 @@ pub(super) fn plan(input: &Input<'_>, ids: &mut IdSource) -> Result<Plan, &'stat
         let spans = by_table.remove(&table.id).unwrap_or_default();
         plan.cover(table, spans, restored.remove(&table.id).unwrap_or_default(), input, ids);
     }
+    plan.settle_joins();
     for (table, spans) in by_table {
         tracing::info!(%table, spans = spans.len(), "spans of a table that is not replicated (yet) are removed");
         plan.dismiss(table, &spans);
@@ -269,6 +283,9 @@ impl Plan {
                 None => placement.spans.add_absent(span),
             };
         }
+        for join in &self.joins {
+            placement.spans.add_scheduling(join.target.clone(), join.node.clone());
+        }
         placement.strangers = self.strangers.into_iter().map(|table| (table, None)).collect();
         placement.drive(now, |operators, cx| {
             for (id, restored) in self.operators {
@@ -282,6 +299,15 @@ impl Plan {
                 operators.add(operator, cx);
             }
         });
+        for join in self.joins {
+            let target = join.target.id;
+            let begun = placement.drive(now, |operators, cx| operators.merge(&join.sources, target, cx));
+            if !begun {
+                // Its sources go on. Should its node have a dispatcher for it, that one is not wanted.
+                tracing::warn!(dispatcher = %target, node = %join.node, "a merge does not go on");
+                placement.spans.remove(target);
+            }
+        }
         self.blocks
     }
 }

@@ -207,7 +207,10 @@ impl Core {
         if ranges.len() < 2 {
             return Err(PlacementError::NotDivisible(wanted.range.table));
         }
-        let nodes = if wanted.nodes.len() == ranges.len() { wanted.nodes.clone() } else { Vec::new() };
+        let usable = self.usable_nodes();
+        let fits =
+            wanted.nodes.len() == ranges.len() && wanted.nodes.iter().all(|node| usable.contains(node));
+        let nodes = if fits { wanted.nodes.clone() } else { Vec::new() };
         let parts: Vec<(DispatcherId, TableSpan)> =
             ranges.into_iter().map(|range| ((self.placement.ids)(), range)).collect();
         tracing::info!(changefeedID = %self.id, table = %wanted.range.table, dispatcher = %wanted.span,

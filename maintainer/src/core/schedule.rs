@@ -181,13 +181,17 @@ impl Core {
             in_flight: operators.moves_away_from(node),
             is_own: *node == self.me,
         });
+        let spans = &self.placement.spans;
+        // What is only planned does not keep a span from a home, nor on a node that is being emptied.
+        let is_planned =
+            |span| self.drain.active().is_none() && planning.reserves(span) && spans.is_replicating(span);
         let view = View {
-            spans: &self.placement.spans,
+            spans,
             nodes: &nodes,
             draining,
             is_paused: self.cooldown.is_on(now),
             operators: operators.len() - operators.older_than(STUCK, now),
-            is_occupied: &|span| operators.contains(span) || planning.reserves(span),
+            is_occupied: &|span| operators.contains(span) || is_planned(span),
             now,
         };
         f(&mut self.schedule, &view)

@@ -1,6 +1,8 @@
 //! Histories of one maintainer.
 
+mod joining;
 mod leaving;
+mod loads;
 mod merging;
 mod placing;
 mod progress;

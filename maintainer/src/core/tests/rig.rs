@@ -143,6 +143,25 @@ impl Rig {
         operators: Vec<ScheduleDispatcherRequest>,
         epoch: u64,
     ) {
+        self.answer_with(node, spans, operators, vec![], epoch);
+    }
+
+    /// What a node runs, has in its journal, and is merging: each a target with its sources.
+    pub(super) fn answer_with(
+        &mut self,
+        node: &str,
+        spans: Vec<BootstrapTableSpan>,
+        operators: Vec<ScheduleDispatcherRequest>,
+        merges: Vec<(u64, &[u64])>,
+        epoch: u64,
+    ) {
+        let merge = |(merged, sources): (u64, &[u64])| heartbeatpb::MergeDispatcherRequest {
+            changefeed: self.core.id.clone(),
+            sources: sources.iter().map(|source| DispatcherId::new(0, *source)).collect(),
+            merged: DispatcherId::new(0, merged),
+            mode: Mode::Default,
+            epoch: MaintainerEpoch::from_wire(4),
+        };
         let response = MaintainerBootstrapResponse {
             changefeed: self.core.id.clone(),
             spans,
@@ -150,7 +169,7 @@ impl Rig {
             checkpoint: Ts(if node == ME { self.trigger_start } else { 0 }),
             redo_checkpoint: Ts::ZERO,
             operators,
-            merges: vec![],
+            merges: merges.into_iter().map(merge).collect(),
             epoch: MaintainerEpoch::from_wire(epoch),
         };
         self.core.on_bootstrap(&node.into(), response, self.now, &mut self.out);
@@ -410,7 +429,7 @@ fn error(code: &str) -> RunningError {
     }
 }
 
-fn text(effect: &Effect) -> String {
+pub(super) fn text(effect: &Effect) -> String {
     let epoch = MaintainerEpoch::from_wire(5);
     match effect {
         Effect::Orchestrate(node, ToOrchestrator::Bootstrap(request)) => {
@@ -447,6 +466,11 @@ fn text(effect: &Effect) -> String {
         }
         Effect::Dispatch(node, ToHeartbeatCollector::CheckpointTs(message)) => {
             format!("checkpoint {} to {node}", message.checkpoint)
+        }
+        Effect::Dispatch(node, ToHeartbeatCollector::Merge(request)) => {
+            assert_eq!(request.epoch, epoch);
+            let sources: Vec<String> = request.sources.iter().map(|id| format!("d{}", id.low)).collect();
+            format!("merge {} into d{} on {node}", sources.join("+"), request.merged.low)
         }
         Effect::Dispatch(node, message) => format!("to {node}: {message:?}"),
         Effect::Points { question, span, pieces } => {

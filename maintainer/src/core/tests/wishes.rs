@@ -2,8 +2,8 @@
 
 use expect_test::expect;
 use heartbeatpb::ComponentState::Working;
-use heartbeatpb::TableId;
 use heartbeatpb::config::ReplicaConfig;
+use heartbeatpb::{TableId, TableSpanStatus};
 
 use super::rig::{Rig, span, status};
 use crate::placements::Wish;
@@ -28,6 +28,19 @@ fn table(n: i64) -> TableId {
 
 fn shift(n: i64, to: &str, wait: bool) -> Wish {
     Wish::Move { table: table(n), to: to.into(), wait }
+}
+
+// behaviour: scheduling-66
+#[test]
+fn without_settings_tables_are_not_divided_whatever_they_handle() {
+    let mut rig = Rig::with_a_second_node(1);
+    for round in 1..20 {
+        let hot = TableSpanStatus { event_size_per_second: 1e12, ..status(2, Working, 100 + round) };
+        rig.report("n1", &[hot], 100 + round, 4);
+        rig.tick(15_000);
+    }
+    rig.says(&expect!["-"]);
+    assert!(rig.core.placement().operators.is_empty());
 }
 
 #[test]
