@@ -9,12 +9,12 @@ use dispatcher_manager::{
     Bootstrapped, EventSource, HeartbeatCollector, ManagerContext, ManagerHandle, Routes, SinkFactory,
     WritePath,
 };
-use event::RowOp;
+use event::{KeyCodec, RowOp};
 use heartbeatpb::config::{DispatcherManagerConfig, ReplicaConfig};
 use heartbeatpb::{
-    ChangefeedId, DispatcherConfig, DispatcherId, MaintainerBootstrapRequest, MaintainerEpoch,
-    MaintainerPostBootstrapRequest, Mode, NodeId, OperatorType, ScheduleAction, ScheduleDispatcherRequest,
-    SchemaId, TableId, TableSpan, Ts, WallTime,
+    ChangefeedId, ComponentState, DispatcherConfig, DispatcherId, MaintainerBootstrapRequest,
+    MaintainerEpoch, MaintainerPostBootstrapRequest, MergeDispatcherRequest, Mode, NodeId, OperatorType,
+    ScheduleAction, ScheduleDispatcherRequest, SchemaId, TableId, TableSpan, Ts, WallTime,
 };
 use logservice::event_store::StoreWriter;
 use logservice::{Collector, LogConfig, LogService};
@@ -46,6 +46,21 @@ fn id(n: u64) -> DispatcherId {
 impl Bench {
     /// A node with a manager whose trigger and one dispatcher start after 100.
     async fn start() -> (Self, StoreWriter) {
+        let (bench, writer) = Self::without_dispatchers().await;
+        bench.create(2, TableSpan::whole(TABLE));
+        (bench, writer)
+    }
+
+    /// The same with a table in two parts, of dispatchers 2 and 3.
+    async fn divided() -> (Self, StoreWriter) {
+        let (bench, writer) = Self::without_dispatchers().await;
+        let middle = KeyCodec::new(&table(1, 1)).and_then(|keys| keys.encode_values(&["m"])).expect("a key");
+        bench.create(2, TableSpan { end: middle.clone(), ..TableSpan::whole(TABLE) });
+        bench.create(3, TableSpan { start: middle, ..TableSpan::whole(TABLE) });
+        (bench, writer)
+    }
+
+    async fn without_dispatchers() -> (Self, StoreWriter) {
         let center = MessageCenter::new(NodeId::from("n1"), MessagingConfig::default());
         let node = center.node().clone();
         let maintainer = center.register::<MaintainerManagerTopic>(65_536);
@@ -104,15 +119,14 @@ impl Bench {
         manager.post_bootstrap(node.clone(), request).await.expect("allowed");
         let bench =
             Self { center, logs, sinks, maintainer, feed, manager, _dir: dir, _stop: stop.drop_guard() };
-        bench.create(2);
         (bench, writer)
     }
 
-    fn create(&self, n: u64) {
+    fn create(&self, n: u64, span: TableSpan) {
         let request = ScheduleDispatcherRequest {
             changefeed: self.feed.clone(),
             config: DispatcherConfig {
-                span: TableSpan::whole(TABLE),
+                span,
                 start_ts: Ts(100),
                 dispatcher: id(n),
                 schema: SchemaId(1),
@@ -123,10 +137,36 @@ impl Bench {
             operator: OperatorType::Add,
             epoch: MaintainerEpoch::from_wire(1),
         };
+        self.tell(ToHeartbeatCollector::Schedule(request));
+    }
+
+    fn merge(&self, sources: &[u64], merged: u64) {
+        self.tell(ToHeartbeatCollector::Merge(MergeDispatcherRequest {
+            changefeed: self.feed.clone(),
+            sources: sources.iter().map(|n| id(*n)).collect(),
+            merged: id(merged),
+            mode: Mode::Default,
+            epoch: MaintainerEpoch::from_wire(1),
+        }));
+    }
+
+    fn tell(&self, message: ToHeartbeatCollector) {
         let node = self.center.node().clone();
-        self.center
-            .send::<HeartbeatCollectorTopic>(&node, ToHeartbeatCollector::Schedule(request))
-            .expect("the own node is known");
+        self.center.send::<HeartbeatCollectorTopic>(&node, message).expect("the own node is known");
+    }
+
+    /// Waits until the owner was told a state.
+    async fn until_state(&mut self, n: u64, state: ComponentState) -> Ts {
+        let heard = timeout(DEADLINE, async {
+            loop {
+                let inbound = self.maintainer.recv().await.expect("the inbox is ours");
+                let ToMaintainerManager::HeartBeat(beat) = inbound.message else { continue };
+                if let Some(found) = beat.statuses.iter().find(|s| s.id == id(n) && s.state == state) {
+                    return found.checkpoint;
+                }
+            }
+        });
+        heard.await.expect("the owner hears it in time")
     }
 
     async fn until_checkpoint(&mut self, wanted: u64) {
@@ -146,10 +186,25 @@ impl Bench {
     }
 
     fn rows_written(&self) -> u64 {
+        self.rows_written_by(2)
+    }
+
+    fn rows_written_by(&self, n: u64) -> u64 {
         let history = self.sinks.sink.history();
-        let counts = history.iter().filter_map(|entry| entry.strip_prefix("write 2 ")?.split(' ').next());
+        let prefix = format!("write {n} ");
+        let counts = history.iter().filter_map(|entry| entry.strip_prefix(&prefix)?.split(' ').next());
         counts.map(|count| count.parse::<u64>().expect("a number")).sum()
     }
+}
+
+/// One row for each part of the table.
+async fn pair(writer: &mut StoreWriter, commit: u64) {
+    writer.begin(Ts(commit - 1));
+    for half in ["a", "z"] {
+        let mut new = |out: &mut BytesMut| image(out, &format!("{half}-{commit}"));
+        writer.row(TABLE, RowOp::Insert, None, Some(&mut new)).expect("registered");
+    }
+    writer.commit(Ts(commit), WallTime(0)).await.expect("there is room");
 }
 
 async fn transaction(writer: &mut StoreWriter, commit: u64, rows: u64) {
@@ -201,4 +256,43 @@ async fn a_log_that_is_opened_again_goes_on_at_the_checkpoint() {
     writer.publish(Ts(140), WallTime(0));
     x.until_checkpoint(140).await;
     assert_eq!(x.rows_written(), 20, "what was resolved before is not written again");
+}
+
+// behaviour: dispatcher-31, dispatcher-33
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn parts_of_a_table_are_joined_while_rows_come_and_none_is_missing() {
+    let (mut x, mut writer) = Bench::divided().await;
+    pair(&mut writer, 110).await;
+    writer.publish(Ts(110), WallTime(0));
+    x.until_state(2, ComponentState::Working).await;
+    x.until_state(3, ComponentState::Working).await;
+    x.until_checkpoint(110).await;
+    x.sinks.sink.hold_flushes();
+    for n in 111..400 {
+        pair(&mut writer, n).await;
+        writer.publish(Ts(n), WallTime(0));
+        if n == 200 {
+            x.until_checkpoint(110).await;
+            x.merge(&[2, 3], 9);
+        }
+        if n == 300 {
+            x.sinks.sink.release_flushes();
+        }
+    }
+    x.until_state(9, ComponentState::Working).await;
+    for n in 400..500 {
+        pair(&mut writer, n).await;
+        writer.publish(Ts(n), WallTime(0));
+    }
+    x.until_checkpoint(499).await;
+    let (left, right, joined) = (x.rows_written_by(2), x.rows_written_by(3), x.rows_written_by(9));
+    let history = x.sinks.sink.history();
+    let start = history.iter().find_map(|entry| entry.strip_prefix("open 9@")).expect("it was opened");
+    let start: u64 = start.parse().expect("a number");
+    assert_eq!(joined, 2 * (499 - start), "from {start} on the joined dispatcher has both halves");
+    assert!(left.min(right) >= start - 109, "{left} and {right} rows until {start}");
+    assert!(left.max(right) < 390, "the parts went on");
+    assert!(["close 2", "close 3"].iter().all(|entry| history.iter().any(|seen| seen == entry)));
+    let view = x.manager.inspect().await.expect("alive");
+    assert_eq!((view.dispatchers, view.error), (2, None), "the trigger and the joined one");
 }

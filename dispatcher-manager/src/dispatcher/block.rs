@@ -75,11 +75,6 @@ fn is_executed(event: &BlockEvent) -> bool {
     }
 }
 
-/// Whether a table can be divided into key ranges.
-fn is_splittable(table: &TableInfo) -> bool {
-    table.primary_key().is_some() && table.keys.len() == 1
-}
-
 impl Dispatcher {
     pub(super) fn on_block_event(&mut self, event: BlockEvent, out: &mut Vec<Effect>) {
         let key = key(&event);
@@ -149,14 +144,14 @@ impl Dispatcher {
                 retryable: false,
             });
         }
-        let splittable = ddl.table_info.as_deref().is_none_or(is_splittable);
+        let splittable = ddl.table_info.as_deref().is_none_or(TableInfo::is_divisible);
         if self.check_splittable && !self.span.is_whole() && !splittable {
             return Err(Fault {
                 code: codes::TABLE_AFTER_NOT_SPLITABLE.into(),
                 message: format!(
                     "table {}.{} is divided into key ranges, but cannot be after the DDL at {}: it needs a primary \
-                     key and no other unique key; pause the changefeed, set scheduler.enable-table-across-nodes \
-                     to false, and resume it",
+                     key that the log holds and that has an order, and no other unique key; pause the changefeed, \
+                     set scheduler.enable-table-across-nodes to false, and resume it",
                     ddl.schema, ddl.table, ddl.commit_ts
                 ),
                 retryable: false,

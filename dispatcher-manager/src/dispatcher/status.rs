@@ -76,9 +76,13 @@ impl Dispatcher {
             Pending::Waiting(pending) | Pending::Writing(pending) if pending < key => {}
             Pending::Waiting(_) | Pending::Writing(_) => out.push(Effect::Done(key)),
             Pending::None => {
-                // A failed dispatcher has not done what it failed at, nor anything after it.
-                let done = self.last_done.is_some_and(|done| key <= done) || key.commit_ts <= self.resolved;
-                if done {
+                // A failed dispatcher has not done what it failed at, nor anything after it. The resolved event of a
+                // DDL comes behind it, that of a sync point may come before.
+                let passed = match key.is_sync_point {
+                    true => key.commit_ts < self.resolved,
+                    false => key.commit_ts <= self.resolved,
+                };
+                if passed || self.last_done.is_some_and(|done| key <= done) {
                     out.push(Effect::Done(key));
                 }
             }

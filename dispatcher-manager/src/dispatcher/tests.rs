@@ -610,6 +610,26 @@ proptest! {
     }
 }
 
+fn about_sync_point(commit: u64) -> BarrierKey {
+    BarrierKey { commit_ts: Ts(commit), is_sync_point: true }
+}
+
+#[test]
+fn a_sync_point_that_is_not_done_is_not_called_done() {
+    let write = DispatcherStatus { action: Some((BlockAction::Write, about_sync_point(100))), ..status() };
+    let mut d = Bench::table(50);
+    d.arrive(resolved(100));
+    assert_eq!(d.arrive(sync_point(100)), "flush");
+    assert_eq!(d.status(&write), "", "its rows are being flushed");
+    assert_eq!(d.flush_ok(), "WAITING 100s");
+    assert_eq!(d.status(&write), "execute 100s");
+    assert_eq!(d.write_failed(), "fail CDC:ErrSinkUnavailable");
+    assert_eq!(d.status(&write), "", "it failed");
+    let mut d = Bench::table(50);
+    d.arrive(resolved(101));
+    assert_eq!(d.status(&write), "DONE 100s", "it is behind");
+}
+
 #[test]
 fn a_stream_that_begins_again_at_a_barrier_brings_nothing_twice() {
     let mut d = Bench::table(50);
