@@ -12,7 +12,7 @@ use event::{
     TupleWriter, TxnMark, TypeKind, UniqueKey, put_row,
 };
 use heartbeatpb::config::DispatcherManagerConfig;
-use heartbeatpb::{ChangefeedId, DispatcherId, Gid, SchemaId, TableId, Ts, WallTime};
+use heartbeatpb::{ChangefeedId, DispatcherId, Gid, SchemaId, TableId, TableSpan, Ts, WallTime};
 use logservice::event_store::Position;
 use logservice::{Credit, Delivery, DispatcherEvent, Subscription};
 use parking_lot::Mutex;
@@ -254,7 +254,7 @@ impl Sink for RecordingSink {
     async fn open_dispatcher(
         &self,
         dispatcher: DispatcherId,
-        _table: TableId,
+        _span: &TableSpan,
         start_ts: Ts,
     ) -> Result<TableStart, sink::Error> {
         if self.fail_open.load(Ordering::Acquire) {

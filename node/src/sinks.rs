@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use dispatcher_manager::SinkFactory;
 use event::{BlockEvent, RowBatch, TableInfo};
 use heartbeatpb::config::DispatcherManagerConfig;
-use heartbeatpb::{DispatcherId, TableId, Ts, WallTime};
+use heartbeatpb::{DispatcherId, TableSpan, Ts, WallTime};
 use sink::{Error, Flushed, Sink, SinkOptions, TableStart};
 use tokio_util::sync::CancellationToken;
 
@@ -52,10 +52,10 @@ impl Sink for Counting {
     async fn open_dispatcher(
         &self,
         dispatcher: DispatcherId,
-        table: TableId,
+        span: &TableSpan,
         start_ts: Ts,
     ) -> Result<TableStart, Error> {
-        self.inner.open_dispatcher(dispatcher, table, start_ts).await
+        self.inner.open_dispatcher(dispatcher, span, start_ts).await
     }
 
     async fn open_table(&self, dispatcher: DispatcherId, table: &TableInfo) -> Result<(), Error> {

@@ -102,7 +102,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let table = example_table();
     let dispatcher = DispatcherId::random();
-    sink.open_dispatcher(dispatcher, table.id, Ts(1)).await?;
+    sink.open_dispatcher(dispatcher, &heartbeatpb::TableSpan::whole(table.id), Ts(1)).await?;
     sink.open_table(dispatcher, &table).await?;
 
     let made: Vec<RowBatch> = (0..batches).map(|number| batch(&table, number)).collect();

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use event::{BlockEvent, RowBatch, TableInfo};
-use heartbeatpb::{DispatcherId, TableId, Ts, WallTime};
+use heartbeatpb::{DispatcherId, TableSpan, Ts, WallTime};
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
@@ -74,7 +74,7 @@ impl Sink for BlackholeSink {
     async fn open_dispatcher(
         &self,
         _dispatcher: DispatcherId,
-        _table: TableId,
+        _span: &TableSpan,
         start_ts: Ts,
     ) -> Result<TableStart, Error> {
         Ok(TableStart { start_ts, skip_dml_at_start: false })

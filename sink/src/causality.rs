@@ -5,6 +5,9 @@
 //! change: it is met once the transaction of that change has committed. Dependencies only point to changes
 //! that were pushed earlier, so the earliest pending change is always free to go and nothing can deadlock.
 //!
+//! A change that gives a row another key belongs to the queue of the key before, and is ordered in that of the key after
+//! as well: it waits for all changes of its table there, and later ones there wait for it.
+//!
 //! - **CA-1** Changes that share a unique key value, or that lie on different sides of a barrier of their
 //!   table, complete in the order in which they were pushed.
 //! - **CA-2** While changes are pending and none is being written, [`Causality::take`] returns a batch.
@@ -102,6 +105,8 @@ struct Pending {
     count: usize,
     last: [u64; SHARDS],
     barrier: Option<(Shard, u64)>,
+    /// The last change of each queue that gives a row a key of another one: queue, the other one, number.
+    moved: Vec<(Shard, Shard, u64)>,
 }
 
 /// The queues and what they wait for.
@@ -149,6 +154,19 @@ impl<T> Causality<T> {
         }
         if let Some((shard, _)) = access.moves_to {
             waits.add(shard, table.last[shard.index()]);
+        }
+        // A change that moves a row to a queue counts in both: whoever writes down how far that queue is, has it.
+        let own = access.moves_to.map_or(access.shard, |(shard, _)| shard);
+        for &(from, to, earlier) in &table.moved {
+            if to == access.shard || to == own {
+                waits.add(from, earlier);
+            }
+        }
+        if let Some((to, _)) = access.moves_to.filter(|(to, _)| *to != access.shard) {
+            match table.moved.iter_mut().find(|(f, t, _)| (*f, *t) == (access.shard, to)) {
+                Some((_, _, last)) => *last = seq,
+                None => table.moved.push((access.shard, to, seq)),
+            }
         }
         if access.barrier {
             table.barrier = Some((access.shard, seq));

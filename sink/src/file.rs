@@ -10,7 +10,10 @@
 //! - Rows that an earlier run of this changefeed has in its files are not written again
 //!   (`file/progress.rs`). Where that cannot be known they are written twice, never left out.
 //! - A truncation is a new version directory whose schema file says so; so is an initial copy into a table
-//!   that already has files.
+//!   that already has files, or that is divided.
+//! - A dispatcher of a part of a table has files of its own, `CDC_<dispatcher>_<index>`. What it wrote is not known to
+//!   the one that has these keys after it, which writes it again; an update that takes a row from one part to another
+//!   is a delete in one file and an insert in another, of one `(commit ts, row number)`.
 
 mod checkpoint;
 mod config;
@@ -32,7 +35,7 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use event::{BlockEvent, DdlEvent, DdlKind, RowBatch, TableInfo};
-use heartbeatpb::{ChangefeedId, DispatcherId, TableId, Ts, WallTime};
+use heartbeatpb::{ChangefeedId, DispatcherId, TableId, TableSpan, Ts, WallTime};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -44,7 +47,7 @@ use self::checkpoint::{CheckpointFile, SharedCheckpoint};
 use self::layout::TablePlace;
 use self::metrics::FileMetrics;
 use self::schema::{Change, SchemaFile};
-use self::worker::{Job, Worker};
+use self::worker::{Job, Opening, Worker};
 use crate::encode::EncodeOptions;
 use crate::metrics::SinkMetrics;
 use crate::{Error, Flushed, Sink, TableStart};
@@ -127,7 +130,7 @@ pub struct FileSink {
     context: Arc<Context>,
     /// Taken by `run`.
     queues: Mutex<Option<Vec<Receiver<Job>>>>,
-    dispatchers: Mutex<BTreeMap<DispatcherId, (TableId, Ts)>>,
+    dispatchers: Mutex<BTreeMap<DispatcherId, (TableSpan, Ts)>>,
     checkpoint: SharedCheckpoint,
 }
 
@@ -314,18 +317,19 @@ impl Sink for FileSink {
     async fn open_dispatcher(
         &self,
         dispatcher: DispatcherId,
-        table: TableId,
+        span: &TableSpan,
         start_ts: Ts,
     ) -> Result<TableStart, Error> {
-        self.dispatchers.lock().insert(dispatcher, (table, start_ts));
+        self.dispatchers.lock().insert(dispatcher, (span.clone(), start_ts));
         Ok(TableStart { start_ts, skip_dml_at_start: false })
     }
 
     async fn open_table(&self, dispatcher: DispatcherId, table: &TableInfo) -> Result<(), Error> {
-        let known = self.dispatchers.lock().get(&dispatcher).copied();
+        let known = self.dispatchers.lock().get(&dispatcher).cloned();
+        let divided = known.as_ref().is_some_and(|(span, _)| !span.is_whole());
         let position = known.map_or(table.version.before(), |(_, start_ts)| start_ts);
-        let table = Arc::new(table.clone());
-        self.ask(table.id, |done| Job::Open { dispatcher, table: Arc::clone(&table), position, done }).await
+        let opening = Opening { dispatcher, table: Arc::new(table.clone()), position, divided };
+        self.ask(table.id, |done| Job::Open { opening, done }).await
     }
 
     fn write_rows(&self, dispatcher: DispatcherId, batch: RowBatch, flushed: Flushed) {
@@ -333,8 +337,8 @@ impl Sink for FileSink {
     }
 
     async fn flush_before_block(&self, dispatcher: DispatcherId) -> Result<(), Error> {
-        let known = self.dispatchers.lock().get(&dispatcher).copied();
-        let Some((table, _)) = known else { return Ok(()) };
+        let known = self.dispatchers.lock().get(&dispatcher).map(|(span, _)| span.table);
+        let Some(table) = known else { return Ok(()) };
         let started = Instant::now();
         self.ask(table, |done| Job::Flush { dispatcher, done }).await?;
         self.context.metrics.block_flush.record(started.elapsed().as_secs_f64());
@@ -362,8 +366,8 @@ impl Sink for FileSink {
 
     fn close_dispatcher(&self, dispatcher: DispatcherId) {
         let known = self.dispatchers.lock().remove(&dispatcher);
-        if let Some((table, _)) = known {
-            self.context.send(self.worker_of(table), Job::Close { dispatcher });
+        if let Some((span, _)) = known {
+            self.context.send(self.worker_of(span.table), Job::Close { dispatcher });
         }
     }
 

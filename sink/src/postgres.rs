@@ -5,6 +5,11 @@
 //! one transaction together with the queue's progress (`apply.rs`, `progress.rs`). What a transaction's
 //! failure means is decided in `connection.rs`; what the target tables must look like in `target.rs`.
 //!
+//! Several dispatchers may write one table, each a key range of it, on one node or on many. Progress is kept by key
+//! range (`pieces.rs`), so that a row change is applied once however often and at whatever checkpoints the table is
+//! divided and put together; a truncation, and the beginning of an initial copy, clear the range of their dispatcher
+//! (`keys.rs`).
+//!
 //! Limits: two values that differ as text but are equal under a nondeterministic collation or in a type with
 //! an equality of its own (such as `citext`) are ordered by the database's own constraint alone: a violation
 //! makes the batch go again in upstream order. A unique constraint that is deferred upstream but immediate in
@@ -13,8 +18,11 @@
 mod apply;
 mod config;
 mod connection;
+mod keys;
+mod pieces;
 mod plan;
 mod progress;
+mod queues;
 mod route;
 mod shared;
 mod sql;
@@ -26,7 +34,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use event::{BlockEvent, DdlEvent, DdlKind, RowBatch, TableInfo};
-use heartbeatpb::{DispatcherId, TableId, Ts, WallTime};
+use heartbeatpb::{DispatcherId, TableId, TableSpan, Ts, WallTime};
 use parking_lot::Mutex;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
@@ -34,6 +42,7 @@ use tokio_util::sync::CancellationToken;
 
 use config::PgConfig;
 use connection::{Backoff, Connection, Failure, classify};
+use pieces::Range;
 use shared::Shared;
 use worker::{Incoming, Worker};
 
@@ -111,20 +120,6 @@ impl PostgresSink {
             to_route: Mutex::new(Some(to_route)),
             control: tokio::sync::Mutex::new(Some(connection)),
         })
-    }
-
-    /// Refuses a second dispatcher of one table: the progress of a queue speaks for the whole table.
-    fn admit(&self, dispatcher: DispatcherId, table: TableId) -> Result<(), Error> {
-        let mut dispatchers = self.shared.dispatchers.lock();
-        let taken = dispatchers.iter().any(|(id, state)| *id != dispatcher && state.open == Some(table));
-        if taken {
-            return Err(Error::Rejected {
-                code: "CDC:ErrTableSplitUnsupported",
-                what: format!("table {table} has two dispatchers, but this sink needs each table whole"),
-            });
-        }
-        dispatchers.entry(dispatcher).or_default().open = Some(table);
-        Ok(())
     }
 
     async fn execute_ddl(&self, ddl: &DdlEvent) -> Result<(), Error> {
@@ -244,23 +239,25 @@ impl Sink for PostgresSink {
     async fn open_dispatcher(
         &self,
         dispatcher: DispatcherId,
-        table: TableId,
+        span: &TableSpan,
         start_ts: Ts,
     ) -> Result<TableStart, Error> {
+        let table = span.table;
         if table == TableId::DDL {
             return Ok(TableStart { start_ts, skip_dml_at_start: false });
         }
-        self.admit(dispatcher, table)?;
         let shared = &self.shared;
+        shared.open(dispatcher, span);
+        let range = Range::of(span);
         let read = with_control!(self, connection => {
-            let read = progress::load(&connection.client, &shared.config, &shared.gid, table).await;
+            let read = progress::load(&connection.client, &shared.config, &shared.gid, table, &range).await;
             let own = &shared.config.own_schema;
             let last = progress::last_ddl(&connection.client, own, &shared.gid, table).await;
             read.and_then(|read| Ok((read, last?)))
         });
         match read {
             Ok((read, last_ddl)) => {
-                shared.learn(table, &read);
+                shared.learn(dispatcher, table, read);
                 // Every row before the table's last DDL was flushed before it ran, and had a shape that the target
                 // does not have any more.
                 let start_ts = last_ddl.map_or(start_ts, |last| last.max(start_ts));
@@ -273,8 +270,15 @@ impl Sink for PostgresSink {
         }
     }
 
-    async fn open_table(&self, _dispatcher: DispatcherId, table: &TableInfo) -> Result<(), Error> {
+    async fn open_table(&self, dispatcher: DispatcherId, table: &TableInfo) -> Result<(), Error> {
         let shared = &self.shared;
+        let span = shared.span(dispatcher);
+        if span.is_some_and(|span| !span.is_whole()) && !table.is_divisible() {
+            return Err(Error::Rejected {
+                code: "CDC:ErrTableSplitUnsupported",
+                what: format!("table {}.{} cannot be divided into key ranges", table.schema, table.name),
+            });
+        }
         let info = Arc::new(table.clone());
         if shared.known_target(&info).is_some() {
             return Ok(());
@@ -294,9 +298,9 @@ impl Sink for PostgresSink {
             flushed.done();
             return;
         }
-        self.shared.accept(dispatcher);
+        let span = self.shared.accept(dispatcher, batch.table.id);
         // Refused only by a sink that has ended; then nothing is flushed any more.
-        let _ = self.incoming.send(Incoming { dispatcher, batch, flushed, entered: Instant::now() });
+        let _ = self.incoming.send(Incoming { dispatcher, span, batch, flushed, entered: Instant::now() });
     }
 
     async fn flush_before_block(&self, dispatcher: DispatcherId) -> Result<(), Error> {
@@ -316,13 +320,7 @@ impl Sink for PostgresSink {
     fn publish_checkpoint(&self, _checkpoint: Ts, _time: WallTime) {}
 
     fn close_dispatcher(&self, dispatcher: DispatcherId) {
-        let mut dispatchers = self.shared.dispatchers.lock();
-        if let Some(state) = dispatchers.get_mut(&dispatcher) {
-            state.open = None;
-            if state.outstanding == 0 {
-                dispatchers.remove(&dispatcher);
-            }
-        }
+        self.shared.close(dispatcher);
     }
 
     async fn forget_changefeed(&self) -> Result<(), Error> {
@@ -330,7 +328,7 @@ impl Sink for PostgresSink {
         with_control!(self, connection => {
             progress::forget(&connection.client, &shared.config, &shared.gid).await
         })?;
-        shared.positions.lock().clear();
+        shared.progress.lock().clear();
         Ok(())
     }
 

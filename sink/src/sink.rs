@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use event::{BlockEvent, RowBatch, TableInfo};
-use heartbeatpb::{DispatcherId, Ts, WallTime};
+use heartbeatpb::{DispatcherId, TableSpan, Ts, WallTime};
 use tokio_util::sync::CancellationToken;
 
 use crate::Error;
@@ -55,11 +55,12 @@ pub trait Sink: Send + Sync + 'static {
     fn healthy(&self) -> bool;
 
     /// Prepares a span before its first event, for a dispatcher that would start at `start_ts`:
-    /// reads what an earlier run left behind. Idempotent.
+    /// reads what an earlier run left behind. Idempotent. Spans of one table that are open at the same time may
+    /// overlap: a table that is put together is opened before its parts are closed.
     async fn open_dispatcher(
         &self,
         dispatcher: DispatcherId,
-        table: heartbeatpb::TableId,
+        span: &TableSpan,
         start_ts: Ts,
     ) -> Result<TableStart, Error>;
 

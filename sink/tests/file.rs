@@ -42,7 +42,10 @@ impl Run {
     }
 
     async fn open(&self, shape: &TableInfo, start: u64) {
-        self.sink.open_dispatcher(DISPATCHER, shape.id, Ts(start)).await.expect("opened");
+        self.sink
+            .open_dispatcher(DISPATCHER, &heartbeatpb::TableSpan::whole(shape.id), Ts(start))
+            .await
+            .expect("opened");
         self.sink.open_table(DISPATCHER, shape).await.expect("opened");
     }
 
@@ -544,7 +547,10 @@ async fn a_file_where_a_directory_should_be_ends_the_sink_with_a_named_error() {
     std::fs::write(dir.path().join("app"), b"in the way").expect("written");
     let run = Run::start(config, &feed()).await;
     let shape = notes(1, 10);
-    run.sink.open_dispatcher(DISPATCHER, shape.id, Ts(10)).await.expect("opened");
+    run.sink
+        .open_dispatcher(DISPATCHER, &heartbeatpb::TableSpan::whole(shape.id), Ts(10))
+        .await
+        .expect("opened");
     assert!(run.sink.open_table(DISPATCHER, &shape).await.is_err());
     let error = run.task.await.expect("no panic").expect_err("the sink failed");
     assert_eq!((error.code(), error.is_retryable()), ("CDC:ErrStorageSinkLayout", false), "{error}");
@@ -562,7 +568,10 @@ async fn a_changed_schema_file_is_refused() {
     let name = files(dir.path()).into_iter().find(|name| name.contains("schema_")).expect("a schema file");
     std::fs::write(dir.path().join(name), b"{}").expect("written");
     let run = Run::start(config, &feed).await;
-    run.sink.open_dispatcher(DISPATCHER, shape.id, Ts(10)).await.expect("opened");
+    run.sink
+        .open_dispatcher(DISPATCHER, &heartbeatpb::TableSpan::whole(shape.id), Ts(10))
+        .await
+        .expect("opened");
     assert!(run.sink.open_table(DISPATCHER, &shape).await.is_err());
     let error = run.task.await.expect("no panic").expect_err("the sink failed");
     assert_eq!(error.code(), "CDC:ErrStorageSinkSchemaFile");
@@ -593,7 +602,10 @@ async fn many_tables_keep_apart() {
     let mut expected = BTreeMap::new();
     for id in 1..40i64 {
         let (shape, dispatcher) = (notes(id, 10), DispatcherId::new(7, u64::try_from(id).expect("positive")));
-        run.sink.open_dispatcher(dispatcher, shape.id, Ts(10)).await.expect("opened");
+        run.sink
+            .open_dispatcher(dispatcher, &heartbeatpb::TableSpan::whole(shape.id), Ts(10))
+            .await
+            .expect("opened");
         run.sink.open_table(dispatcher, &shape).await.expect("opened");
         let text = format!("of table {id}");
         let batch = Rows::of(&shape).at(20, 0).insert(&["1", &text]).build();

@@ -63,7 +63,9 @@ async fn child_writes_until_it_is_killed() {
     let running = Arc::clone(&sink);
     let task = tokio::spawn(async move { running.run(CancellationToken::new()).await });
     let (shape, dispatcher) = (notes(1, 1000), DispatcherId::random());
-    sink.open_dispatcher(dispatcher, shape.id, Ts(start)).await.expect("opened");
+    sink.open_dispatcher(dispatcher, &heartbeatpb::TableSpan::whole(shape.id), Ts(start))
+        .await
+        .expect("opened");
     sink.open_table(dispatcher, &shape).await.expect("opened");
     let flushed = Arc::new(AtomicU64::new(start));
     let mut n = (start - 1000) / 8 + 1;

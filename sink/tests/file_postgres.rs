@@ -166,7 +166,9 @@ async fn every_value_of_postgresql_reads_back_from_every_format() {
         let token = shutdown.clone();
         let task = tokio::spawn(async move { running.run(token).await });
         let dispatcher = DispatcherId::random();
-        sink.open_dispatcher(dispatcher, shape.id, Ts(10)).await.expect("opened");
+        sink.open_dispatcher(dispatcher, &heartbeatpb::TableSpan::whole(shape.id), Ts(10))
+            .await
+            .expect("opened");
         sink.open_table(dispatcher, &shape).await.expect("opened");
         let batch =
             rows.iter().fold(Rows::of(&shape).at(20, 0), |batch, row| batch.insert_values(row)).build();

@@ -36,7 +36,7 @@ impl Task {
                 self.calls.spawn(async move {
                     let _permit = opens.acquire().await;
                     let begun = now();
-                    let opened = sink.open_dispatcher(id, span.table, start_ts).await;
+                    let opened = sink.open_dispatcher(id, &span, start_ts).await;
                     metrics.created(now().saturating_duration_since(begun));
                     let result = opened.map_err(|error| Fault::sink(&error));
                     Done::DispatcherOpened { id, asked: start_ts, result }

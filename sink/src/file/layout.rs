@@ -142,6 +142,12 @@ pub(crate) fn parse_data_file(name: &str, extension: &str) -> Option<(String, u6
     }
 }
 
+/// The writer of a data file, by its path from the version's directory; empty for plain names.
+pub(crate) fn writer_of(path: &str, extension: &str) -> String {
+    let name = path.rsplit_once('/').map_or(path, |(_, name)| name);
+    parse_data_file(name, extension).map(|(writer, _)| writer).unwrap_or_default()
+}
+
 /// The directory of a day, month or year, in UTC; empty without dates.
 pub(crate) fn date_dir(separator: DateSeparator, unix_seconds: i64) -> String {
     let date = crate::encode::moment::date_text(unix_seconds.div_euclid(86_400));

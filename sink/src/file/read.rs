@@ -3,14 +3,17 @@
 //! 1. Only rows at or before the checkpoint in `metadata` count.
 //! 2. Versions of a table in order; a version whose schema file says truncated, dropped or created starts empty.
 //! 3. In a version: dates, then file numbers. canal-json and debezium rows carry `(commit ts, row number)`:
-//!    sorted by it, and each taken once. CSV rows carry the commit ts: rows that repeat what an earlier file
-//!    had are recognised by the commit ts going back.
+//!    sorted by it, and each taken once; a delete and an insert of one number are an update that took the row to
+//!    another part of the table. CSV rows carry the commit ts: rows that repeat what an earlier file of the same
+//!    writer had are recognised by the commit ts going back; of several writers that have a row at one commit, the one
+//!    with most changes of it counts.
 //! 4. A value that the upstream did not send keeps what the row had.
 //!
 //! Everything is kept in memory: this is for verification, not for loading a warehouse.
 
 mod apply;
 mod parse;
+mod several;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -182,13 +185,14 @@ fn replay_table(
         let mut changes = Vec::new();
         let mut reader = parse::Reader::new(options, state.columns());
         for name in io(&version_dir, progress::data_files(&version_dir, options.format.extension()))? {
-            let path = version_dir.join(name);
+            let path = version_dir.join(&name);
             let bytes = io(&path, std::fs::read(&path))?;
+            reader.enter(layout::writer_of(&name, options.format.extension()));
             reader
                 .read(&bytes, limit, &mut changes)
                 .map_err(|what| ReplayError::Malformed { path: path.clone(), what })?;
         }
-        let duplicates = reader.duplicates();
+        let duplicates = reader.finish(&mut changes);
         state
             .apply(changes, duplicates)
             .map_err(|what| ReplayError::Malformed { path: version_dir.clone(), what })?;

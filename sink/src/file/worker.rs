@@ -22,9 +22,7 @@ const IDLE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) enum Job {
     Open {
-        dispatcher: DispatcherId,
-        table: Arc<TableInfo>,
-        position: Ts,
+        opening: Opening,
         done: oneshot::Sender<()>,
     },
     Rows {
@@ -42,6 +40,17 @@ pub(super) enum Job {
     /// Too much waits in memory: write half of what this worker has.
     Relieve,
     Stop,
+}
+
+/// A dispatcher that is about to write, or to write another shape.
+#[derive(Debug)]
+pub(super) struct Opening {
+    pub(super) dispatcher: DispatcherId,
+    pub(super) table: Arc<TableInfo>,
+    /// Rows behind it follow.
+    pub(super) position: Ts,
+    /// It has a part of the table.
+    pub(super) divided: bool,
 }
 
 /// A writing thread.
@@ -103,8 +112,8 @@ impl Worker {
 
     fn perform(&mut self, job: Job) -> Result<(), Error> {
         match job {
-            Job::Open { dispatcher, table, position, done } => {
-                self.open(dispatcher, table, position)?;
+            Job::Open { opening, done } => {
+                self.open(opening)?;
                 // A caller that has gone away needs no answer; the same holds below.
                 let _gone = done.send(());
                 Ok(())
@@ -136,11 +145,14 @@ impl Worker {
         }
     }
 
-    fn open(&mut self, dispatcher: DispatcherId, table: Arc<TableInfo>, position: Ts) -> Result<(), Error> {
+    fn open(&mut self, opening: Opening) -> Result<(), Error> {
+        let Opening { dispatcher, table, position, .. } = &opening;
+        let (dispatcher, position) = (*dispatcher, *position);
         if self.writers.contains_key(&dispatcher) {
+            let table = Arc::clone(table);
             return self.with(dispatcher, |writer| writer.reshape(table, position));
         }
-        let writer = TableWriter::open(&self.context, dispatcher, table, position)?;
+        let writer = TableWriter::open(&self.context, opening)?;
         self.writers.insert(dispatcher, writer);
         Ok(())
     }

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use event::{RowBatch, RowChange, RowOp, TableInfo};
-use heartbeatpb::{DispatcherId, Ts, WallTime};
+use heartbeatpb::{Ts, WallTime};
 
 use super::layout::{self, DataNames, TablePlace};
 use super::metrics::Reason;
 use super::progress::{self, Position, Written};
 use super::schema::{self, Change, Choice, SchemaFile, Version};
+use super::worker::Opening;
 use super::{Context, disk};
 use crate::encode::TableEncoder;
 use crate::{Error, Flushed};
@@ -31,6 +32,10 @@ pub(crate) struct TableWriter {
     table: Arc<TableInfo>,
     place: TablePlace,
     names: DataNames,
+    /// Nobody else writes files of the table.
+    alone: bool,
+    /// It has a part of the table.
+    divided: bool,
     encoder: TableEncoder,
     /// Every version on disk.
     versions: Vec<Version>,
@@ -64,13 +69,11 @@ impl TableWriter {
     /// A writer for rows behind `position`: finds the version that is current there, or makes one.
     pub(crate) fn open(
         context: &Arc<Context>,
-        dispatcher: DispatcherId,
-        table: Arc<TableInfo>,
-        position: Ts,
+        Opening { dispatcher, table, position, divided }: Opening,
     ) -> Result<Self, Error> {
         let config = &context.config;
         let place = TablePlace::new(&config.root, &table, config.use_table_id_as_path);
-        let owner = config.across_nodes.then_some(dispatcher);
+        let owner = (config.across_nodes || divided).then_some(dispatcher);
         let names = DataNames::new(owner, config.encode.format.extension(), config.file_index_digits);
         let (versions, version) = choose_version(context, &place, &table, position)?;
         let mut writer = Self {
@@ -79,6 +82,8 @@ impl TableWriter {
             table,
             place,
             names,
+            alone: owner.is_none(),
+            divided,
             versions,
             version,
             directory: None,
@@ -138,7 +143,8 @@ impl TableWriter {
                 RowOp::Insert | RowOp::Update | RowOp::Delete => self.row(&row, built)?,
                 RowOp::Truncate => self.start_empty(position.commit_ts)?,
                 RowOp::CopyStart => {
-                    if self.has_data()? {
+                    // Others may have begun with their parts of the same copy: all of it is in a version of its own.
+                    if self.divided || self.has_data()? {
                         self.start_empty(position.commit_ts)?;
                     }
                 }
@@ -300,7 +306,7 @@ impl TableWriter {
     /// Learns from the version's directory which rows are there already.
     fn recover_progress(&mut self) -> Result<(), Error> {
         self.written = None;
-        if self.context.config.across_nodes {
+        if !self.alone {
             return Ok(());
         }
         let dir = self.place.version(self.version.version);
@@ -315,7 +321,7 @@ impl TableWriter {
 
     /// Notes what the next file will hold. Losing the note costs repeated rows, never rows.
     fn write_progress(&self, next: &Written) {
-        if self.context.config.across_nodes {
+        if !self.alone {
             return;
         }
         let dir = self.place.version(self.version.version);

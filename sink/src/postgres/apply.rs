@@ -12,13 +12,14 @@ use tokio_postgres::types::ToSql;
 
 use super::config::OnExistingRows;
 use super::connection::{Connection, Failure, classify};
+use super::keys;
+use super::pieces::Range;
 use super::plan::{self, Group, Kind, Mode};
-use super::progress::{self, Advance};
+use super::progress::{self, Advance, Copied, Join};
 use super::route::{Change, Holds};
 use super::sql::TextArray;
 use super::target::Target;
 use crate::Error;
-use crate::causality::Shard;
 use crate::metrics::{RowType, TxnMetrics};
 
 /// Statements sent without waiting for the answer to the one before.
@@ -36,7 +37,12 @@ pub(crate) struct Writer<'s> {
 pub(crate) struct TableChanges<'b, B> {
     pub(crate) target: Arc<Target>,
     pub(crate) changes: Vec<&'b Change<B>>,
+    /// For a change of the table as a whole: the keys that it concerns.
+    pub(crate) clear: Vec<Range>,
 }
+
+/// How a transaction moves the progress of its queues.
+type Moves<'p> = (&'p [Advance], &'p [Join]);
 
 /// A prepared statement with its rows.
 struct Step<'p, 'b, B> {
@@ -67,8 +73,7 @@ impl Writer<'_> {
     pub(crate) async fn write<B: Holds>(
         &self,
         connection: &mut Connection,
-        shard: Shard,
-        steps: &[Advance],
+        steps: Moves<'_>,
         tables: &[TableChanges<'_, B>],
         mode: Mode,
     ) -> Result<(), Failure> {
@@ -76,7 +81,7 @@ impl Writer<'_> {
             && let [change] = table.changes[..]
             && change.is_for_table()
         {
-            return self.barrier(connection, shard, steps, &table.target, change).await;
+            return self.barrier(connection, steps, table, change).await;
         }
         let mut plans = Vec::with_capacity(tables.len());
         for table in tables {
@@ -84,7 +89,8 @@ impl Writer<'_> {
             let groups = plan::plan(&table.target, table.changes.iter().copied(), mode, copy)?;
             plans.push((table.target.as_ref(), groups));
         }
-        let advance = connection.prepare(&progress::advance_sql(self.own_schema), 7).await?;
+        let advance =
+            connection.prepare(&progress::advance_sql(self.own_schema), progress::ADVANCE_PARAMS).await?;
         let mut prepared = Vec::new();
         for (target, groups) in &plans {
             for group in groups {
@@ -98,7 +104,7 @@ impl Writer<'_> {
             Mode::Batched => {
                 // The first statements leave together with the beginning: one round trip less.
                 let (first, rest) = prepared.split_at(pipelined(&prepared));
-                let begin = self.begin(connection, deferrable, &advance, shard, steps);
+                let begin = self.begin(connection, deferrable, &advance, steps);
                 let (begun, counts) = join(begin, run_together(connection, first)).await;
                 begun?;
                 let mut counts = counts?;
@@ -106,7 +112,7 @@ impl Writer<'_> {
                 counts
             }
             Mode::Singles => {
-                self.begin(connection, deferrable, &advance, shard, steps).await?;
+                self.begin(connection, deferrable, &advance, steps).await?;
                 run_singly(connection, &prepared).await?
             }
         };
@@ -125,10 +131,9 @@ impl Writer<'_> {
         connection: &Connection,
         deferrable: bool,
         advance: &Statement,
-        shard: Shard,
-        steps: &[Advance],
+        (steps, joins): Moves<'_>,
     ) -> Result<(), Failure> {
-        let params = progress::advance_params(self.changefeed, shard, steps);
+        let params = progress::advance_params(self.changefeed, steps);
         let params = refs(&params);
         let begin = if deferrable { "BEGIN; SET CONSTRAINTS ALL DEFERRED" } else { "BEGIN" };
         let (begun, advanced) =
@@ -138,6 +143,9 @@ impl Writer<'_> {
         if advanced != steps.len() as u64 {
             return Err(Failure::Overtaken);
         }
+        for join in joins {
+            progress::join(&connection.client, self.own_schema, self.changefeed, join).await?;
+        }
         Ok(())
     }
 
@@ -145,38 +153,41 @@ impl Writer<'_> {
     async fn barrier<B: Holds>(
         &self,
         connection: &mut Connection,
-        shard: Shard,
-        steps: &[Advance],
-        target: &Target,
+        steps: Moves<'_>,
+        TableChanges { target, clear: ranges, .. }: &TableChanges<'_, B>,
         change: &Change<B>,
     ) -> Result<(), Failure> {
-        let advance = connection.prepare(&progress::advance_sql(self.own_schema), 7).await?;
-        self.begin(connection, target.deferrable, &advance, shard, steps).await?;
+        let advance =
+            connection.prepare(&progress::advance_sql(self.own_schema), progress::ADVANCE_PARAMS).await?;
+        self.begin(connection, target.deferrable, &advance, steps).await?;
         // All queues move: a writer that was overtaken must not put rows behind the barrier.
-        let table = target.info.id;
-        progress::pass(&connection.client, self.own_schema, self.changefeed, table, change.at).await?;
-        if change.op == RowOp::Truncate {
-            clear(connection, target).await?;
-        } else {
-            self.begin_copy(connection, target, change).await?;
+        let (own, table) = (self.own_schema, target.info.id);
+        for range in ranges {
+            progress::pass(&connection.client, own, self.changefeed, table, range, change.at).await?;
+            if change.op == RowOp::Truncate {
+                clear(connection, target, range).await?;
+            } else {
+                self.begin_copy(connection, target, range, change).await?;
+            }
         }
         connection.client.batch_execute("COMMIT").await.map_err(|e| classify(e, "committing"))
     }
 
-    /// Makes the table ready for the rows of a copy. What an earlier copy of this changefeed left behind is
+    /// Makes the keys ready for the rows of a copy. What an earlier copy of this changefeed left behind is
     /// removed; rows of anyone else only when the user said so.
     async fn begin_copy<B: Holds>(
         &self,
         connection: &Connection,
         target: &Target,
+        range: &Range,
         change: &Change<B>,
     ) -> Result<(), Failure> {
         let (client, own, feed) = (&connection.client, self.own_schema, self.changefeed);
         let table: TableId = target.info.id;
         let snapshot = change.at.commit_ts;
-        match progress::copy_marker(client, own, feed, table).await? {
-            Some(marker) if marker == snapshot => return Ok(()),
-            Some(_) if self.on_existing_rows == OnExistingRows::Append && target.key.is_empty() => {
+        match progress::copy_marker(client, own, feed, table, range, snapshot).await? {
+            Copied::This => return Ok(()),
+            Copied::Before if self.on_existing_rows == OnExistingRows::Append && target.key.is_empty() => {
                 return Err(Failure::Fatal(Error::Rejected {
                     code: "CDC:ErrTargetNotEmpty",
                     what: format!(
@@ -187,21 +198,30 @@ impl Writer<'_> {
                     ),
                 }));
             }
-            Some(_) if self.on_existing_rows == OnExistingRows::Append => {}
-            Some(_) => clear(connection, target).await?,
-            None => match self.on_existing_rows {
+            Copied::Before if self.on_existing_rows == OnExistingRows::Append => {}
+            Copied::Before => clear(connection, target, range).await?,
+            Copied::No => match self.on_existing_rows {
                 OnExistingRows::Append => {}
-                OnExistingRows::Truncate => clear(connection, target).await?,
-                OnExistingRows::Error => require_empty(connection, target).await?,
+                OnExistingRows::Truncate => clear(connection, target, range).await?,
+                OnExistingRows::Error => require_empty(connection, target, range).await?,
             },
         }
-        progress::set_copy_marker(client, own, feed, table, snapshot).await
+        progress::set_copy_marker(client, own, feed, table, range, snapshot).await
     }
 }
 
-async fn require_empty(connection: &Connection, target: &Target) -> Result<(), Failure> {
-    let sql = format!("SELECT EXISTS (SELECT FROM {})", target.name);
-    let row = connection.client.query_one(&sql, &[]).await.map_err(|e| classify(e, &writing(target)))?;
+fn text_refs(params: &[String]) -> Vec<&(dyn ToSql + Sync)> {
+    params.iter().map(|text| text as &(dyn ToSql + Sync)).collect()
+}
+
+async fn require_empty(connection: &Connection, target: &Target, range: &Range) -> Result<(), Failure> {
+    let keys::Condition { sql, params } = keys::condition(target, range)?;
+    let sql = format!("SELECT EXISTS (SELECT FROM {} AS t{sql})", target.name);
+    let row = connection
+        .client
+        .query_one(&sql, &text_refs(&params))
+        .await
+        .map_err(|e| classify(e, &writing(target)))?;
     if row.get(0) {
         return Err(Failure::Fatal(Error::Rejected {
             code: "CDC:ErrTargetNotEmpty",
@@ -215,7 +235,14 @@ async fn require_empty(connection: &Connection, target: &Target) -> Result<(), F
     Ok(())
 }
 
-async fn clear(connection: &Connection, target: &Target) -> Result<(), Failure> {
+/// Removes the rows of a key range.
+async fn clear(connection: &Connection, target: &Target, range: &Range) -> Result<(), Failure> {
+    if !range.is_all() {
+        let keys::Condition { sql, params } = keys::condition(target, range)?;
+        let sql = format!("DELETE FROM {} AS t{sql}", target.name);
+        let deleted = connection.client.execute(&sql, &text_refs(&params)).await;
+        return deleted.map(|_| ()).map_err(|e| classify(e, &writing(target)));
+    }
     // A table that foreign keys refer to cannot be truncated alone.
     let sql = if target.truncatable { "TRUNCATE ONLY" } else { "DELETE FROM" };
     let sql = match (target.truncatable, target.partitioned) {

@@ -7,7 +7,10 @@
 
 use std::sync::Arc;
 
-use event::{Datum, ReplicaIdentity, RowBatch, RowChange, RowOp, TableInfo, Tuple, TypeKind, UniqueKey};
+use event::{
+    Datum, KeyCodec, KeyError, ReplicaIdentity, RowBatch, RowChange, RowOp, TableInfo, Tuple, TypeKind,
+    UniqueKey,
+};
 use heartbeatpb::Ts;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -69,8 +72,9 @@ fn canonical(kind: &TypeKind) -> Option<Canonical> {
         TypeKind::Numeric { .. } => Some(Canonical::Decimal),
         TypeKind::Float32 | TypeKind::Float64 => Some(Canonical::Float),
         TypeKind::Domain(inner) => canonical(inner),
-        // Months equal 30 days, 1 equals 1.0 inside a document, extensions compare as they like.
-        TypeKind::TimeTz
+        // Collations and extensions compare as they like, months equal 30 days, 1 equals 1.0 inside a document.
+        TypeKind::Nondeterministic(_)
+        | TypeKind::TimeTz
         | TypeKind::Interval
         | TypeKind::Json
         | TypeKind::Jsonb
@@ -200,6 +204,28 @@ impl<B: Holds> Change<B> {
     pub(crate) fn table(&self) -> &Arc<TableInfo> {
         &self.batch.batch().table
     }
+
+    /// Replaces `out` by the key of the row before the change, or after it.
+    pub(crate) fn key(&self, codec: &KeyCodec, after: bool, out: &mut Vec<u8>) -> Result<(), KeyError> {
+        let (old, new) = (self.old_image(), self.new_image());
+        let (main, other) = if after { (new.or(old), old) } else { (old.or(new), new) };
+        codec.encode(main.ok_or(KeyError::Missing)?, other, out)
+    }
+
+    /// Half of a change of the key: the row goes, or it comes under its new key.
+    pub(crate) fn half(&self, comes: bool) -> Self {
+        let row = if comes { self.moves_to.unwrap_or(self.row) } else { self.row };
+        Self {
+            batch: Arc::clone(&self.batch),
+            op: if comes { RowOp::Insert } else { RowOp::Delete },
+            at: self.at,
+            copied: false,
+            row,
+            moves_to: None,
+            old: self.old.filter(|_| !comes),
+            new: self.new.filter(|_| comes),
+        }
+    }
 }
 
 /// The rules of one table shape.
@@ -211,6 +237,8 @@ pub(crate) struct Routing {
     single: bool,
     row_key: KeyHash,
     other_keys: Vec<KeyHash>,
+    /// Key ranges of the table, if it can be divided.
+    pub(crate) codec: Option<KeyCodec>,
 }
 
 /// The key by which rows are found: the replica identity, since it is what old images hold, or for a full
@@ -245,6 +273,7 @@ impl Routing {
             other_keys: others
                 .map(|(i, key)| KeyHash::new(table, i + 1, &key.columns, key.nulls_not_distinct))
                 .collect(),
+            codec: KeyCodec::new(table),
             locate,
         }
     }

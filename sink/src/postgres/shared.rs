@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use event::TableInfo;
-use heartbeatpb::{ChangefeedId, DispatcherId, TableId};
+use heartbeatpb::{ChangefeedId, DispatcherId, TableId, TableSpan};
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::config::PgConfig;
-use super::progress::Positions;
+use super::pieces::SpanProgress;
 use super::target::Target;
 use super::worker::QueuedChange;
 use crate::Error;
@@ -19,12 +19,13 @@ use crate::causality::Causality;
 use crate::metrics::{SinkMetrics, TxnMetrics};
 
 /// A dispatcher that has batches in the sink or is open.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct DispatcherState {
     /// Batches accepted and not yet durable.
     pub(crate) outstanding: u64,
-    /// Its table, while it is open.
-    pub(crate) open: Option<TableId>,
+    /// Its keys.
+    pub(crate) span: Arc<TableSpan>,
+    open: bool,
 }
 
 /// State of one sink.
@@ -39,8 +40,8 @@ pub(crate) struct Shared {
     pub(crate) dispatchers: Mutex<FxHashMap<DispatcherId, DispatcherState>>,
     /// A dispatcher has no batch left.
     pub(crate) settled: Notify,
-    /// Committed progress; entries only grow.
-    pub(crate) positions: Mutex<FxHashMap<TableId, Box<Positions>>>,
+    /// Committed progress of the spans of dispatchers, as far as it is known.
+    pub(crate) progress: Mutex<FxHashMap<(DispatcherId, TableId), SpanProgress>>,
     /// The last described shape of each table.
     pub(crate) targets: Mutex<FxHashMap<TableId, Arc<Target>>>,
     failed: AtomicBool,
@@ -63,7 +64,7 @@ impl Shared {
             work: Notify::new(),
             dispatchers: Mutex::default(),
             settled: Notify::new(),
-            positions: Mutex::default(),
+            progress: Mutex::default(),
             targets: Mutex::default(),
             failed: AtomicBool::new(false),
             failure: Mutex::new(None),
@@ -89,13 +90,13 @@ impl Shared {
         self.failure.lock().take()
     }
 
-    /// Progress as the downstream has it; what is known already is never lowered.
-    pub(crate) fn learn(&self, table: TableId, read: &Positions) {
-        let mut positions = self.positions.lock();
-        let known = positions.entry(table).or_insert_with(|| Box::new(*read));
-        for (known, read) in known.iter_mut().zip(read) {
-            *known = (*known).max(*read);
+    /// Progress of a dispatcher's span as the downstream has it; what is known already is not lowered.
+    pub(crate) fn learn(&self, dispatcher: DispatcherId, table: TableId, mut read: SpanProgress) {
+        let mut progress = self.progress.lock();
+        if let Some(known) = progress.get(&(dispatcher, table)) {
+            read.raise(known);
         }
+        progress.insert((dispatcher, table), read);
     }
 
     /// The described target of a table, if it is for this shape.
@@ -105,9 +106,30 @@ impl Shared {
         (Arc::ptr_eq(&target.info, info) || *target.info == **info).then(|| Arc::clone(target))
     }
 
-    /// A batch of a dispatcher was accepted.
-    pub(crate) fn accept(&self, dispatcher: DispatcherId) {
-        self.dispatchers.lock().entry(dispatcher).or_default().outstanding += 1;
+    /// A dispatcher is about to write this span.
+    pub(crate) fn open(&self, dispatcher: DispatcherId, span: &TableSpan) {
+        let span = Arc::new(span.clone());
+        let mut dispatchers = self.dispatchers.lock();
+        let outstanding = dispatchers.get(&dispatcher).map_or(0, |state| state.outstanding);
+        dispatchers.insert(dispatcher, DispatcherState { outstanding, span, open: true });
+    }
+
+    /// The span of a dispatcher that is open.
+    pub(crate) fn span(&self, dispatcher: DispatcherId) -> Option<Arc<TableSpan>> {
+        self.dispatchers.lock().get(&dispatcher).map(|state| Arc::clone(&state.span))
+    }
+
+    /// A batch of a dispatcher was accepted; answers its span.
+    pub(crate) fn accept(&self, dispatcher: DispatcherId, table: TableId) -> Arc<TableSpan> {
+        let whole = || Arc::new(TableSpan::whole(table));
+        let mut dispatchers = self.dispatchers.lock();
+        let state = dispatchers.entry(dispatcher).or_insert_with(|| DispatcherState {
+            outstanding: 0,
+            span: whole(),
+            open: false,
+        });
+        state.outstanding += 1;
+        if state.span.table == table { Arc::clone(&state.span) } else { whole() }
     }
 
     /// A batch of a dispatcher is durable.
@@ -118,11 +140,25 @@ impl Shared {
         if state.outstanding > 0 {
             return;
         }
-        if state.open.is_none() {
+        if !state.open {
+            let table = state.span.table;
             dispatchers.remove(&dispatcher);
+            self.progress.lock().remove(&(dispatcher, table));
         }
         drop(dispatchers);
         self.settled.notify_waiters();
+    }
+
+    /// A dispatcher has ended; its batches in flight may still be flushed.
+    pub(crate) fn close(&self, dispatcher: DispatcherId) {
+        let mut dispatchers = self.dispatchers.lock();
+        let Some(state) = dispatchers.get_mut(&dispatcher) else { return };
+        state.open = false;
+        if state.outstanding == 0 {
+            let table = state.span.table;
+            dispatchers.remove(&dispatcher);
+            self.progress.lock().remove(&(dispatcher, table));
+        }
     }
 
     /// Waits until a dispatcher has no batch left.

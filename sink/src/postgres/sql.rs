@@ -23,6 +23,16 @@ pub(crate) fn qualified(schema: &str, name: &str) -> String {
     format!("{}.{}", quote(schema), quote(name))
 }
 
+/// Bytes as hex digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        // A string takes everything.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
 /// One column of many rows as a `text[]` parameter in binary form: the bytes of each value without escapes.
 #[derive(Debug)]
 pub(crate) struct TextArray {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use event::{RowBatch, RowOp, TableInfo};
-use heartbeatpb::{DispatcherId, TableId, Ts};
+use heartbeatpb::{DispatcherId, TableId, TableSpan, Ts};
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -14,11 +14,11 @@ use super::apply::{TableChanges, Writer};
 use super::config::OnExistingRows;
 use super::connection::{Backoff, Connection, Failure};
 use super::plan::Mode;
-use super::progress::{self, Advance};
-use super::route::{Change, Holds, Position, ROW_WEIGHT, Routing};
+use super::queues::Queues;
+use super::route::{Change, Holds, ROW_WEIGHT, Routing};
 use super::shared::Shared;
 use super::target::Target;
-use crate::causality::{Access, Batch, SHARDS};
+use crate::causality::{Access, Batch};
 use crate::metrics::WorkerMetrics;
 use crate::{Error, Flushed};
 
@@ -32,7 +32,8 @@ const TXN_BYTES: usize = 8 << 20;
 /// A batch that the sink has accepted, shared by its row changes.
 pub(crate) struct Held {
     batch: RowBatch,
-    dispatcher: DispatcherId,
+    pub(crate) dispatcher: DispatcherId,
+    pub(crate) span: Arc<TableSpan>,
     remaining: AtomicU64,
     flushed: Mutex<Option<Flushed>>,
 }
@@ -49,6 +50,7 @@ pub(crate) type QueuedChange = Change<Held>;
 /// A batch on its way from `write_rows` to the queues.
 pub(crate) struct Incoming {
     pub(crate) dispatcher: DispatcherId,
+    pub(crate) span: Arc<TableSpan>,
     pub(crate) batch: RowBatch,
     pub(crate) flushed: Flushed,
     pub(crate) entered: Instant,
@@ -64,11 +66,12 @@ pub(crate) async fn route(shared: Arc<Shared>, mut incoming: UnboundedReceiver<I
             () = shared.closing.cancelled() => return,
             next = incoming.recv() => next,
         };
-        let Some(Incoming { dispatcher, batch, flushed, entered }) = next else { return };
+        let Some(Incoming { dispatcher, span, batch, flushed, entered }) = next else { return };
         let held = Arc::new(Held {
             remaining: AtomicU64::new(batch.row_count()),
             batch,
             dispatcher,
+            span,
             flushed: Mutex::new(Some(flushed)),
         });
         if router.push(&shared, &held).await.is_err() {
@@ -82,8 +85,8 @@ pub(crate) async fn route(shared: Arc<Shared>, mut incoming: UnboundedReceiver<I
 
 struct Router {
     routings: FxHashMap<TableId, Routing>,
-    /// Tables whose initial copy is passing, by the position of its snapshot.
-    copies: FxHashMap<TableId, Ts>,
+    /// Dispatchers whose initial copy is passing, by the position of its snapshot.
+    copies: FxHashMap<DispatcherId, Ts>,
     scratch: Vec<u8>,
 }
 
@@ -99,17 +102,17 @@ impl Router {
         };
         let mut chunk: Vec<(Access, QueuedChange)> = Vec::with_capacity(ROUTE_CHUNK);
         for row in held.batch.iter() {
-            let copying = self.copies.get(&table.id).copied();
+            let copying = self.copies.get(&held.dispatcher).copied();
             let copied = match (row.op, copying) {
                 (RowOp::CopyStart, _) => {
-                    self.copies.insert(table.id, row.txn.commit_ts);
+                    self.copies.insert(held.dispatcher, row.txn.commit_ts);
                     false
                 }
                 (RowOp::Insert, Some(ts)) if ts == row.txn.commit_ts => {
                     shared.config.on_existing_rows != OnExistingRows::Append
                 }
                 (_, Some(_)) => {
-                    self.copies.remove(&table.id);
+                    self.copies.remove(&held.dispatcher);
                     false
                 }
                 (_, None) => false,
@@ -262,67 +265,63 @@ impl Worker {
             self.connection = Some(Connection::open(&shared.config).await?);
         }
         let Some(connection) = &mut self.connection else { return Ok(()) };
-        // Tables in the order of their first change, each with its changes in order.
-        let mut tables: Vec<(&Arc<TableInfo>, Vec<&QueuedChange>)> = Vec::new();
-        for entry in &batch.entries {
-            let info = entry.payload.table();
-            match tables.iter_mut().rev().find(|(table, _)| Arc::ptr_eq(table, info) || ***table == **info) {
-                Some((_, changes)) => changes.push(&entry.payload),
-                None => tables.push((info, vec![&entry.payload])),
+        let groups = by_table(batch);
+        let mut queues = Queues::default();
+        for (held, _, changes) in &groups {
+            let shards = changes.iter().filter_map(|change| change.moves_to.map(crate::Shard::of));
+            for shard in std::iter::once(batch.shard).chain(shards) {
+                queues.find(&shared, connection, self.stale, held, shard).await?;
             }
         }
-        let mut steps: Vec<Advance> = Vec::with_capacity(tables.len());
-        let mut work = Vec::with_capacity(tables.len());
-        for (info, mut changes) in tables {
-            let known = if self.stale { None } else { shared.position(info.id, batch.shard) };
-            let known = match known {
-                Some(position) => position,
-                None => {
-                    let read =
-                        progress::load(&connection.client, &shared.config, &shared.gid, info.id).await?;
-                    shared.learn(info.id, &read);
-                    read[batch.shard.index()]
-                }
-            };
-            // The same table may come twice, in two shapes.
-            let earlier = steps.iter().position(|step| step.table == info.id);
-            let mut to = earlier.map_or(known, |at| steps[at].to);
-            changes.retain(|change| {
-                let wanted = change.at > to;
-                to = to.max(change.at);
-                wanted
-            });
-            if changes.is_empty() {
-                continue;
+        // What is left to do: in order, with halves of changes that were half done.
+        let mut halves: Vec<QueuedChange> = Vec::new();
+        let mut todo = Vec::with_capacity(groups.len());
+        for (held, info, changes) in groups {
+            todo.push((info, queues.wanted(held, batch.shard, changes, &mut halves)?));
+        }
+        let mut work = Vec::new();
+        for (info, (wanted, clear)) in todo {
+            if !wanted.is_empty() {
+                let target = shared.target(&connection.client, info).await?;
+                let changes = wanted.into_iter().map(|change| change.of(&halves)).collect();
+                work.push(TableChanges { target, changes, clear });
             }
-            match earlier {
-                Some(at) => steps[at].to = to,
-                None => steps.push(Advance { table: info.id, from: known, to }),
-            }
-            let target = shared.target(&connection.client, info).await?;
-            work.push(TableChanges { target, changes });
         }
         self.stale = false;
         if work.is_empty() {
             return Ok(());
         }
+        let (steps, joins) = queues.steps();
         let writer = Writer {
             own_schema: &shared.config.own_schema,
             changefeed: &shared.gid,
             on_existing_rows: shared.config.on_existing_rows,
             metrics: &shared.txn_metrics,
         };
-        writer.write(connection, batch.shard, &steps, &work, mode).await?;
-        let passes = work.iter().flat_map(|table| &table.changes).any(|change| change.is_for_table());
-        for step in steps {
-            if passes {
-                shared.learn(step.table, &[step.to; SHARDS]);
-            } else {
-                shared.advance(step.table, batch.shard, step.to);
-            }
-        }
+        writer.write(connection, (&steps, &joins), &work, mode).await?;
+        // After a barrier all queues of the span have moved.
+        let passed = work.iter().flat_map(|table| &table.changes).any(|change| change.is_for_table());
+        queues.learn(&shared, passed);
         Ok(())
     }
+}
+
+/// Changes of a batch by dispatcher and shape, in the order of their first change, each with its changes in order.
+type OfTable<'b> = (&'b Arc<Held>, &'b Arc<TableInfo>, Vec<&'b QueuedChange>);
+
+fn by_table(batch: &Batch<QueuedChange>) -> Vec<OfTable<'_>> {
+    let mut tables: Vec<OfTable<'_>> = Vec::new();
+    for entry in &batch.entries {
+        let (held, info) = (&entry.payload.batch, entry.payload.table());
+        let same = |(other, table, _): &&mut OfTable<'_>| {
+            other.dispatcher == held.dispatcher && (Arc::ptr_eq(table, info) || ***table == **info)
+        };
+        match tables.iter_mut().rev().find(same) {
+            Some((_, _, changes)) => changes.push(&entry.payload),
+            None => tables.push((held, info, vec![&entry.payload])),
+        }
+    }
+    tables
 }
 
 impl Shared {
@@ -377,18 +376,6 @@ impl Shared {
     fn retry_serially(&self, batch: Batch<QueuedChange>) {
         self.queues.lock().retry_serially(batch);
         self.work.notify_waiters();
-    }
-
-    /// The committed progress of a queue, as far as this process knows.
-    fn position(&self, table: TableId, shard: crate::Shard) -> Option<Position> {
-        self.positions.lock().get(&table).map(|positions| positions[shard.index()])
-    }
-
-    fn advance(&self, table: TableId, shard: crate::Shard, to: Position) {
-        if let Some(positions) = self.positions.lock().get_mut(&table) {
-            let position = &mut positions[shard.index()];
-            *position = (*position).max(to);
-        }
     }
 
     /// The description of a table's target for one shape.

@@ -61,7 +61,10 @@ async fn check(rig: &Rig, rounds: u64) {
 async fn opened(rig: &Rig, keyed: &Arc<TableInfo>, loose: &Arc<TableInfo>, params: &str) -> Running {
     let sink = rig.sink(params).await;
     for (table, dispatcher) in [(keyed, sink.dispatcher), (loose, heartbeatpb::DispatcherId::random())] {
-        sink.sink.open_dispatcher(dispatcher, table.id, heartbeatpb::Ts(1)).await.expect("opens");
+        sink.sink
+            .open_dispatcher(dispatcher, &heartbeatpb::TableSpan::whole(table.id), heartbeatpb::Ts(1))
+            .await
+            .expect("opens");
         sink.sink.open_table(dispatcher, table).await.expect("opens");
     }
     sink

@@ -46,7 +46,7 @@ impl Running {
 
     /// Opens a table as a dispatcher does.
     pub(crate) async fn table(&self, table: &Arc<TableInfo>) -> Result<(), Error> {
-        self.sink.open_dispatcher(self.dispatcher, table.id, Ts(1)).await?;
+        self.sink.open_dispatcher(self.dispatcher, &heartbeatpb::TableSpan::whole(table.id), Ts(1)).await?;
         self.sink.open_table(self.dispatcher, table).await
     }
 

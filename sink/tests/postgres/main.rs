@@ -5,4 +5,5 @@ mod faults;
 mod harness;
 mod order;
 mod schema;
+mod spans;
 mod types;

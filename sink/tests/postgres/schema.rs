@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use event::{BlockEvent, Column, DdlEvent, DdlKind, TableInfo, TypeDefinition};
-use heartbeatpb::{DispatcherId, SchemaId, TableId, Ts, WallTime};
+use heartbeatpb::{SchemaId, TableId, TableSpan, Ts, WallTime};
 use sink::{Error, SinkOptions};
 use testkit::PgServer;
 
@@ -176,17 +176,14 @@ async fn columns_that_only_the_target_has_keep_their_values() {
 }
 
 #[tokio::test]
-async fn a_table_with_two_dispatchers_is_refused() {
+async fn a_part_of_a_table_without_a_usable_key_is_refused() {
     let rig = Rig::new().await;
     let sink = rig.sink("").await;
-    let info = t(&[("id", "integer")]);
-    sink.table(&info).await.expect("opens");
-    sink.table(&info).await.expect("again by the same");
-    let other = DispatcherId::random();
-    let error = sink.sink.open_dispatcher(other, info.id, Ts(1)).await.expect_err("refused");
+    let info = Arc::new(table(1, "t", &[("id", "integer"), ("u", "integer")], &[0], &[&[1]]));
+    let part = TableSpan { start: vec![1], ..TableSpan::whole(info.id) };
+    sink.sink.open_dispatcher(sink.dispatcher, &part, Ts(1)).await.expect("the shape is not known yet");
+    let error = sink.sink.open_table(sink.dispatcher, &info).await.expect_err("another unique key");
     assert_eq!(error.code(), "CDC:ErrTableSplitUnsupported");
-    sink.sink.close_dispatcher(sink.dispatcher);
-    sink.sink.open_dispatcher(other, info.id, Ts(1)).await.expect("after the first has closed");
 }
 
 fn ddl(ts: u64, kind: DdlKind, query: &str) -> BlockEvent {

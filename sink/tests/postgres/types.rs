@@ -153,7 +153,10 @@ async fn every_type_survives_copy_insert_update_and_delete() {
         }
         let info = Arc::new(info);
         let dispatcher = heartbeatpb::DispatcherId::random();
-        sink.sink.open_dispatcher(dispatcher, info.id, heartbeatpb::Ts(1)).await.expect("opens");
+        sink.sink
+            .open_dispatcher(dispatcher, &heartbeatpb::TableSpan::whole(info.id), heartbeatpb::Ts(1))
+            .await
+            .expect("opens");
         sink.sink.open_table(dispatcher, &info).await.expect("created");
         let texts = |i: usize| rows[i].iter().map(String::as_str).collect::<Vec<&str>>();
         let mut batch = Rows::of(&info);
@@ -214,7 +217,10 @@ async fn keys_of_any_type_find_their_rows() {
         let name = format!("k{id}");
         let info = Arc::new(table(id, &name, &[("k", sql), ("v", "text")], &[0], &[]));
         let dispatcher = heartbeatpb::DispatcherId::random();
-        sink.sink.open_dispatcher(dispatcher, info.id, heartbeatpb::Ts(1)).await.expect("opens");
+        sink.sink
+            .open_dispatcher(dispatcher, &heartbeatpb::TableSpan::whole(info.id), heartbeatpb::Ts(1))
+            .await
+            .expect("opens");
         sink.sink.open_table(dispatcher, &info).await.expect("created");
         sink.write_as(
             dispatcher,

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use dispatcher_manager::SinkFactory;
 use event::{BlockEvent, Datum, RowBatch, RowOp, TableInfo};
 use heartbeatpb::config::DispatcherManagerConfig;
-use heartbeatpb::{DispatcherId, Gid, NodeId, TableId, Ts, WallTime};
+use heartbeatpb::{DispatcherId, Gid, NodeId, TableSpan, Ts, WallTime};
 use sink::{Flushed, Sink, TableStart};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -109,7 +109,7 @@ impl Sink for SimSink {
     async fn open_dispatcher(
         &self,
         dispatcher: DispatcherId,
-        table: TableId,
+        span: &TableSpan,
         start_ts: Ts,
     ) -> Result<TableStart, sink::Error> {
         self.answer().await?;
@@ -117,10 +117,10 @@ impl Sink for SimSink {
         world.sessions += 1;
         let number = world.sessions;
         let feed = world.feeds.get_mut(&self.gid).ok_or_else(gone)?;
-        let (start, skip) = feed.open(number, self.holder(dispatcher), table.0, start_ts.0);
+        let (start, skip) = feed.open(number, self.holder(dispatcher), span.table.0, start_ts.0);
         let text = format!(
             "{}: session {number} of table {} ({dispatcher:?}) asked from {start_ts}, starts at {start}",
-            self.node, table.0
+            self.node, span.table.0
         );
         world.note(text);
         Ok(TableStart { start_ts: Ts(start), skip_dml_at_start: skip })

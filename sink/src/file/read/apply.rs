@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::parse::{Cell, Change, Op};
 use super::{ReadColumn, ReplayedTable, Rows};
+use crate::file::progress::Position;
 
 type Row = Vec<Option<String>>;
 
@@ -63,13 +64,9 @@ impl TableState {
         self.duplicates += repeated;
         // Stable, so that the two records of a CSV update stay in order.
         changes.sort_by_key(|change| change.position);
-        let mut previous = None;
+        let mut previous: Option<Position> = None;
         let mut deleted: Option<Row> = None;
-        for change in changes {
-            if previous == Some(change.position) {
-                self.duplicates += 1;
-                continue;
-            }
+        for change in self.once(changes) {
             let same_commit =
                 previous.is_some_and(|position| position.commit_ts == change.position.commit_ts);
             previous = Some(change.position);
@@ -92,6 +89,30 @@ impl TableState {
             }
         }
         Ok(())
+    }
+
+    /// Each change once. A delete and an insert at one position are the halves of an update that took the row to
+    /// another part of the table; where the whole update is there too, it says everything.
+    fn once(&mut self, changes: Vec<Change>) -> Vec<Change> {
+        let mut taken: Vec<Change> = Vec::with_capacity(changes.len());
+        for change in changes {
+            let position = change.position;
+            let same = taken.iter().rev().take_while(|before| before.position == position).count();
+            let from = taken.len() - same;
+            let there = |op: Op| taken[from..].iter().any(|before| before.op == op);
+            if there(Op::Update) || there(change.op) {
+                self.duplicates += 1;
+            } else if change.op == Op::Update {
+                self.duplicates += same as u64;
+                taken.truncate(from);
+                taken.push(change);
+            } else if change.op == Op::Delete {
+                taken.insert(from, change);
+            } else {
+                taken.push(change);
+            }
+        }
+        taken
     }
 
     fn key_of(&self, row: &Row) -> Row {

@@ -41,11 +41,33 @@ pub(super) struct Change {
 pub(super) struct Reader<'a> {
     options: &'a EncodeOptions,
     columns: Vec<ReadColumn>,
-    /// CSV: the record before, by its commit ts and its number in that commit.
-    previous: Position,
-    /// CSV: the furthest record taken.
-    furthest: Option<Position>,
+    /// CSV: what is known of each writer.
+    writers: BTreeMap<String, CsvWriter>,
+    /// The writer of the next file.
+    writer: String,
+    /// CSV: which writer a change comes from, in the order of the changes.
+    sources: Vec<u64>,
     duplicates: u64,
+}
+
+/// How far the records of one writer go.
+#[derive(Clone, Copy, Default)]
+struct CsvWriter {
+    /// The order in which writers appeared.
+    number: u64,
+    /// The record before, by its commit ts and its number in that commit.
+    previous: Position,
+    /// The furthest record taken.
+    furthest: Option<Position>,
+}
+
+impl CsvWriter {
+    /// The number of the next record in its commit. A commit ts that goes back begins a repetition.
+    fn number(&mut self, commit_ts: Ts) -> Position {
+        let row = if commit_ts == self.previous.commit_ts { self.previous.row + 1 } else { 1 };
+        self.previous = Position { commit_ts, row };
+        self.previous
+    }
 }
 
 type Parsed<T> = Result<T, String>;
@@ -103,13 +125,26 @@ fn need<T>(value: Option<T>, what: &str) -> Parsed<T> {
 
 impl<'a> Reader<'a> {
     pub(super) fn new(options: &'a EncodeOptions, columns: &[ReadColumn]) -> Self {
-        let previous = Position::default();
-        Self { options, columns: columns.to_vec(), previous, furthest: None, duplicates: 0 }
+        let (writers, writer, sources) = (BTreeMap::new(), String::new(), Vec::new());
+        Self { options, columns: columns.to_vec(), writers, writer, sources, duplicates: 0 }
     }
 
-    /// Rows that a CSV file repeated.
-    pub(super) fn duplicates(&self) -> u64 {
-        self.duplicates
+    /// The next file is one of this writer.
+    pub(super) fn enter(&mut self, writer: String) {
+        let number = self.writers.len() as u64;
+        self.writers.entry(writer.clone()).or_insert(CsvWriter { number, ..CsvWriter::default() });
+        self.writer = writer;
+    }
+
+    /// Puts the changes of all files together; answers how many rows CSV files repeated.
+    pub(super) fn finish(self, changes: &mut Vec<Change>) -> u64 {
+        if self.options.format != Format::Csv || self.writers.len() < 2 {
+            return self.duplicates;
+        }
+        let key: Vec<usize> = (0..self.columns.len()).filter(|&at| self.columns[at].in_key).collect();
+        let before = changes.len();
+        super::several::merge(changes, &self.sources, &key);
+        self.duplicates + (before - changes.len()) as u64
     }
 
     /// Appends the changes of a file at or before `limit`.
@@ -219,12 +254,14 @@ impl<'a> Reader<'a> {
                 Field::Plain(ts) => Ts(need(ts.parse().ok(), "a commit ts is no number")?),
                 Field::String(_) => return Err("a commit ts is no number".into()),
             };
-            let position = self.number(commit_ts);
-            if self.furthest.is_some_and(|furthest| position <= furthest) {
+            let writer = self.writers.entry(self.writer.clone()).or_default();
+            let position = writer.number(commit_ts);
+            if writer.furthest.is_some_and(|furthest| position <= furthest) {
                 self.duplicates += 1;
                 continue;
             }
-            self.furthest = Some(position);
+            writer.furthest = Some(position);
+            let source = writer.number;
             let image = fields[meta..]
                 .iter()
                 .zip(&self.columns)
@@ -239,16 +276,10 @@ impl<'a> Reader<'a> {
             let (old, new) = if op == Op::Delete { (Some(image), None) } else { (None, Some(image)) };
             if commit_ts <= limit {
                 out.push(Change { position, op, old, new });
+                self.sources.push(source);
             }
         }
         Ok(())
-    }
-
-    /// The number of the next record in its commit. A commit ts that goes back begins a repetition.
-    fn number(&mut self, commit_ts: Ts) -> Position {
-        let row = if commit_ts == self.previous.commit_ts { self.previous.row + 1 } else { 1 };
-        self.previous = Position { commit_ts, row };
-        self.previous
     }
 
     fn field(&self, field: &Field, column: &ReadColumn) -> Parsed<Cell> {

@@ -1,0 +1,196 @@
+//! Progress in one transaction: which changes of its batch are still to be applied, and how far its queues come.
+//!
+//! A change of a row's key belongs to two keys, and so to two queues, perhaps of two pieces; the transaction moves both.
+//! The key that the row leaves and the key that it enters may have been different dispatchers' at an earlier time, and
+//! then one half of the change may be done already: the other half is applied alone.
+
+use event::KeyCodec;
+use heartbeatpb::{DispatcherId, TableId};
+
+use super::connection::{Connection, Failure};
+use super::keys;
+use super::pieces::{QueueProgress, Range};
+use super::progress::{self, Advance, Join};
+use super::route::Position;
+use super::shared::Shared;
+use super::worker::{Held, QueuedChange};
+use crate::causality::Shard;
+
+/// A change of the batch, or one that was made of it.
+pub(crate) enum Wanted<'b> {
+    All(&'b QueuedChange),
+    /// Place of a half.
+    Half(usize),
+}
+
+impl<'b> Wanted<'b> {
+    pub(crate) fn of(self, halves: &'b [QueuedChange]) -> &'b QueuedChange {
+        match self {
+            Wanted::All(change) => change,
+            Wanted::Half(at) => &halves[at],
+        }
+    }
+}
+
+/// One queue of a dispatcher.
+struct Queue {
+    dispatcher: DispatcherId,
+    table: TableId,
+    shard: Shard,
+    range: Range,
+    /// As it is committed.
+    from: QueueProgress,
+    /// The last change that the transaction has come to.
+    last: Position,
+}
+
+impl Queue {
+    /// Whether a change of a key is still to be applied.
+    fn wants(&self, at: Position, key: impl FnOnce() -> Result<Vec<u8>, Failure>) -> Result<bool, Failure> {
+        let known = match &self.from {
+            QueueProgress::One(known) => *known,
+            QueueProgress::Many(_) => self.from.at(&key()?),
+        };
+        Ok(at > known.max(self.last))
+    }
+
+    fn to(&self) -> QueueProgress {
+        let mut to = self.from.clone();
+        to.advance(self.last);
+        to
+    }
+}
+
+/// The queues that a transaction moves.
+#[derive(Default)]
+pub(crate) struct Queues {
+    found: Vec<Queue>,
+}
+
+fn key(codec: Option<&KeyCodec>, change: &QueuedChange, after: bool) -> Result<Vec<u8>, Failure> {
+    let mut key = Vec::new();
+    let found = codec.and_then(|codec| change.key(codec, after, &mut key).ok());
+    found.map(|()| key).ok_or_else(|| keys::indivisible(change.table()))
+}
+
+impl Queues {
+    fn place(&self, held: &Held, shard: Shard) -> Option<usize> {
+        let owner = (held.dispatcher, held.span.table, shard);
+        self.found.iter().position(|queue| (queue.dispatcher, queue.table, queue.shard) == owner)
+    }
+
+    /// Makes sure that the progress of a queue is known.
+    pub(crate) async fn find(
+        &mut self,
+        shared: &Shared,
+        connection: &Connection,
+        stale: bool,
+        held: &Held,
+        shard: Shard,
+    ) -> Result<(), Failure> {
+        if self.place(held, shard).is_some() {
+            return Ok(());
+        }
+        let (dispatcher, table) = (held.dispatcher, held.span.table);
+        let range = Range::of(&held.span);
+        let known = shared.progress.lock().get(&(dispatcher, table)).map(|known| known.queue(shard).clone());
+        let from = match known.filter(|_| !stale) {
+            Some(known) => known,
+            None => {
+                let (client, config) = (&connection.client, &shared.config);
+                let read = progress::load(client, config, &shared.gid, table, &range).await?;
+                let from = read.queue(shard).clone();
+                shared.learn(dispatcher, table, read);
+                from
+            }
+        };
+        self.found.push(Queue { dispatcher, table, shard, range, from, last: Position::START });
+        Ok(())
+    }
+
+    /// The changes that are not applied yet, in order; and of a change of the table as a whole the keys that it still
+    /// concerns.
+    pub(crate) fn wanted<'b>(
+        &mut self,
+        held: &Held,
+        shard: Shard,
+        changes: Vec<&'b QueuedChange>,
+        halves: &mut Vec<QueuedChange>,
+    ) -> Result<(Vec<Wanted<'b>>, Vec<Range>), Failure> {
+        let (mut wanted, mut clear) = (Vec::with_capacity(changes.len()), Vec::new());
+        let Some(own) = self.place(held, shard) else { return Ok((wanted, clear)) };
+        let is_many = |queue: &Queue| matches!(queue.from, QueueProgress::Many(_));
+        let codec = changes.first().filter(|_| self.found.iter().any(is_many));
+        let codec = codec.and_then(|change| KeyCodec::new(change.table()));
+        for change in changes {
+            let queue = &self.found[own];
+            if change.is_for_table() {
+                let ranges = queue.from.before(&queue.range, change.at);
+                if change.at > queue.last && !ranges.is_empty() {
+                    clear = ranges;
+                    wanted.push(Wanted::All(change));
+                }
+                self.pass(own, change.at);
+                continue;
+            }
+            let goes = queue.wants(change.at, || key(codec.as_ref(), change, false))?;
+            let Some(to) = change.moves_to.and_then(|hash| self.place(held, Shard::of(hash))) else {
+                wanted.extend(goes.then_some(Wanted::All(change)));
+                self.pass(own, change.at);
+                continue;
+            };
+            let comes = self.found[to].wants(change.at, || key(codec.as_ref(), change, true))?;
+            match (goes, comes) {
+                (true, true) => wanted.push(Wanted::All(change)),
+                (false, false) => {}
+                (_, comes) => {
+                    halves.push(change.half(comes));
+                    wanted.push(Wanted::Half(halves.len() - 1));
+                }
+            }
+            self.pass(own, change.at);
+            self.pass(to, change.at);
+        }
+        Ok((wanted, clear))
+    }
+
+    fn pass(&mut self, queue: usize, at: Position) {
+        let last = &mut self.found[queue].last;
+        *last = at.max(*last);
+    }
+
+    /// What moves the progress.
+    pub(crate) fn steps(&self) -> (Vec<Advance>, Vec<Join>) {
+        let (mut steps, mut joins) = (Vec::new(), Vec::new());
+        for queue in &self.found {
+            let (table, shard, to) = (queue.table, queue.shard, queue.to());
+            if queue.from == to {
+                continue;
+            }
+            let joined = matches!((&queue.from, &to), (QueueProgress::Many(_), QueueProgress::One(_)));
+            for piece in queue.from.pieces(&queue.range) {
+                let to = to.at(&piece.range.start);
+                if joined || to != piece.at {
+                    steps.push(Advance { table, shard, range: piece.range, from: piece.at, to });
+                }
+            }
+            if joined {
+                joins.push(Join { table, shard, range: queue.range.clone() });
+            }
+        }
+        (steps, joins)
+    }
+
+    /// The transaction has committed.
+    pub(crate) fn learn(self, shared: &Shared, passed: bool) {
+        let mut known = shared.progress.lock();
+        for queue in self.found {
+            let owner = (queue.dispatcher, queue.table);
+            if passed {
+                known.remove(&owner);
+            } else if let Some(progress) = known.get_mut(&owner) {
+                progress.set(queue.shard, queue.to());
+            }
+        }
+    }
+}
