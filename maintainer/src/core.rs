@@ -234,7 +234,8 @@ impl Core {
                 target: target.clone(),
                 epoch,
                 dispatchers: count(self.placement.spans.size_by_node(target)),
-                inflight_moves: count(self.placement.operators.moves_away_from(target)),
+                // Also what is on its way to it, and what is not gone from it yet.
+                inflight_moves: count(self.placement.operators.occupying(target)),
             }
         });
         MaintainerStatus {

@@ -68,6 +68,7 @@ pub struct Slow {
 #[derive(Debug)]
 struct Running {
     operator: Box<dyn Operator>,
+    occupied: Vec<NodeId>,
     created_at: Instant,
     resend_at: Instant,
     pause: Duration,
@@ -83,6 +84,8 @@ pub struct Controller {
     running: BTreeMap<DispatcherId, Running>,
     due: BTreeSet<(Instant, DispatcherId)>,
     ages: BTreeSet<(Instant, DispatcherId)>,
+    /// Operators in flight, by the nodes that have or may get a dispatcher by them.
+    occupying: BTreeMap<NodeId, usize>,
     /// Moves in flight, by the node that they leave.
     leaving: BTreeMap<NodeId, usize>,
     /// `Some` once quiesced: the only ids that may still do anything.
@@ -101,6 +104,7 @@ impl Controller {
             running: BTreeMap::new(),
             due: BTreeSet::new(),
             ages: BTreeSet::new(),
+            occupying: BTreeMap::new(),
             leaving: BTreeMap::new(),
             allowed: None,
             warned_at: None,
@@ -142,6 +146,12 @@ impl Controller {
         self.leaving.get(node).copied().unwrap_or(0)
     }
 
+    /// Operators in flight by which a node has, or may get, a dispatcher: a node that is to be empty has none.
+    #[must_use]
+    pub fn occupying(&self, node: &NodeId) -> usize {
+        self.occupying.get(node).copied().unwrap_or(0)
+    }
+
     fn is_allowed(&self, span: DispatcherId) -> bool {
         self.allowed.as_ref().is_none_or(|allowed| allowed.contains(&span)) || !Rule::Quiesce.holds()
     }
@@ -168,6 +178,10 @@ impl Controller {
         if operator.holds_checkpoint() && Rule::OperatorsHold.holds() {
             cx.spans.hold(span, true);
         }
+        let occupied = operator.occupied_nodes();
+        for node in &occupied {
+            *self.occupying.entry(node.clone()).or_default() += 1;
+        }
         if let Some(node) = operator.moves_away_from() {
             *self.leaving.entry(node.clone()).or_default() += 1;
         }
@@ -177,7 +191,8 @@ impl Controller {
         let resend_at = cx.now + FIRST_RESEND;
         self.due.insert((resend_at, span));
         self.ages.insert((cx.now, span));
-        self.running.insert(span, Running { operator, created_at: cx.now, resend_at, pause: FIRST_RESEND });
+        let running = Running { operator, occupied, created_at: cx.now, resend_at, pause: FIRST_RESEND };
+        self.running.insert(span, running);
         self.settle(span, actions, cx);
         // After the start, so that an operator has set up its span before it ends because of a dead node.
         for node in nodes.into_iter().filter(|node| !cx.alive.contains(node)).collect::<Vec<_>>() {
@@ -217,13 +232,11 @@ impl Controller {
         let Some(running) = self.running.remove(&span) else { return };
         self.due.remove(&(running.resend_at, span));
         self.ages.remove(&(running.created_at, span));
-        if let Some(node) = running.operator.moves_away_from()
-            && let Some(count) = self.leaving.get_mut(node)
-        {
-            *count -= 1;
-            if *count == 0 {
-                self.leaving.remove(node);
-            }
+        for node in &running.occupied {
+            decrease(&mut self.occupying, node);
+        }
+        if let Some(node) = running.operator.moves_away_from() {
+            decrease(&mut self.leaving, node);
         }
         if running.operator.holds_checkpoint() {
             cx.spans.hold(span, false);
@@ -452,6 +465,15 @@ impl Controller {
     #[must_use]
     pub fn is_quiesced(&self) -> bool {
         self.allowed.is_some()
+    }
+}
+
+fn decrease(counts: &mut BTreeMap<NodeId, usize>, node: &NodeId) {
+    if let Some(count) = counts.get_mut(node) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(node);
+        }
     }
 }
 

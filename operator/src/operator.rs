@@ -159,6 +159,11 @@ pub trait Operator: Debug + Send {
     /// Nodes whose death matters; looked at once, after the start.
     fn affected_nodes(&self) -> Vec<NodeId>;
 
+    /// Nodes that have, or may get, a dispatcher by it: none of them is empty while it runs.
+    fn occupied_nodes(&self) -> Vec<NodeId> {
+        self.affected_nodes()
+    }
+
     /// Whether the changefeed's checkpoint must not pass the span's while the operator runs.
     fn holds_checkpoint(&self) -> bool;
 

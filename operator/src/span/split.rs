@@ -57,6 +57,14 @@ impl Operator for SplitSpan {
         vec![self.origin.clone()]
     }
 
+    fn occupied_nodes(&self) -> Vec<NodeId> {
+        let mut nodes = self.nodes.clone();
+        nodes.push(self.origin.clone());
+        nodes.sort();
+        nodes.dedup();
+        nodes
+    }
+
     fn holds_checkpoint(&self) -> bool {
         true
     }

@@ -432,8 +432,8 @@ impl<'a> Simulation<'a> {
             }
         }
         let (version, members) = (self.members_version, Arc::clone(&self.members));
-        for node in self.nodes.values_mut().filter(|node| node.seen < version && node.paused_until.is_none())
-        {
+        let awake = |node: &&mut Node| node.paused_until.is_none() && node.blind_until <= now;
+        for node in self.nodes.values_mut().filter(|node| node.seen < version).filter(awake) {
             let mut world = self.world.lock();
             let told = world.reaches_store(&node.id) && world.chance(20);
             drop(world);
