@@ -4,6 +4,7 @@ mod capture;
 mod changefeed;
 mod client;
 mod table;
+mod update;
 
 use clap::{Args, Subcommand};
 use serde_json::Value;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
-use super::{ApiError, CliError, Client, items, print_json, say, table};
+use super::{ApiError, CliError, Client, items, print_json, say, table, update};
 
 #[derive(Subcommand, Debug)]
 pub(super) enum ChangefeedCommand {
@@ -37,6 +37,10 @@ pub(super) enum ChangefeedCommand {
     },
     /// Remove a changefeed, with its slot and publication.
     Remove(IdArg),
+    /// Change a stopped or failed changefeed.
+    Update(update::UpdateArgs),
+    /// How far a changefeed is behind, again and again, as JSON.
+    Statistics(update::StatisticsArgs),
     /// Which tables each server replicates, as JSON.
     Tables(IdArg),
     /// How many dispatchers the changefeed has on all servers.
@@ -113,6 +117,8 @@ pub(super) async fn run(client: &Client, command: ChangefeedCommand) -> Result<(
             say(&format_args!("Resume changefeed successfully!\nID: {}", id.changefeed_id))
         }
         ChangefeedCommand::Remove(id) => remove(client, &id.changefeed_id).await,
+        ChangefeedCommand::Update(args) => update::update(client, &args).await,
+        ChangefeedCommand::Statistics(args) => update::statistics(client, &args).await,
         ChangefeedCommand::Tables(id) => table::tables(client, &id.changefeed_id).await,
         ChangefeedCommand::DispatcherCount(id) => table::dispatcher_count(client, &id.changefeed_id).await,
         ChangefeedCommand::MoveTable(args) => table::move_table(client, "move_table", &args).await,
@@ -199,7 +205,7 @@ fn name_of(table: &Value) -> String {
 }
 
 /// Asks on standard error, reads one word from standard input; anything but `y` is no.
-fn confirm(question: &str) -> Result<bool, CliError> {
+pub(super) fn confirm(question: &str) -> Result<bool, CliError> {
     eprint!("{question} [y/N] ");
     let mut line = String::new();
     std::io::stdin()

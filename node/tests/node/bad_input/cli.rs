@@ -26,6 +26,13 @@ fn commands_that_cannot_be_understood_are_refused_with_what_is_wrong() {
         (&["cli", "changefeed", "query", "-c", "a", "--loud"], &["--loud"]),
         (&["cli", "changefeed", "list", "extra"], &["extra"]),
         (&["cli", "changefeed", "resume", "-c", "a", "--overwrite-checkpoint-ts", "soon"], &["soon"]),
+        (&["cli", "changefeed", "update"], &["--changefeed-id"]),
+        (&["cli", "changefeed", "update", "-c", "a", "--target-ts", "late"], &["late"]),
+        (
+            &["cli", "changefeed", "update", "-c", "a", "--config", "missing.toml"],
+            &["missing.toml", "No such file"],
+        ),
+        (&["cli", "changefeed", "statistics", "-c", "a", "-I", "0"], &["0", "interval"]),
         (&["cli", "changefeed", "tables"], &["--changefeed-id"]),
         (&["cli", "changefeed", "dispatcher-count", "-c", "a b"], &["letters"]),
         (&["cli", "changefeed", "move-table", "-c", "a"], &["--table-id", "--target-node-id"]),
@@ -160,6 +167,12 @@ async fn what_a_server_refuses_is_told_by_the_command_line_and_leaves_nothing_be
         (on("query", "none"), &["none", "does not exist"]),
         (on("pause", "none"), &["none", "does not exist"]),
         (on("resume", "none"), &["none", "does not exist"]),
+        (on("update", "none"), &["none", "does not exist"]),
+        (on("statistics", "none"), &["none", "does not exist"]),
+        (
+            [on("update", "none"), vec!["--config".to_owned(), "unknown.toml".to_owned()]].concat(),
+            &["unknown.toml", "rulez"],
+        ),
         (on("tables", "none"), &["none", "does not exist"]),
         (on("dispatcher-count", "none"), &["none", "does not exist"]),
         (on("query", "a b"), &["letters"]),
@@ -219,6 +232,28 @@ async fn what_a_server_refuses_is_told_by_the_command_line_and_leaves_nothing_be
         &resume.iter().map(String::as_str).collect::<Vec<_>>(),
         &["normal", "can be resumed"],
     );
+    // An update needs a changefeed that does not run, and somebody who says yes.
+    let update = |rest: &[&str]| {
+        let all = ["cli", "--server", address.as_str(), "changefeed", "update", "-c", "f"];
+        all.iter().chain(rest).map(|word| (*word).to_owned()).collect::<Vec<_>>()
+    };
+    std::fs::write(dir.path().join("quota.toml"), "memory-quota = 104857600\n").unwrap();
+    for (rest, words) in [
+        (&["--config", "quota.toml"][..], &["config.memory_quota", "104857600", "aborted"][..]),
+        (&["--config", "quota.toml", "--no-confirm"], &["pause it first"]),
+        (&["--sink-uri", nowhere], &["sink_uri", "aborted"]),
+    ] {
+        let all = update(rest);
+        complaints.refuses(dir.path(), &all.iter().map(String::as_str).collect::<Vec<_>>(), words);
+    }
+    let pause = f("pause");
+    assert!(millrace(dir.path(), &pause.each_ref().map(String::as_str)).status.success());
+    for words in ["successfully", "do nothing"] {
+        let all = update(&["--config", "quota.toml", "--no-confirm"]);
+        let done = millrace(dir.path(), &all.iter().map(String::as_str).collect::<Vec<_>>());
+        let told = String::from_utf8_lossy(&done.stdout).into_owned();
+        assert!(done.status.success() && told.contains(words), "{words}: {told} {:?}", done.stderr);
+    }
     let again = [
         "cli",
         "--server",
