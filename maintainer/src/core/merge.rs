@@ -37,7 +37,10 @@ pub(super) struct Input<'a> {
 pub(super) struct Plan {
     /// Where the table trigger really starts.
     pub(super) start: Ts,
+    /// Those that requests and merges are about.
     spans: BTreeMap<DispatcherId, SpanReplica>,
+    /// All others, table by table: nearly all, and only carried out.
+    adopted: Vec<SpanReplica>,
     operators: BTreeMap<DispatcherId, Restored>,
     /// Tables that the upstream does not have here, and that dispatchers were found of: dropped already, or
     /// created by a schema change that is still to be replayed.
@@ -52,7 +55,10 @@ enum Restored {
     Remove { from: NodeId, intent: OperatorType, afterwards: Afterwards },
 }
 
-type Reported<'a> = BTreeMap<DispatcherId, (&'a NodeId, &'a BootstrapTableSpan)>;
+/// A span that a node runs.
+type Found<'a> = (&'a NodeId, &'a BootstrapTableSpan);
+
+type Reported<'a> = BTreeMap<DispatcherId, Found<'a>>;
 
 /// Plans the take-over.
 ///
@@ -69,6 +75,7 @@ pub(super) fn plan(input: &Input<'_>, ids: &mut IdSource) -> Result<Plan, &'stat
     let mut plan = Plan {
         start,
         spans: BTreeMap::new(),
+        adopted: Vec::with_capacity(reported.len()),
         operators: BTreeMap::new(),
         strangers: BTreeSet::new(),
         joins: Vec::new(),
@@ -88,22 +95,24 @@ pub(super) fn plan(input: &Input<'_>, ids: &mut IdSource) -> Result<Plan, &'stat
             plan.judge(node, request, &mut reported, &wanted);
         }
     }
-    let mut by_table: BTreeMap<TableId, Vec<(&NodeId, &BootstrapTableSpan)>> = BTreeMap::new();
-    for (node, span) in reported.values() {
-        by_table.entry(span.span.table).or_default().push((node, span));
-    }
+    let mut found: Vec<Found<'_>> = reported.into_values().collect();
+    found.sort_by_cached_key(|(_, span)| span.span.table);
+    let mut by_table: BTreeMap<TableId, &mut [Found<'_>]> = found
+        .chunk_by_mut(|(_, a), (_, b)| a.span.table == b.span.table)
+        .filter_map(|spans| Some((spans.first()?.1.span.table, spans)))
+        .collect();
     let mut restored: BTreeMap<TableId, BTreeSet<DispatcherId>> = BTreeMap::new();
     for (id, span) in &plan.spans {
         restored.entry(span.span.table).or_default().insert(*id);
     }
     for table in wanted.values() {
         let spans = by_table.remove(&table.id).unwrap_or_default();
-        plan.cover(table, spans, restored.remove(&table.id).unwrap_or_default(), input, ids);
+        plan.cover(table, spans, &restored.remove(&table.id).unwrap_or_default(), input, ids);
     }
     plan.settle_joins();
     for (table, spans) in by_table {
         tracing::info!(%table, spans = spans.len(), "spans of a table that is not replicated (yet) are removed");
-        plan.dismiss(table, &spans);
+        plan.dismiss(table, spans);
     }
     for (_, answer) in input.answers {
         let blocks = answer.spans.iter().filter(|span| span.mode == Mode::Default);
@@ -114,8 +123,9 @@ pub(super) fn plan(input: &Input<'_>, ids: &mut IdSource) -> Result<Plan, &'stat
 
 /// Spans that can be taken over as they are. Of two nodes that run one dispatcher the first one counts.
 fn reported<'a>(input: &Input<'a>) -> Reported<'a> {
-    let mut reported = Reported::new();
+    let mut reported: Vec<(DispatcherId, Found<'a>)> = Vec::new();
     for (node, answer) in input.answers {
+        reported.reserve(answer.spans.len());
         for span in &answer.spans {
             let range = &span.span;
             let usable = span.mode == Mode::Default
@@ -127,13 +137,14 @@ fn reported<'a>(input: &Input<'a>) -> Reported<'a> {
                 && span.checkpoint != Ts::MAX
                 && !is_terminal(span.state);
             if usable {
-                reported.entry(span.id).or_insert((node, span));
+                reported.push((span.id, (node, span)));
             } else if span.id != input.trigger {
                 tracing::warn!(%node, dispatcher = %span.id, state = ?span.state, "a reported span is not taken over");
             }
         }
     }
-    reported
+    // A map is made fastest from all at once; of equal keys it keeps the last.
+    reported.into_iter().rev().collect()
 }
 
 fn replica(span: &BootstrapTableSpan, table: Option<&SourceTable>, node: &NodeId) -> SpanReplica {
@@ -208,7 +219,7 @@ impl Plan {
 
     /// Removes the dispatchers of a table that is not there at the start. They stay in the desired state until they
     /// are gone: when a replayed schema change creates the table, nobody else may write it before.
-    fn dismiss(&mut self, table: TableId, spans: &[(&NodeId, &BootstrapTableSpan)]) {
+    fn dismiss(&mut self, table: TableId, spans: &[Found<'_>]) {
         self.strangers.insert(table);
         let spans = if heartbeatpb::Rule::StrangersFirst.holds() { spans } else { &[] };
         for (node, span) in spans {
@@ -221,33 +232,46 @@ impl Plan {
         }
     }
 
-    /// Makes every key of a table somebody's. `spans`: those of the table that are planned already.
+    /// Makes every key of a table somebody's. `restored`: those of the table that are planned already.
     fn cover(
         &mut self,
         table: &SourceTable,
-        mut reported: Vec<(&NodeId, &BootstrapTableSpan)>,
-        mut spans: BTreeSet<DispatcherId>,
+        reported: &mut [Found<'_>],
+        restored: &BTreeSet<DispatcherId>,
         input: &Input<'_>,
         ids: &mut IdSource,
     ) {
         reported.sort_by(|(_, a), (_, b)| range_order(&a.span).cmp(&range_order(&b.span)));
-        self.reject_overlaps(&mut reported);
-        for (node, span) in &reported {
-            self.spans.entry(span.id).or_insert_with(|| replica(span, Some(table), node));
-            spans.insert(span.id);
+        self.reject_overlaps(reported);
+        let mut known: Vec<&TableSpan> = Vec::with_capacity(reported.len() + restored.len());
+        for (node, span) in &*reported {
+            if !self.spans.contains_key(&span.id) {
+                self.adopted.push(replica(span, Some(table), node));
+                known.push(&span.span);
+            }
         }
-        let known = spans.iter().filter_map(|id| self.spans.get(id)).map(|span| &span.span);
-        let known: Vec<&TableSpan> = known.filter(|range| range.table == table.id).collect();
+        known.extend(restored.iter().filter_map(|id| self.spans.get(id)).map(|span| &span.span));
         for range in holes(table.id, known) {
             let id = ids();
             let mut span = SpanReplica::absent(id, table.schema_id, range, input.start);
             span.splittable = table.splittable || input.divides_all;
-            self.spans.insert(id, span);
+            self.adopted.push(span);
         }
     }
 
-    /// Of two spans that share keys the later one is temporary, unless something explains them.
-    fn reject_overlaps(&mut self, reported: &mut [(&NodeId, &BootstrapTableSpan)]) {
+    /// Of two spans that share keys the later one is temporary, unless something explains them. The spans come in the
+    /// order of their ranges.
+    fn reject_overlaps(&mut self, mut reported: &mut [Found<'_>]) {
+        while let Some(count) = entangled(reported) {
+            let (together, rest) = reported.split_at_mut(count);
+            reported = rest;
+            if count > 1 {
+                self.reject_among(together);
+            }
+        }
+    }
+
+    fn reject_among(&mut self, reported: &mut [Found<'_>]) {
         let unfinished = |span: &BootstrapTableSpan| {
             matches!(span.state, ComponentState::Preparing | ComponentState::MergeReady)
         };
@@ -277,7 +301,7 @@ impl Plan {
         placement: &mut Placement,
         now: Instant,
     ) -> Vec<(DispatcherId, BlockState)> {
-        for span in self.spans.into_values() {
+        for span in self.spans.into_values().chain(self.adopted) {
             match span.node.clone() {
                 Some(node) => placement.spans.add_replicating(span, node),
                 None => placement.spans.add_absent(span),
@@ -312,6 +336,25 @@ impl Plan {
     }
 }
 
+/// How many of the first spans, in the order of their ranges, have to be looked at together: none of them shares a key
+/// with one that comes later. `None` when there is no span.
+fn entangled(reported: &[Found<'_>]) -> Option<usize> {
+    let (_, first) = reported.first()?;
+    let mut reach = first.span.end.as_slice();
+    let reached = |reach: &[u8], start: &[u8]| reach.is_empty() || start < reach;
+    let mut count = 1;
+    while let Some((_, next)) = reported.get(count)
+        && reached(reach, &next.span.start)
+    {
+        let end = next.span.end.as_slice();
+        if !reach.is_empty() && (end.is_empty() || end > reach) {
+            reach = end;
+        }
+        count += 1;
+    }
+    Some(count)
+}
+
 /// The narrower of two spans that start together comes first; the end of the table is the widest end.
 fn range_order(span: &TableSpan) -> (&[u8], bool, &[u8], u32) {
     (&span.start, span.end.is_empty(), &span.end, span.keyspace_id)
@@ -322,4 +365,53 @@ fn is_source_of(source: &BootstrapTableSpan, target: &BootstrapTableSpan) -> boo
     source.state == ComponentState::WaitingMerge
         && matches!(target.state, ComponentState::Initializing | ComponentState::Working)
         && contains(&target.span, &source.span)
+}
+
+#[cfg(test)]
+mod tests {
+    use heartbeatpb::SchemaId;
+
+    use super::*;
+
+    #[test]
+    fn only_spans_that_may_share_keys_are_compared_with_each_other() {
+        let spans = |ranges: &[(&str, &str)]| -> Vec<BootstrapTableSpan> {
+            let span = |(start, end): &(&str, &str)| BootstrapTableSpan {
+                id: DispatcherId::new(1, 1),
+                schema: SchemaId(1),
+                span: TableSpan {
+                    keyspace_id: 0,
+                    table: TableId(1),
+                    start: (*start).into(),
+                    end: (*end).into(),
+                },
+                state: ComponentState::Working,
+                checkpoint: Ts(1),
+                block: None,
+                mode: Mode::Default,
+            };
+            ranges.iter().map(span).collect()
+        };
+        let node = NodeId::from("a");
+        let groups = |ranges: &[(&str, &str)]| {
+            let spans = spans(ranges);
+            let all: Vec<Found<'_>> = spans.iter().map(|span| (&node, span)).collect();
+            let mut rest = all.as_slice();
+            let mut counts = Vec::new();
+            while let Some(count) = entangled(rest) {
+                counts.push(count);
+                rest = &rest[count..];
+            }
+            counts
+        };
+        assert_eq!(groups(&[]), [0; 0]);
+        assert_eq!(groups(&[("", "b"), ("b", "d"), ("d", "")]), [1, 1, 1], "parts of a table");
+        assert_eq!(groups(&[("", "b"), ("b", "f"), ("c", "d"), ("e", "g"), ("g", "")]), [1, 3, 1]);
+        assert_eq!(
+            groups(&[("", ""), ("b", "c"), ("x", "")]),
+            [3],
+            "the end of the table is after every key"
+        );
+        assert_eq!(groups(&[("a", "c"), ("b", ""), ("x", "y")]), [3]);
+    }
 }

@@ -126,6 +126,10 @@ impl Plan {
 
     /// Keeps the merges whose sources are still what they were judged to be.
     pub(super) fn settle_joins(&mut self) {
+        if !self.joins.is_empty() {
+            let adopted = std::mem::take(&mut self.adopted);
+            self.spans.extend(adopted.into_iter().map(|span| (span.id, span)));
+        }
         for join in std::mem::take(&mut self.joins) {
             let whole = join.sources.iter().all(|source| {
                 !self.operators.contains_key(source)
