@@ -42,18 +42,26 @@ pub enum BySize {
     },
 }
 
+impl BySize {
+    /// Into how many ranges so many units are divided; 1 when they stay together.
+    #[must_use]
+    pub fn ranges(self, units: usize) -> usize {
+        match self {
+            Self::Count(count) if units >= count => count,
+            Self::Units { threshold, per_range } if threshold > 0 && units > threshold => {
+                let per_range = per_range.max(1);
+                if units / per_range > MAX_RANGES { MAX_RANGES } else { units.div_ceil(per_range) }
+            }
+            Self::Count(_) | Self::Units { .. } => 1,
+        }
+    }
+}
+
 /// Divides a range into ranges of as many units each, the larger portions first (scheduling §9.2). The range
 /// itself is returned when it is not to be divided, or when the units are not exactly the range.
 #[must_use]
 pub fn by_size(span: &TableSpan, units: &[Unit], wanted: BySize) -> Vec<TableSpan> {
-    let ranges = match wanted {
-        BySize::Count(count) if units.len() >= count => count,
-        BySize::Units { threshold, per_range } if threshold > 0 && units.len() > threshold => {
-            let per_range = per_range.max(1);
-            if units.len() / per_range > MAX_RANGES { MAX_RANGES } else { units.len().div_ceil(per_range) }
-        }
-        BySize::Count(_) | BySize::Units { .. } => 1,
-    };
+    let ranges = wanted.ranges(units.len());
     if ranges < 2 {
         return vec![span.clone()];
     }

@@ -174,6 +174,13 @@ fn values_outside_their_range_are_named() {
             pg,
             "scheduler.write-key-threshold",
         ),
+        ("[scheduler]\nforce-split = true", pg, "fine"),
+        ("[scheduler]\nenable-table-across-nodes = true\nforce-split = true", pg, "scheduler.force-split"),
+        (
+            "[scheduler]\nenable-table-across-nodes = true\nbalance-score-threshold = 0",
+            pg,
+            "scheduler.balance-score-threshold",
+        ),
         ("", "file:///tmp/out", "sink.protocol"),
         ("", "file:///tmp/out?protocol=CSV", "fine"),
         ("[sink]\nprotocol = \"avro\"", "file:///tmp/out", "sink.protocol"),

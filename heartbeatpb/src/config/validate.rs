@@ -123,6 +123,11 @@ impl SchedulerConfig {
         if !self.enable_table_across_nodes {
             return Ok(());
         }
+        must(
+            !self.force_split,
+            "force-split",
+            "is not available in this version: a table without a key that is safe to divide by stays whole; remove the key",
+        )?;
         must(self.region_threshold >= 0, "region-threshold", "cannot be negative")?;
         must(self.region_count_per_span > 0, "region-count-per-span", "must be larger than 0")?;
         must(
@@ -150,7 +155,7 @@ impl SchedulerConfig {
             self.write_key_threshold = LEAST_WRITE_THRESHOLD;
             warnings.push("scheduler.write-key-threshold is raised to 10 MiB per second".to_owned());
         }
-        if kind == SinkKind::Mysql && !self.force_split {
+        if kind == SinkKind::Mysql {
             self.enable_splittable_check = true;
         }
         Ok(())

@@ -154,7 +154,7 @@ impl Core {
         match (wanted.purpose, answer) {
             (Purpose::Estimate, Ok(points)) => {
                 if let Some(units) = points.units() {
-                    self.measured(&wanted, units);
+                    self.measured(&wanted, units, now);
                 }
             }
             (Purpose::Estimate, Err(problem)) => {

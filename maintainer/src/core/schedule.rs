@@ -9,7 +9,9 @@ use messaging::ToHeartbeatCollector;
 use operator::Operator;
 use operator::span::{AddSpan, MoveSpan};
 use replica::{SpanReplica, Standing};
-use scheduler::{Balance, Basic, Board, Decision, Drain, Draining, LoadSettings, Scheduler, View};
+use scheduler::{
+    Balance, Basic, Board, BySize, Decision, Drain, Draining, LoadSettings, Method, Scheduler, View,
+};
 
 use super::planning::{Purpose, Wanted};
 use super::{Core, Effect};
@@ -29,6 +31,8 @@ pub(super) struct Schedule {
     pub(super) schedulers: [(Box<dyn Scheduler>, Instant); 3],
     /// The loads of spans, when tables may be divided.
     board: Option<Board>,
+    /// How large tables are divided.
+    portion: BySize,
     /// When the loads of tables in parts are looked at next.
     parts_at: Instant,
     /// When the loads of whole tables are looked at next.
@@ -51,6 +55,10 @@ impl Schedule {
                 (Box::new(Balance::new(BALANCE_BATCH, BALANCE_INTERVAL)), now + BALANCE_INTERVAL),
             ],
             board: config.enable_table_across_nodes.then(|| Board::new(load_settings(config))),
+            portion: BySize::Units {
+                threshold: usize::try_from(config.region_threshold).unwrap_or(0),
+                per_range: usize::try_from(config.region_count_per_span).unwrap_or(1),
+            },
             parts_at: now + BALANCE_INTERVAL,
             whole_at: now + BALANCE_INTERVAL,
             unmeasured: VecDeque::new(),
@@ -62,7 +70,7 @@ impl Schedule {
 }
 
 /// How often sizes are asked for; nothing usable is what is usual.
-fn measure_interval(config: &SchedulerConfig) -> Duration {
+pub(super) fn measure_interval(config: &SchedulerConfig) -> Duration {
     let set = config.region_count_refresh_interval.0;
     if set.is_zero() { SchedulerConfig::default().region_count_refresh_interval.0 } else { set }
 }
@@ -110,11 +118,29 @@ impl Core {
     }
 
     /// The upstream said how large a span is.
-    pub(super) fn measured(&mut self, wanted: &Wanted, units: u64) {
+    pub(super) fn measured(&mut self, wanted: &Wanted, units: u64, now: Instant) {
         let span = self.placement.spans.get(wanted.span).filter(|span| span.span == wanted.range);
-        if let (Some(board), Some(span)) = (&mut self.schedule.board, span) {
-            board.set_estimate(span, units);
+        let (Some(board), Some(span)) = (&mut self.schedule.board, span) else { return };
+        board.set_estimate(span, units);
+        // A table that is large from the start is divided into spans of the size that is set. Whoever grows large
+        // later is divided with regard to the nodes, by the board.
+        let pieces = self.schedule.portion.ranges(usize::try_from(units).unwrap_or(usize::MAX));
+        let usable = span.span.is_whole()
+            && span.splittable
+            && self.placement.spans.is_replicating(span.id)
+            && !self.is_occupied(span.id)
+            && !self.planning.is_refused(span.id, now)
+            && self.has_moved();
+        if usable && pieces > 1 {
+            let purpose = Purpose::Load(Method::BySize);
+            self.planning.want(Wanted { pieces, purpose, ..wanted.clone() });
         }
+    }
+
+    /// Whether the checkpoint has moved since the take-over. A changefeed that has just been started may have been so
+    /// because a division did it no good.
+    fn has_moved(&self) -> bool {
+        self.progress().checkpoint > self.began
     }
 
     /// Asks the schedulers whose time has come, and begins what they decide.
@@ -146,8 +172,7 @@ impl Core {
         if parts {
             self.schedule.parts_at = now + BALANCE_INTERVAL;
         }
-        // A changefeed that has just been started may have been so because a division did it no good.
-        if self.progress().checkpoint <= self.began || !(whole || parts) {
+        if !self.has_moved() || !(whole || parts) {
             return;
         }
         let (decisions, torn) = self.with_view(now, |schedule, view| {

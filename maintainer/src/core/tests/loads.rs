@@ -98,12 +98,13 @@ fn a_hot_table_is_divided_after_three_samples_and_its_parts_are_spread() {
     assert_eq!(rig.core.placement().spans.count(Standing::Replicating), 4);
 }
 
-// behaviour: maintainer-70
+// behaviour: maintainer-70, scheduling-112
 #[test]
 fn a_large_table_is_divided_and_its_parts_start_few_at_a_time() {
     let mut rig = Rig::loaded(|config| {
         config.scheduler.enable_table_across_nodes = true;
-        config.scheduler.region_threshold = 20;
+        config.scheduler.region_threshold = 50;
+        config.scheduler.region_count_per_span = 10;
         config.scheduler.scheduling_task_count_per_node = 2;
     });
     rig.handles(&[0.1]);
@@ -112,11 +113,10 @@ fn a_large_table_is_divided_and_its_parts_start_few_at_a_time() {
     assert_eq!(asked.last().map(|(_, pieces)| *pieces), Some(1), "how large it is");
     let points = crate::SplitPoints { keys: vec![], rows: Some(97 * 960_000), bytes: Some(100 * (96 << 20)) };
     rig.core.on_points(asked[0].0, Ok(points), rig.now, &mut rig.out);
-    rig.handles(&[0.1]);
     rig.tick(100);
     let asked = rig.questions();
     let (question, pieces) = asked[asked.len() - 1];
-    assert_eq!(pieces, 10, "twice as many as 100 units above 20");
+    assert_eq!(pieces, 10, "100 units, 10 in each span");
     let points = crate::SplitPoints { keys: (1..10).map(|n| vec![n]).collect(), ..Default::default() };
     rig.core.on_points(question, Ok(points), rig.now, &mut rig.out);
     let mut most = 0;
@@ -129,6 +129,37 @@ fn a_large_table_is_divided_and_its_parts_start_few_at_a_time() {
         }
     }
     assert_eq!((rig.sizes().as_str(), most), ("n1=5 n2=5", 2));
+}
+
+// behaviour: scheduling-86
+#[test]
+fn sizes_are_asked_for_again_after_the_interval_that_is_set_or_the_usual_one() {
+    let mut config = heartbeatpb::config::SchedulerConfig::default();
+    let interval = |config: &_| super::super::schedule::measure_interval(config).as_secs();
+    assert_eq!(interval(&config), 300);
+    config.region_count_refresh_interval = heartbeatpb::config::HumanDuration::from_secs(60);
+    assert_eq!(interval(&config), 60);
+    config.region_count_refresh_interval = heartbeatpb::config::HumanDuration::from_secs(0);
+    assert_eq!(interval(&config), 300);
+
+    let mut rig = Rig::loaded(|config| {
+        config.scheduler.enable_table_across_nodes = true;
+        config.scheduler.region_count_refresh_interval = heartbeatpb::config::HumanDuration::from_secs(60);
+    });
+    let mut asked = Vec::new();
+    for minute in 0..4 {
+        for _ in 0..4 {
+            rig.handles(&[0.1]);
+            rig.tick(100);
+            for (question, _) in rig.questions() {
+                asked.push(minute);
+                let answer =
+                    if minute == 1 { Err("no connection".to_owned()) } else { Ok(Default::default()) };
+                rig.core.on_points(question, answer, rig.now, &mut rig.out);
+            }
+        }
+    }
+    assert!((3..=6).contains(&asked.len()) && asked.last() == Some(&3), "once a minute: {asked:?}");
 }
 
 #[test]
