@@ -10,6 +10,7 @@ mod drain;
 mod schedule;
 mod silence;
 mod status;
+mod stop;
 mod view;
 mod write;
 
@@ -428,51 +429,6 @@ impl Core {
         let Some(slot) = self.feeds.get_mut(id).and_then(|feed| feed.slot.take()) else { return };
         let took = Some(now.duration_since(slot.since));
         self.out.push(Action::Count { kind: slot.operator.kind(), took });
-    }
-
-    /// Stops the maintainer. A stop that is at work already keeps its node and its epoch, and may become a removal;
-    /// if it is that of another maintainer, this one follows.
-    fn stop(
-        &mut self,
-        id: &ChangefeedId,
-        node: Option<NodeId>,
-        mut removed: bool,
-        epoch: Option<MaintainerEpoch>,
-        now: Instant,
-    ) {
-        let Some(feed) = self.feeds.get_mut(id) else { return };
-        if let Some(Slot {
-            operator: Operator::Stop { removed: was, epoch: of, .. },
-            finishing,
-            resend_at,
-            ..
-        }) = &mut feed.slot
-        {
-            let (other, upgrade) = (*of != epoch, removed && !*was);
-            if !*finishing {
-                if let Some(node) = node.filter(|_| other) {
-                    feed.next_stop = Some((node, epoch));
-                }
-                if upgrade {
-                    *was = true;
-                    *resend_at = now;
-                    self.resend(id, now);
-                }
-                return;
-            }
-            if !(upgrade || other && (node.is_some() || feed.changefeed.group() == Group::Stopped)) {
-                return;
-            }
-            // What stopped was another maintainer, or it stopped as a pause and the nodes have yet to hear that the
-            // changefeed is deleted.
-            removed |= *was;
-            feed.queue.retain(|write| !matches!(write, Write::StopDone));
-        }
-        // A move has stored a larger epoch than that of the maintainer which still runs.
-        let outgoing = feed.slot.as_ref().and_then(|slot| slot.operator.outgoing());
-        let (node, epoch) = outgoing.map_or((node, epoch), |(origin, epoch)| (Some(origin.clone()), epoch));
-        let node = node.filter(|node| self.members.contains(node)).unwrap_or_else(|| self.me.clone());
-        self.begin(id, Operator::Stop { node, removed, epoch }, now);
     }
 
     /// Tells the maintainer what is durable, when that moved or was not told for a while.

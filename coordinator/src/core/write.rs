@@ -359,52 +359,6 @@ impl Core {
         self.begin(id, Operator::Move { origin, origin_epoch, dest, epoch, phase }, now);
     }
 
-    /// The maintainer is gone: the end of the operator is made durable before its place is given away.
-    ///
-    /// A maintainer older than the stored epoch was to move, and may have stopped for that: its dispatchers stayed
-    /// where they were. When the changefeed is not to run they are closed under the stored epoch, which nobody has.
-    pub(super) fn on_stopped(&mut self, id: &ChangefeedId, now: Instant) {
-        let Some(feed) = self.feeds.get_mut(id) else { return };
-        let Some(slot) = &mut feed.slot else { return };
-        let Operator::Stop { removed, epoch, .. } = slot.operator else { return };
-        let current = feed.changefeed.info.epoch;
-        if let Some((node, epoch)) = feed.next_stop.take().filter(|(node, _)| self.members.contains(node)) {
-            return self.begin(id, Operator::Stop { node, removed, epoch }, now);
-        }
-        if feed.changefeed.group() == Group::Stopped && epoch != current {
-            return self.close_all(id, now);
-        }
-        slot.finishing = true;
-        let write = if removed {
-            Write::DropRetention { info: Box::new((*feed.changefeed.info).clone()) }
-        } else {
-            Write::StopDone
-        };
-        self.want(id, write, now);
-    }
-
-    /// The node of the maintainer that is being stopped left. What runs goes on and takes over what is left
-    /// elsewhere; if nothing is to run it is closed.
-    pub(super) fn on_stop_lost(&mut self, id: &ChangefeedId, now: Instant) {
-        let Some(feed) = self.feeds.get(id) else { return };
-        let next = feed.next_stop.as_ref().is_some_and(|(node, _)| self.members.contains(node));
-        if feed.changefeed.group() == Group::Stopped && !next {
-            self.close_all(id, now);
-        } else {
-            self.on_stopped(id, now);
-        }
-    }
-
-    /// The coordinator's own node closes the dispatchers everywhere, under the stored epoch.
-    fn close_all(&mut self, id: &ChangefeedId, now: Instant) {
-        let Some(feed) = self.feeds.get(id) else { return };
-        let Some(Operator::Stop { removed, .. }) = feed.slot.as_ref().map(|slot| &slot.operator) else {
-            return;
-        };
-        let (node, removed, epoch) = (self.me.clone(), *removed, feed.changefeed.info.epoch);
-        self.begin(id, Operator::Stop { node, removed, epoch }, now);
-    }
-
     /// Forgets a changefeed whose metadata is gone, and answers everyone who waits.
     fn forget(&mut self, id: &ChangefeedId, now: Instant) {
         self.end_slot(id, now);
