@@ -6,6 +6,7 @@
 pub mod generator;
 pub mod metrics;
 pub mod postgres;
+mod split;
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,10 +14,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use event::TableInfo;
-use heartbeatpb::{ChangefeedId, MaintainerEpoch, Ts, WallTime};
+use heartbeatpb::{ChangefeedId, MaintainerEpoch, TableSpan, Ts, WallTime};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub use self::split::SplitPoints;
 use crate::event_store::StoreWriter;
 use crate::{Error, TableFilter};
 
@@ -63,7 +65,7 @@ impl fmt::Debug for FeedSpec {
 pub struct SourceTable {
     /// Its shape.
     pub info: Arc<TableInfo>,
-    /// Whether its rows can be divided into key ranges: a primary key, and no other unique key.
+    /// Whether its rows can be divided into key ranges: [`TableInfo::is_divisible`], and nothing else keeps rows apart.
     pub splittable: bool,
 }
 
@@ -220,6 +222,18 @@ pub trait Upstream: Send + Sync {
     /// # Errors
     /// When the upstream cannot be asked.
     async fn tables(&self, spec: &FeedSpec) -> Result<Vec<SourceTable>, Error>;
+
+    /// Keys that divide a span into at most `pieces` parts with about as many rows each, and an estimate of the span's
+    /// size. The cost is bounded: a sample is read. A table that cannot be divided has no such keys.
+    ///
+    /// # Errors
+    /// When the upstream cannot be asked.
+    async fn split_points(
+        &self,
+        spec: &FeedSpec,
+        span: &TableSpan,
+        pieces: usize,
+    ) -> Result<SplitPoints, Error>;
 
     /// Reads the log into the store until shutdown (then `Ok`) or a fatal error. Reconnects by itself.
     /// `persisted` carries the persisted checkpoint: the only position that is confirmed to the upstream.

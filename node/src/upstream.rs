@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use heartbeatpb::config::ChangefeedInfo;
-use heartbeatpb::{ChangefeedId, Gid, MaintainerEpoch, RunningError, Ts, WallTime, codes};
+use heartbeatpb::{ChangefeedId, Gid, MaintainerEpoch, RunningError, TableSpan, Ts, WallTime, codes};
 use logservice::LogService;
 use logservice::upstream::{
     CheckReport, FeedSpec, ReaderPhase, ReaderProgress, ReaderStart, StartPoint, Upstream,
@@ -33,6 +33,8 @@ const ABSENCE: Duration = Duration::from_secs(10);
 /// One running log reader.
 struct Reader {
     epoch: Option<MaintainerEpoch>,
+    upstream: Arc<dyn Upstream>,
+    spec: FeedSpec,
     tables: usize,
     persisted: watch::Sender<Ts>,
     progress: Arc<ReaderProgress>,
@@ -192,7 +194,9 @@ impl UpstreamHub {
     ) -> Result<Vec<maintainer::SourceTable>, logservice::Error> {
         let spec = feed_spec(info, epoch)?;
         let upstream = logservice::upstream::open(&spec.upstream_uri)?;
-        let tables = upstream.tables(&spec).await?;
+        // Those of the checkpoint: earlier changes of the schema do not come again.
+        let there = FeedSpec { start_ts: spec.start_ts.max(checkpoint), ..spec.clone() };
+        let tables = upstream.tables(&there).await?;
         self.stop_reader(info.id.gid, |reader| reader.epoch <= epoch).await;
         let writer = self.log.open(&info.id, checkpoint)?;
         let (persisted, persisted_view) = watch::channel(checkpoint);
@@ -203,6 +207,7 @@ impl UpstreamHub {
         let task = {
             let (progress, error, shutdown) = (Arc::clone(&progress), Arc::clone(&error), shutdown.clone());
             let (node, id) = (self.node.clone(), info.id.clone());
+            let (upstream, spec) = (Arc::clone(&upstream), spec.clone());
             tokio::spawn(async move {
                 let result =
                     upstream.run_reader(spec, start, writer, persisted_view, progress, shutdown).await;
@@ -219,8 +224,18 @@ impl UpstreamHub {
         };
         let tables_read = tables.len();
         let absent = Mutex::default();
-        let reader =
-            Reader { epoch, tables: tables_read, persisted, progress, error, absent, shutdown, task };
+        let reader = Reader {
+            epoch,
+            upstream,
+            spec,
+            tables: tables_read,
+            persisted,
+            progress,
+            error,
+            absent,
+            shutdown,
+            task,
+        };
         self.readers.lock().insert(info.id.gid, reader);
         Ok(tables
             .into_iter()
@@ -284,6 +299,25 @@ impl maintainer::Upstream for UpstreamHub {
             code: codes::UPSTREAM_UNREACHABLE.to_owned(),
             message: reader.absence()?,
         })
+    }
+
+    async fn split_points(
+        &self,
+        changefeed: &ChangefeedId,
+        epoch: Option<MaintainerEpoch>,
+        span: &TableSpan,
+        pieces: usize,
+    ) -> Result<maintainer::SplitPoints, RunningError> {
+        let reader = {
+            let readers = self.readers.lock();
+            let reader = readers.get(&changefeed.gid).filter(|reader| reader.epoch == epoch);
+            reader.map(|reader| (Arc::clone(&reader.upstream), reader.spec.clone()))
+        };
+        let Some((upstream, spec)) = reader else { return Ok(maintainer::SplitPoints::default()) };
+        let points = upstream.split_points(&spec, span, pieces).await;
+        let logservice::upstream::SplitPoints { keys, rows, bytes } =
+            points.map_err(|error| self.running_error(&error))?;
+        Ok(maintainer::SplitPoints { keys, rows, bytes })
     }
 
     fn lag_seconds(&self, changefeed: &ChangefeedId, ts: Ts) -> Option<f64> {

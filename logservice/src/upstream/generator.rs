@@ -30,7 +30,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use heartbeatpb::{ChangefeedId, Ts};
+use event::{Datum, KeyCodec, KeyForm};
+use heartbeatpb::{ChangefeedId, TableId, TableSpan, Ts};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -38,8 +39,10 @@ use self::params::{Kind, Params};
 use self::reader::{Reader, now};
 pub use self::state::{ExpectedTable, Row, Rows};
 use self::workload::{Workload, shapes};
+use super::split::Sample;
 use super::{
-    CheckReport, FeedSpec, ReaderProgress, ReaderStart, SourceTable, StartPoint, Upstream, UpstreamIdentity,
+    CheckReport, FeedSpec, ReaderProgress, ReaderStart, SourceTable, SplitPoints, StartPoint, Upstream,
+    UpstreamIdentity,
 };
 use crate::Error;
 use crate::event_store::StoreWriter;
@@ -50,6 +53,8 @@ const STEP: u64 = 16;
 const BEGINNING: Ts = Ts(STEP);
 /// Where the tables have their first rows.
 const POPULATED: Ts = Ts(STEP + STEP / 2);
+/// Rows of a table that are looked at to divide it.
+const SAMPLE: u64 = 4096;
 /// How far before its transaction a schema change commits.
 const DDL_AHEAD: u64 = 4;
 
@@ -156,7 +161,38 @@ impl Generator {
         let wanted = |table: &Arc<event::TableInfo>| spec.filter.matches(&table.schema, &table.name);
         let mut tables: Vec<_> = shapes.into_iter().flatten().filter(wanted).collect();
         tables.sort_by_key(|table| table.id);
-        tables.into_iter().map(|info| SourceTable { info, splittable: true }).collect()
+        tables.into_iter().map(|info| SourceTable { splittable: self.is_divisible(&info), info }).collect()
+    }
+
+    /// The cards of a bank change their keys and leave a value out of the log: a row could not go to another range.
+    fn is_divisible(&self, table: &event::TableInfo) -> bool {
+        table.is_divisible() && !(self.params.kind == Kind::Bank && table.name == "cards")
+    }
+
+    /// Keys of the rows that a table has at the beginning, at equal distances.
+    fn sample(&self, spec: &FeedSpec, table: TableId) -> Sample {
+        let workload = workload(&self.params);
+        let ddls = Feed { ddl_every: workload.ddl_every() }.ddls_at(spec.start_ts);
+        let shape = |place: usize| workload.table(place, ddls, spec.start_ts).filter(|info| info.id == table);
+        let found = (0..workload.tables()).find_map(|place| Some((place, shape(place)?)));
+        let found = found.filter(|(_, info)| self.is_divisible(info));
+        let Some((place, info)) = found else { return Sample::default() };
+        let Some(codec) = KeyCodec::new(&info) else { return Sample::default() };
+        let rows = workload.first_rows(place);
+        let mut sample = Sample { rows: (rows > 0).then_some(rows), ..Sample::default() };
+        let mut row = workload::RowText::default();
+        for number in (0..rows).step_by(usize::try_from(rows / SAMPLE + 1).unwrap_or(usize::MAX)) {
+            workload.first_row(place, number, &mut row);
+            let values: Vec<Datum<'_>> = row.values().collect();
+            let text = |&(column, _): &(usize, KeyForm)| match values.get(column) {
+                Some(Datum::Text(text)) => std::str::from_utf8(text).ok(),
+                Some(Datum::Null | Datum::Unchanged) | None => None,
+            };
+            if let Some(key) = codec.parts().iter().map(text).collect::<Option<Vec<&str>>>() {
+                sample.add(&codec, &key);
+            }
+        }
+        sample
     }
 }
 
@@ -237,6 +273,15 @@ impl Upstream for Generator {
 
     async fn tables(&self, spec: &FeedSpec) -> Result<Vec<SourceTable>, Error> {
         Ok(self.source_tables(spec))
+    }
+
+    async fn split_points(
+        &self,
+        spec: &FeedSpec,
+        span: &TableSpan,
+        pieces: usize,
+    ) -> Result<SplitPoints, Error> {
+        Ok(self.sample(spec, span.table).divide(span, pieces))
     }
 
     async fn run_reader(

@@ -4,6 +4,13 @@
 //! reports a partitioned table under the root's name. Connections are our own (`conn.rs`): one kind serves
 //! questions, the copy and the stream. Start reading at `reader.rs`.
 //!
+//! A table is divided into key ranges only if nothing but its primary key keeps rows apart, and if the database's
+//! equality of keys is that of their bytes (`catalog.rs`, [`event::KeyCodec`]); `split.rs` finds the ranges in a sample
+//! of pages. An update that takes a row to another range must bring the whole row: without `REPLICA IDENTITY FULL` an
+//! out-of-line (TOAST) value that the statement leaves alone is not logged. Such an update ends the streams of both
+//! ranges with an error of its own before either half is written; the changefeed starts again with the table undivided,
+//! and there the update is one statement.
+//!
 //! What cannot be seen in this log: a TRUNCATE of a single partition, a partition that is detached, and a
 //! partition attached later with another replica identity than its root. A table created after the changefeed is
 //! not part of the publication and is reported with a warning. Values of generated columns are not logged; their
@@ -22,6 +29,7 @@ mod reader;
 mod server_error;
 mod shape;
 mod socket;
+mod split;
 mod sql;
 mod tls;
 mod types;
@@ -29,14 +37,15 @@ mod types;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use heartbeatpb::{ChangefeedId, Ts};
+use heartbeatpb::{ChangefeedId, TableSpan, Ts};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use self::options::ConnectOptions;
 use self::reader::Reader;
 use super::{
-    CheckReport, FeedSpec, ReaderProgress, ReaderStart, SourceTable, StartPoint, Upstream, UpstreamIdentity,
+    CheckReport, FeedSpec, ReaderProgress, ReaderStart, SourceTable, SplitPoints, StartPoint, Upstream,
+    UpstreamIdentity,
 };
 use crate::Error;
 use crate::event_store::StoreWriter;
@@ -81,6 +90,15 @@ impl Upstream for Postgres {
 
     async fn tables(&self, spec: &FeedSpec) -> Result<Vec<SourceTable>, Error> {
         admin::tables(&self.options, spec).await
+    }
+
+    async fn split_points(
+        &self,
+        spec: &FeedSpec,
+        span: &TableSpan,
+        pieces: usize,
+    ) -> Result<SplitPoints, Error> {
+        split::points(&self.options, spec, span, pieces).await
     }
 
     async fn run_reader(

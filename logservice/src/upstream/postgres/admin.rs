@@ -134,7 +134,12 @@ fn foreign_publication(names: &Names) -> Error {
 }
 
 fn selection(spec: &FeedSpec) -> Selection<'_> {
-    Selection { filter: &spec.filter, force_replicate: spec.force_replicate, version: spec.start_ts }
+    Selection {
+        filter: &spec.filter,
+        force_replicate: spec.force_replicate,
+        version: spec.start_ts,
+        only: None,
+    }
 }
 
 /// The wanted tables that the publication carries. A published table that has become ineligible is an error.

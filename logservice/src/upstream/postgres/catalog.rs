@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use event::{Column, IdentityKind, ReplicaIdentity, TableInfo, UniqueKey};
+use event::{Column, IdentityKind, ReplicaIdentity, TableInfo, TypeKind, UniqueKey};
 use heartbeatpb::{SchemaId, TableId, Ts};
 
 use super::conn::Connection;
@@ -31,6 +31,9 @@ pub(crate) struct CatalogTable {
     pub(crate) readable: bool,
     /// Whether our role owns it.
     pub(crate) owned: bool,
+    /// Whether an index beside the primary key keeps rows apart, also one that is no key to us: partial, over
+    /// expressions, deferrable, of a partition, an exclusion. Rows of different key ranges may then be in each other's way.
+    pub(crate) other_unique: bool,
     /// Why it cannot be replicated.
     pub(crate) obstacle: Option<String>,
 }
@@ -38,8 +41,8 @@ pub(crate) struct CatalogTable {
 impl CatalogTable {
     /// What the rest of the program sees.
     pub(crate) fn source(&self) -> SourceTable {
-        let primary = self.info.primary_key().is_some();
-        SourceTable { info: Arc::clone(&self.info), splittable: primary && self.info.keys.len() == 1 }
+        let splittable = self.info.is_divisible() && !self.other_unique;
+        SourceTable { info: Arc::clone(&self.info), splittable }
     }
 
     /// Quoted name for statements.
@@ -60,6 +63,7 @@ struct Head {
     pages: u64,
     readable: bool,
     owned: bool,
+    other_unique: bool,
 }
 
 /// What to list.
@@ -69,6 +73,8 @@ pub(crate) struct Selection<'a> {
     pub(crate) force_replicate: bool,
     /// Version of the shapes.
     pub(crate) version: Ts,
+    /// This table and no other.
+    pub(crate) only: Option<TableId>,
 }
 
 /// Lists the wanted tables in order of their ids, eligible or not.
@@ -76,7 +82,7 @@ pub(crate) async fn load(
     conn: &mut Connection,
     selection: &Selection<'_>,
 ) -> Result<Vec<CatalogTable>, Error> {
-    let mut heads = load_heads(conn).await?;
+    let mut heads = load_heads(conn, selection.only).await?;
     heads.retain(|head| selection.filter.matches(&head.schema, &head.name));
     if heads.is_empty() {
         return Ok(Vec::new());
@@ -95,17 +101,22 @@ pub(crate) async fn load(
     Ok(tables)
 }
 
-async fn load_heads(conn: &mut Connection) -> Result<Vec<Head>, Error> {
-    let sql = "SELECT c.oid, n.oid, n.nspname, c.relname, c.relkind, c.relpersistence, c.relreplident, \
+async fn load_heads(conn: &mut Connection, only: Option<TableId>) -> Result<Vec<Head>, Error> {
+    let only = only.map(|table| format!("AND c.oid = {}", table.0)).unwrap_or_default();
+    let sql = format!(
+        "SELECT c.oid, n.oid, n.nspname, c.relname, c.relkind, c.relpersistence, c.relreplident, \
                  COALESCE((SELECT sum(greatest(p.relpages, 0)) FROM pg_catalog.pg_partition_tree(c.oid) t \
                    JOIN pg_catalog.pg_class p ON p.oid = t.relid), greatest(c.relpages, 0)), \
                  has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE'), \
-                 pg_has_role(c.relowner, 'USAGE') \
+                 pg_has_role(c.relowner, 'USAGE'), \
+                 EXISTS (SELECT FROM pg_catalog.pg_index i WHERE (i.indisunique OR i.indisexclusion) AND NOT i.indisprimary \
+                   AND (i.indrelid = c.oid OR i.indrelid IN (SELECT relid FROM pg_catalog.pg_partition_tree(c.oid)))) \
                FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
                WHERE c.relkind IN ('r', 'p', 'f') AND NOT c.relispartition AND c.relpersistence <> 't' \
-                 AND n.nspname NOT IN ('information_schema', 'millrace') AND n.nspname !~ '^pg_' \
-               ORDER BY c.oid";
-    let rows = conn.query("list tables", sql).await?;
+                 AND n.nspname NOT IN ('information_schema', 'millrace') AND n.nspname !~ '^pg_' {only} \
+               ORDER BY c.oid"
+    );
+    let rows = conn.query("list tables", &sql).await?;
     let mut heads = Vec::with_capacity(rows.len());
     for row in rows {
         let letter = |column| row.text(column).bytes().next().unwrap_or_default();
@@ -120,6 +131,7 @@ async fn load_heads(conn: &mut Connection) -> Result<Vec<Head>, Error> {
             pages: row.number(7)?,
             readable: row.flag(8),
             owned: row.flag(9),
+            other_unique: row.flag(10),
         });
     }
     Ok(heads)
@@ -134,9 +146,11 @@ struct CatalogColumn {
 async fn load_columns(conn: &mut Connection, list: &str) -> Result<BTreeMap<u32, Vec<CatalogColumn>>, Error> {
     let sql = format!(
         "SELECT a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, format_type(a.atttypid, a.atttypmod), \
-           a.attnotnull, a.attgenerated, a.attidentity, pg_get_expr(d.adbin, d.adrelid) \
+           a.attnotnull, a.attgenerated, a.attidentity, pg_get_expr(d.adbin, d.adrelid), \
+           NOT COALESCE(co.collisdeterministic, true) \
          FROM pg_catalog.pg_attribute a \
          LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum \
+         LEFT JOIN pg_catalog.pg_collation co ON co.oid = a.attcollation \
          WHERE a.attrelid IN ({list}) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attrelid, a.attnum"
     );
     let rows = conn.query("list columns", &sql).await?;
@@ -150,9 +164,13 @@ async fn load_columns(conn: &mut Connection, list: &str) -> Result<BTreeMap<u32,
         let type_mod = row.number(4)?;
         let expression = row.opt(9).map(ToOwned::to_owned);
         let is_generated = !row.text(7).is_empty();
+        let mut ty = types.column(row.number(3)?, type_mod, row.text(5));
+        if row.flag(10) {
+            ty.kind = TypeKind::Nondeterministic(Box::new(ty.kind));
+        }
         let column = Column {
             name: row.text(2).to_owned(),
-            ty: types.column(row.number(3)?, type_mod, row.text(5)),
+            ty,
             nullable: !row.flag(6),
             generated: is_generated.then(|| expression.clone().unwrap_or_default()),
             identity: match row.text(8) {
@@ -288,6 +306,7 @@ fn assemble(
         pages: head.pages,
         readable: head.readable,
         owned: head.owned,
+        other_unique: head.other_unique,
         obstacle,
     }
 }
