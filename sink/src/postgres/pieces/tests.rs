@@ -188,8 +188,8 @@ proptest! {
             let slowest = ends.into_iter().min().unwrap_or(checkpoint);
             checkpoint += usize::from(last) % (slowest - checkpoint + 1);
         }
-        for n in 0..checkpoint {
-            prop_assert_eq!(applied.get(&n), Some(&1), "change {} of key {}", n, changes[n]);
+        for (n, key) in changes.iter().enumerate().take(checkpoint) {
+            prop_assert_eq!(applied.get(&n), Some(&1), "change {} of key {}", n, key);
         }
         prop_assert!(applied.values().all(|times| *times == 1));
     }
