@@ -15,6 +15,7 @@ use sink::TableStart;
 use super::*;
 use crate::dispatcher::testing::*;
 
+mod cost;
 mod merging;
 mod walk;
 
