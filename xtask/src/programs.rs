@@ -33,7 +33,7 @@ pub(crate) fn control(root: &Path, rest: &[String]) -> Result<()> {
 pub(crate) fn control_growth(root: &Path) -> Result<()> {
     let mut arguments = vec!["run", "--quiet"];
     arguments.extend(CONTROL);
-    arguments.extend(["--", "--quick", "--check", "--spans", "2000,20000", "--changefeeds", "90"]);
+    arguments.extend(["--", "--quick", "--check", "--spans", "10000,40000", "--changefeeds", "90"]);
     crate::run(root, "cargo", &arguments, &[])
 }
 

@@ -62,6 +62,8 @@ struct Extent {
     rounds: usize,
     /// Calls of something very short.
     calls: u64,
+    /// With more spans than this, what looks at all spans for each of them is left out: it would take minutes.
+    quadratic: u64,
 }
 
 fn main() -> ExitCode {
@@ -96,6 +98,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
         changefeeds: arguments.changefeeds,
         rounds: if quick { 3 } else { 7 },
         calls: if quick { 20_000 } else { 1_000_000 },
+        quadratic: if quick { 3_000 } else { 20_000 },
     };
     let mut report = Report::new(!quick);
     for (name, part) in PARTS {

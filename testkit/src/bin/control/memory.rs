@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
 
 use anyhow::{Context, Result};
-use heartbeatpb::{DispatcherId, NodeId, SchemaId, TableId};
+use heartbeatpb::{ComponentState, DispatcherId, NodeId, SchemaId, TableId};
 use replica::{SpanReplica, SpanSet};
 
 use crate::Extent;
 use crate::clock::float;
 use crate::report::{Cost, Growth, Point, Report, Unit, bytes};
-use crate::world::{Layout, World};
+use crate::world::{Layout, World, dispatcher, status};
 
 /// Most bytes that a span may take, beside its keys.
 const MOST_BYTES: f64 = 300.0;
@@ -21,7 +21,7 @@ const KEYS: f64 = 16.0;
 
 /// Counts bytes.
 pub(crate) fn measure(extent: &Extent, report: &mut Report) -> Result<()> {
-    let (mut whole, mut divided, mut peaks) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut whole, mut divided, mut watched, mut peaks) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for &spans in &extent.spans {
         let (held, peak, world) = of(Layout::whole(spans))?;
         let mut naive = None;
@@ -40,11 +40,13 @@ pub(crate) fn measure(extent: &Extent, report: &mut Report) -> Result<()> {
             bytes,
         );
         divided.push(Point { at: spans, ours: held, naive: None });
+        watched.push(Point { at: spans, ours: of_watched(spans)?, naive: None });
     }
     let cost =
         |name, points, naive, growth| Cost { name, unit: Unit::Bytes, of: "spans", naive, points, growth };
     report.cost(cost("memory of a whole table", whole, "maps and locks", Growth::Flat(1.5)));
     report.cost(cost("memory of a part of a table", divided, "", Growth::Flat(1.5)));
+    report.cost(cost("memory of a whole table whose load is watched", watched, "", Growth::Flat(1.5)));
     report.cost(cost("most memory during the bootstrap, for each span", peaks, "", Growth::Flat(1.5)));
     Ok(())
 }
@@ -57,6 +59,27 @@ fn of(layout: Layout) -> Result<(f64, f64, World)> {
     #[expect(clippy::cast_precision_loss, reason = "bytes of a process")]
     let held = counted.bytes_current as f64 / float(layout.spans);
     Ok((held, float(counted.bytes_max) / float(layout.spans), world))
+}
+
+/// The same when tables may be divided, and every dispatcher has said what it handles.
+fn of_watched(spans: u64) -> Result<f64> {
+    let layout = Layout { divides: true, ..Layout::whole(spans) };
+    let mut made = None;
+    let counted = allocation_counter::measure(|| {
+        made = Some(World::settled(layout).map(|mut world| {
+            for (k, node) in (0..).zip(world.nodes.clone()) {
+                let at = world.step();
+                let report = |n| status(dispatcher(n), ComponentState::Working, at);
+                let heartbeat = world.heartbeat(layout.on_node(k).map(report).collect(), true);
+                world.rig.hear(&node, heartbeat);
+            }
+            world
+        }));
+    });
+    drop(made.context("nothing was made")??);
+    #[expect(clippy::cast_precision_loss, reason = "bytes of a process")]
+    let held = counted.bytes_current as f64;
+    Ok(held / float(spans))
 }
 
 type Shared = HashMap<DispatcherId, Arc<RwLock<SpanReplica>>>;

@@ -19,8 +19,6 @@ const PLACED: usize = 10_000;
 const MOVED: usize = 1_024;
 /// Ticks, quiet rounds.
 const CALLS: u64 = 1_000;
-/// With more spans than this the naive loss of a node would take minutes.
-const NAIVE: u64 = 20_000;
 
 /// Measures rounds.
 pub(crate) fn measure(extent: &Extent, report: &mut Report) -> Result<()> {
@@ -36,7 +34,7 @@ pub(crate) fn measure(extent: &Extent, report: &mut Report) -> Result<()> {
         let (quiet, even, naive) = balance(extent, world.rig.spans())?;
         add(QUIET, spans, quiet, Some(naive));
         add(EVEN, spans, even, Some(naive));
-        let naive = (spans <= NAIVE).then(|| lose_slowly(world.rig.spans()));
+        let naive = (spans <= extent.quadratic).then(|| lose_slowly(world.rig.spans()));
         drop(world);
         let limited = lose(spans, None)?;
         let unlimited = lose(spans, usize::try_from(spans).ok())?;

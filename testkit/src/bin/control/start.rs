@@ -11,8 +11,6 @@ use crate::world::{Layout, World, tables};
 
 /// Most of the bootstrap of a million spans.
 const MOST_NANOSECONDS: f64 = 20e9;
-/// With more spans than this the naive version would take minutes.
-const NAIVE: u64 = 100_000;
 /// Parts of a table that is divided.
 const PARTS: u64 = 1_000;
 
@@ -20,15 +18,16 @@ const PARTS: u64 = 1_000;
 pub(crate) fn measure(extent: &Extent, report: &mut Report) -> Result<()> {
     let (mut whole, mut divided) = (Vec::new(), Vec::new());
     for &spans in &extent.spans {
-        let mut world = World::new(3);
+        let mut world = World::new(Layout::whole(spans));
         let time = world.take_over(Layout::whole(spans))?;
-        let naive = (spans <= NAIVE).then(|| nanoseconds(spent(|| search(world.rig.spans(), spans)).0.cpu));
+        let naive = (spans <= 5 * extent.quadratic)
+            .then(|| nanoseconds(spent(|| search(world.rig.spans(), spans)).0.cpu));
         let ours = nanoseconds(time.cpu);
         report.time_limit(format!("bootstrap of {spans} spans on 3 nodes"), ours, MOST_NANOSECONDS);
         whole.push(Point { at: spans, ours, naive });
         drop(world);
         let layout = Layout { parts: PARTS, ..Layout::whole(spans) };
-        let time = World::new(3).take_over(layout)?;
+        let time = World::new(layout).take_over(layout)?;
         divided.push(Point { at: spans, ours: nanoseconds(time.cpu), naive: None });
     }
     let cost = |name, points, naive| Cost {

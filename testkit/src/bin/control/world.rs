@@ -44,7 +44,12 @@ pub(crate) fn dispatcher(n: u64) -> DispatcherId {
 
 /// A description of a changefeed.
 pub(crate) fn info(name: &str) -> ChangefeedInfo {
-    let config = ReplicaConfig::default();
+    described(name, false)
+}
+
+fn described(name: &str, divides: bool) -> ChangefeedInfo {
+    let mut config = ReplicaConfig::default();
+    config.scheduler.enable_table_across_nodes = divides;
     ChangefeedInfo::new(ChangefeedId::fresh(name), UpstreamInfo::default(), "blackhole://", config, START)
 }
 
@@ -87,12 +92,14 @@ pub(crate) struct Layout {
     pub(crate) parts: u64,
     /// Nodes that run them, each as many.
     pub(crate) nodes: u64,
+    /// Whether loads are watched and tables divided.
+    pub(crate) divides: bool,
 }
 
 impl Layout {
     /// Whole tables on three nodes.
     pub(crate) const fn whole(spans: u64) -> Self {
-        Self { spans, parts: 1, nodes: 3 }
+        Self { spans, parts: 1, nodes: 3, divides: false }
     }
 
     fn span(self, n: u64) -> BootstrapTableSpan {
@@ -134,9 +141,9 @@ pub(crate) struct World {
 
 impl World {
     /// A maintainer that knows nothing yet.
-    pub(crate) fn new(nodes: u64) -> Self {
-        let nodes = self::nodes(nodes);
-        let info = info("bench");
+    pub(crate) fn new(layout: Layout) -> Self {
+        let nodes = self::nodes(layout.nodes);
+        let info = described("bench", layout.divides);
         let mut next = u64::MAX / 2;
         let ids = Box::new(move || {
             next += 1;
@@ -149,7 +156,7 @@ impl World {
 
     /// A maintainer that has taken over running dispatchers, and to whom every node has reported.
     pub(crate) fn settled(layout: Layout) -> Result<Self> {
-        let mut world = Self::new(layout.nodes);
+        let mut world = Self::new(layout);
         world.take_over(layout)?;
         world.advance();
         ensure!(world.rig.progress().checkpoint.0 == world.position, "the checkpoint does not move");
