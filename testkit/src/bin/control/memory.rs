@@ -9,11 +9,13 @@ use replica::{SpanReplica, SpanSet};
 
 use crate::Extent;
 use crate::clock::float;
-use crate::report::{Cost, Growth, Point, Report, Unit, bytes};
+use crate::report::{Cost, Growth, Point, Report, Unit, bytes, grouped};
 use crate::world::{Layout, World, dispatcher, status};
 
 /// Most bytes that a span may take, beside its keys.
 const MOST_BYTES: f64 = 300.0;
+/// Most bytes of one whose load is watched: a division of tables is switched on, and each has a gauge.
+const MOST_WATCHED: f64 = 400.0;
 /// Parts of a table that is divided.
 const PARTS: u64 = 1_000;
 /// Bytes of the keys that bound a part, beside their allocations.
@@ -29,18 +31,21 @@ pub(crate) fn measure(extent: &Extent, report: &mut Report) -> Result<()> {
         drop((naive, world));
         #[expect(clippy::cast_precision_loss, reason = "bytes of a process")]
         let naive = counted.bytes_current as f64 / float(spans);
-        report.limit(format!("bytes for each of {spans} whole tables"), held, MOST_BYTES, bytes);
+        report.limit(format!("bytes for each of {} whole tables", grouped(spans)), held, MOST_BYTES, bytes);
         whole.push(Point { at: spans, ours: held, naive: Some(naive) });
         peaks.push(Point { at: spans, ours: peak, naive: None });
         let (held, _, _) = of(Layout { parts: PARTS, ..Layout::whole(spans) })?;
         report.limit(
-            format!("bytes for each of {spans} parts, beside their keys"),
+            format!("bytes for each of {} parts, beside their keys", grouped(spans)),
             held - KEYS,
             MOST_BYTES,
             bytes,
         );
         divided.push(Point { at: spans, ours: held, naive: None });
-        watched.push(Point { at: spans, ours: of_watched(spans)?, naive: None });
+        let held = of_watched(spans)?;
+        let name = format!("bytes for each of {} whole tables whose load is watched", grouped(spans));
+        report.limit(name, held, MOST_WATCHED, bytes);
+        watched.push(Point { at: spans, ours: held, naive: None });
     }
     let cost =
         |name, points, naive, growth| Cost { name, unit: Unit::Bytes, of: "spans", naive, points, growth };

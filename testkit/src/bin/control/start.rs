@@ -6,7 +6,7 @@ use replica::SpanSet;
 
 use crate::Extent;
 use crate::clock::{nanoseconds, spent};
-use crate::report::{Cost, Growth, Point, Report, Unit};
+use crate::report::{Cost, Growth, Point, Report, Unit, grouped};
 use crate::world::{Layout, World, tables};
 
 /// Most of the bootstrap of a million spans.
@@ -18,17 +18,18 @@ const PARTS: u64 = 1_000;
 pub(crate) fn measure(extent: &Extent, report: &mut Report) -> Result<()> {
     let (mut whole, mut divided) = (Vec::new(), Vec::new());
     for &spans in &extent.spans {
-        let mut world = World::new(Layout::whole(spans));
-        let time = world.take_over(Layout::whole(spans))?;
+        let (ours, world) = least(extent, Layout::whole(spans))?;
         let naive = (spans <= 5 * extent.quadratic)
             .then(|| nanoseconds(spent(|| search(world.rig.spans(), spans)).0.cpu));
-        let ours = nanoseconds(time.cpu);
-        report.time_limit(format!("bootstrap of {spans} spans on 3 nodes"), ours, MOST_NANOSECONDS);
+        report.time_limit(
+            format!("bootstrap of {} spans on 3 nodes", grouped(spans)),
+            ours,
+            MOST_NANOSECONDS,
+        );
         whole.push(Point { at: spans, ours, naive });
         drop(world);
-        let layout = Layout { parts: PARTS, ..Layout::whole(spans) };
-        let time = World::new(layout).take_over(layout)?;
-        divided.push(Point { at: spans, ours: nanoseconds(time.cpu), naive: None });
+        let (ours, _) = least(extent, Layout { parts: PARTS, ..Layout::whole(spans) })?;
+        divided.push(Point { at: spans, ours, naive: None });
     }
     let cost = |name, points, naive| Cost {
         name,
@@ -41,6 +42,21 @@ pub(crate) fn measure(extent: &Extent, report: &mut Report) -> Result<()> {
     report.cost(cost("bootstrap on 3 nodes", whole, "search for each table"));
     report.cost(cost("bootstrap on 3 nodes, tables in 1,000 parts", divided, ""));
     Ok(())
+}
+
+/// The cheaper of two bootstraps: the first one meets cold memory.
+fn least(extent: &Extent, layout: Layout) -> Result<(f64, World)> {
+    let once = || -> Result<(f64, World)> {
+        let mut world = World::new(layout);
+        let time = world.take_over(layout)?;
+        Ok((nanoseconds(time.cpu), world))
+    };
+    let mut least = once()?;
+    for _ in 1..extent.rounds.min(2) {
+        let next = once()?;
+        least = if next.0 < least.0 { next } else { least };
+    }
+    Ok(least)
 }
 
 /// Finds the spans of each table by looking at all of them.
