@@ -69,7 +69,7 @@ pub enum Holder {
     Node {
         /// The node.
         node: NodeId,
-        /// Its slowest span, as far as it told.
+        /// The span that holds it, once the node has told.
         slowest: Option<Place>,
         /// The schema change at which that span stands, and who has yet to say something about it.
         waits_at: Option<(Ts, String)>,
@@ -256,7 +256,7 @@ impl Core {
     }
 
     /// Nodes report single spans now and then, and how far all of theirs are all the time: the span that was last seen
-    /// exactly there is the one, and otherwise that of which the least is known.
+    /// exactly there is the one. While the checkpoint moves there may be none.
     fn held_by_node(&self, node: &NodeId, mark: Ts) -> Holder {
         let spans = &self.placement.spans;
         let trigger = spans.trigger().filter(|trigger| trigger.node.as_ref() == Some(node));
@@ -264,7 +264,8 @@ impl Core {
             .ids_by_node(node)
             .filter_map(|id| spans.get(id))
             .chain(trigger)
-            .min_by_key(|span| (span.checkpoint != mark, span.checkpoint, span.id));
+            .filter(|span| span.checkpoint == mark)
+            .min_by_key(|span| span.id);
         let at = slowest.and_then(|span| span.block.as_ref()).map(|block| block.key.commit_ts);
         let waits_at = at.and_then(|at| Some((at, self.barrier.waits_at(at)?)));
         Holder::Node { node: node.clone(), slowest: slowest.map(Place::from), waits_at }

@@ -64,9 +64,15 @@ async fn drain_node(
 ) -> Result<(CoordinatorHandle, Option<DrainView>), ApiFailure> {
     let leader = leader(state)?;
     if *node == state.node {
+        let alone = state.members.borrow().len() < 2;
+        let instead = if alone {
+            "no other node could take its work over; stop it"
+        } else {
+            "let another node lead first (POST /api/v2/owner/resign), then ask that one"
+        };
         return Err(ApiFailure::new(
             codes::SCHEDULER_REQUEST_FAILED,
-            "cannot drain the owner: let another node lead first (POST /api/v2/owner/resign), then ask that one",
+            format!("cannot drain the owner: {instead}"),
         ));
     }
     let view = match tokio::time::timeout(PATIENCE, leader.drain_node(node)).await {

@@ -72,7 +72,8 @@ async fn changefeed(state: &ApiState, feed: &ChangefeedView, out: &mut String) -
     if let Some(held) = held_by(state, feed).await {
         writeln!(out, "  held for {} s: {}", held["seconds"], held["by"].as_str().unwrap_or_default())?;
     }
-    for error in info.error.iter().chain(&feed.errors) {
+    let reported = feed.errors.iter().filter(|error| info.error.as_ref() != Some(error));
+    for error in info.error.iter().chain(reported) {
         writeln!(out, "  error {} of {} at {}: {}", error.code, error.node, error.time, error.message)?;
     }
     Ok(())

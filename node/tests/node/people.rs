@@ -3,6 +3,7 @@
 
 use node::cli::Client;
 use serde_json::{Value, json};
+use testkit::{PgServer, StopMode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::common::{eventually, start};
@@ -100,6 +101,30 @@ async fn tables_are_listed_counted_and_moved_and_the_status_names_what_holds_the
     client.post(&format!("{FEED}/pause"), &json!({})).await.unwrap();
     let status = client.get(&format!("{FEED}/status")).await.unwrap();
     assert_eq!((&status["state"], &status["held_by"]), (&json!("stopped"), &Value::Null));
+    node.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_that_is_away_is_named_as_what_holds_the_checkpoint() {
+    let source = PgServer::start().await.unwrap();
+    source.sql("postgres", "CREATE TABLE t (id int PRIMARY KEY)").await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (node, client) = start(dir.path()).await;
+    let body = json!({
+        "changefeed_id": "f", "upstream": { "uri": source.uri("postgres") }, "sink_uri": "blackhole://",
+    });
+    client.post("/api/v2/changefeeds", &body).await.unwrap();
+    let held = async |kind: &str| {
+        let status = client.get(&format!("{FEED}/status")).await.unwrap();
+        (status["held_by"]["kind"] == kind).then(|| status["held_by"].clone())
+    };
+    eventually("it replicates", async || held("node").await.is_some()).await;
+    source.stop(StopMode::Immediate).await.unwrap();
+    eventually("the source is named", async || held("reader").await.is_some()).await;
+    let named = held("reader").await.unwrap();
+    assert!(named["by"].as_str().unwrap().contains("does not read the upstream"), "{named}");
+    source.resume().await.unwrap();
+    eventually("it goes on", async || held("node").await.is_some_and(|held| held["seconds"] == 0)).await;
     node.stop().await.unwrap();
 }
 

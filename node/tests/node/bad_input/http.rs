@@ -273,7 +273,7 @@ async fn requests_that_cannot_be_understood_are_refused_by_every_endpoint() {
     let own = client.get("/api/v2/captures").await.unwrap()["items"][0]["id"].as_str().unwrap().to_owned();
     let (unknown, failed) = ("CDC:ErrCaptureNotExist", "CDC:ErrSchedulerRequestFailed");
     complaints
-        .refused(address, &format!("PUT {drain}/{own}/drain"), "", (400, failed), &["owner", "resign"])
+        .refused(address, &format!("PUT {drain}/{own}/drain"), "", (400, failed), &["owner", "no other node"])
         .await;
     complaints.refused(address, &format!("PUT {drain}/none/drain"), "", (400, unknown), &["none"]).await;
     complaints.refused(address, &format!("GET {drain}/none/drain"), "", (400, failed), &["none"]).await;
