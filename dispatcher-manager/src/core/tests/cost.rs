@@ -66,7 +66,9 @@ fn an_event_costs_the_same_among_many_dispatchers() {
     let (mut few, mut many) = (crowd(100), crowd(30_000));
     let (alone, crowded) = (least(&mut few), least(&mut many));
     assert!(crowded < alone * 30, "{crowded:?} among many, {alone:?} among few");
-    let (alone, crowded) = (one_is_replaced(&mut few, 200, 50_000), one_is_replaced(&mut many, 200, 50_000));
+    let least =
+        |x: &mut Bench| (0..5).map(|n| one_is_replaced(x, 200, 50_000 + 200 * n)).min().expect("several");
+    let (alone, crowded) = (least(&mut few), least(&mut many));
     assert!(crowded < alone * 30, "{crowded:?} among many, {alone:?} among few");
     let begun = Instant::now();
     many.core.next_heartbeat = Some(many.now);
