@@ -249,6 +249,9 @@ impl EventService {
         // The dispatcher may live on another node by now.
         if feed.streams.get(&id).is_some_and(|stream| stream.node == *from) {
             feed.remove(id);
+            if !feed.streams.values().any(|stream| stream.node == *from) {
+                self.credits.remove(&(gid, from.clone()));
+            }
         }
     }
 

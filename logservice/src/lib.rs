@@ -6,6 +6,32 @@
 //! [`topic`]. Hears `EventServiceTopic`, tells `EventCollectorTopic`. Start reading at `upstream.rs`, then
 //! `event_store.rs`.
 //!
+//! A dispatcher may have a part of a table. The store knows tables only; the event service picks by key what belongs to a
+//! stream, without copying, and only that travels to another node:
+//!
+//! ```text
+//!  store, table t    chunk 1        chunk 2        chunk 3
+//!                   ┌──────────────┬──────────────┬──────────────┐
+//!                   │ a k b z      │ c d          │ x a y        │
+//!                   └──────────────┴──────────────┴──────────────┘
+//!  stream ["", m)     a k b     ──▶  c d       ──▶  a         resolved when it has scanned, not only sent, all of it
+//!  stream [m, "")           z   ──▶ (nothing)  ──▶  x   y     skips a chunk without room and without a message
+//!  trimmed            by the slowest stream, and only while the streams leave no key out: a part that moves to another
+//!                     node has no reader for a moment, and finds its rows
+//! ```
+//!
+//! Life of a stream, as its receiver (left) and the event service see it:
+//!
+//! ```text
+//!   subscribe ──▶ registering ──REGISTER──▶ registered ──READY──▶ (repeated until RESET)
+//!                     ▲                                              │
+//!                     │ NOT REGISTERED                             RESET(epoch, start, copied)
+//!                     │                                              ▼
+//!                 delivering ◀──HANDSHAKE(seq 1), ROWS, DDL, RESOLVED── streaming
+//!                     │  gap, overflow: epoch + 1, RESET              │ schema change: waits until it is passed
+//!                     └──unsubscribe: REMOVE──▶ gone                  └ no room, disk busy: waits for that alone
+//! ```
+//!
 //! - **LS-1** A dispatcher gets every row of its span after its start ts, in commit order, at least once.
 //! - **LS-2** After a resolved ts nothing at or before it follows in the same epoch.
 //! - **LS-3** A lost, repeated or reordered event is noticed by epoch and sequence, and repaired by a reset.
@@ -16,6 +42,8 @@
 //! - **LS-7** A stream waits for its own rows' room, disk and dispatcher, never for another one's.
 //! - **LS-8** Two schema changes never have one commit ts: barriers, acknowledgements and the place where a stream goes
 //!   on know them by nothing else. The store refuses the second one.
+//! - **LS-8** What a part of a table needs is kept while that part has no reader, and what it does not need is not kept
+//!   for it.
 
 mod collector;
 mod error;

@@ -174,6 +174,21 @@ mod tests {
         assert_eq!(check.on_ddl(2, 5, Ts(111)), Verdict::Deliver);
     }
 
+    // behaviour: dispatcher-92
+    #[test]
+    fn rows_that_were_all_delivered_before_leave_the_streams_last_event_as_it_is() {
+        let mut check = started();
+        check.on_rows(1, 2, Ts(110));
+        check.on_ddl(1, 3, Ts(110));
+        check.reset(Ts(100));
+        check.on_handshake(2, 1);
+        let before = (check.last_commit_ts, check.ddl_at_last);
+        assert_eq!(check.on_rows(2, 2, Ts(109)), Verdict::Ignore);
+        assert_eq!((check.last_commit_ts, check.ddl_at_last), before);
+        assert_eq!(check.on_ddl(2, 3, Ts(110)), Verdict::Ignore, "it was delivered before the reset");
+        assert_eq!(check.on_rows(2, 4, Ts(111)), Verdict::Deliver);
+    }
+
     // behaviour: dispatcher-99
     #[test]
     fn a_reset_lowers_the_position_that_may_be_reported() {

@@ -241,6 +241,7 @@ impl Collector {
                 if let Some(stream) = removed {
                     let service = &stream.subscription.event_service;
                     tell_removed(&self.center, service, stream.subscription.changefeed.clone(), dispatcher);
+                    self.forget_room(changefeed.gid);
                 }
             }
             Request::Copied { changefeed, dispatcher, copied } => {
@@ -250,6 +251,15 @@ impl Collector {
                     stream.copied = stream.copied.max(Some(copied));
                 }
             }
+        }
+    }
+
+    /// Without a stream nothing is on its way; room that somebody still holds is not the next stream's.
+    fn forget_room(&mut self, gid: Gid) {
+        let opening = self.next_count();
+        if let Some(feed) = self.feeds.get_mut(&gid).filter(|feed| feed.streams.is_empty()) {
+            feed.quotas.clear();
+            feed.opening = opening;
         }
     }
 

@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A receiver that reports, and to which nothing arrives for so long, will not get what was on its way.
-const LOST: Duration = Duration::from_secs(5);
+/// A receiver that reports, and to which nothing arrives for so long, will not get what was on its way. Receivers report
+/// every second.
+const LOST: Duration = Duration::from_millis(700);
+/// Patience with a receiver whose link is so slow that what was given up has arrived after all.
+const MOST_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a receiver says about itself.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +34,10 @@ pub(super) struct Credit {
     moved: Option<Instant>,
     /// When the receiver reported last.
     heard: Option<Instant>,
+    /// Times that the patience was doubled.
+    slow: u32,
+    /// Something was given up, and everything sent since has arrived or may arrive.
+    gave_up: bool,
 }
 
 impl Credit {
@@ -59,6 +66,11 @@ impl Credit {
         self.sent += bytes;
     }
 
+    /// How long nothing must arrive before what is on its way is given up.
+    fn patience(&self) -> Duration {
+        LOST.saturating_mul(1 << self.slow.min(8)).min(MOST_PATIENCE)
+    }
+
     /// Hears from the receiver.
     pub(super) fn on_report(&mut self, report: Report, now: Instant) {
         if report.opening < self.opening {
@@ -72,14 +84,18 @@ impl Credit {
             self.received = report.received;
             self.moved = Some(now);
         }
-        // What arrived was sent, by an earlier life of this service perhaps.
+        // What arrived was sent: by an earlier life of this service perhaps, or it was given up too early.
+        if self.received > self.sent && std::mem::take(&mut self.gave_up) {
+            self.slow += 1;
+        }
         self.sent = self.sent.max(self.received);
         let moved = *self.moved.get_or_insert(now);
         if self.sent == self.received {
             self.moved = Some(now);
-        } else if now.duration_since(moved) >= LOST {
+        } else if now.duration_since(moved) >= self.patience() {
             self.sent = self.received;
             self.moved = Some(now);
+            self.gave_up = true;
         }
         self.freed = self.freed.max(report.freed);
         self.window = report.window;
@@ -128,15 +144,32 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_never_arrive_are_given_back() {
+    fn bytes_that_never_arrive_are_given_back_with_the_next_report() {
         let start = Instant::now();
         let mut credit = Credit::default();
         credit.on_report(report(0, 0), start);
         credit.take(100);
-        credit.on_report(report(0, 0), start + Duration::from_secs(1));
+        credit.on_report(report(0, 0), start + Duration::from_millis(500));
         assert!(!credit.available());
-        credit.on_report(report(0, 0), start + LOST);
+        credit.on_report(report(0, 0), start + Duration::from_secs(1));
         assert!(credit.available());
+    }
+
+    #[test]
+    fn a_link_on_which_bytes_arrive_after_all_is_given_more_time() {
+        let at = |millis| Duration::from_millis(millis);
+        let start = Instant::now();
+        let mut credit = Credit::default();
+        credit.on_report(report(0, 0), start);
+        credit.take(100);
+        credit.on_report(report(0, 0), start + at(1000));
+        assert!(credit.available(), "given up");
+        credit.on_report(report(100, 100), start + at(1100));
+        credit.take(100);
+        credit.on_report(report(100, 100), start + at(2100));
+        assert!(!credit.available(), "they are late again");
+        credit.on_report(report(100, 100), start + at(2600));
+        assert!(credit.available(), "even a slow link loses something");
     }
 
     #[test]

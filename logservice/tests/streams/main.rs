@@ -53,6 +53,7 @@ async fn rows_of_several_tables_arrive_complete_and_in_order_with_a_resolved_ts(
     }
 }
 
+// behaviour: dispatcher-103
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_consumer_holds_no_more_than_the_window_and_gets_everything_in_the_end() {
     let rig = Rig::new(at_once());
@@ -368,6 +369,7 @@ async fn a_schema_change_comes_after_rows_of_its_commit_ts_and_before_later_ones
 }
 
 // behaviour: dataplane-7
+// behaviour: dispatcher-103
 #[tokio::test(flavor = "multi_thread")]
 async fn a_manager_that_never_receives_overflows_and_gets_everything_when_it_does() {
     let rig = Rig::new(at_once());

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use event::RowOp;
+use event::{RowOp, TableInfo};
 use heartbeatpb::{TableId, Ts, WallTime};
 use logservice::event_store::StoreWriter;
 use messaging::testing::Faults;
@@ -170,4 +170,55 @@ async fn a_part_of_a_table_that_cannot_be_divided_fails_with_its_own_code() {
         manager.take(Duration::from_millis(50)).await;
     }
     assert_eq!(manager.failed, ["CDC:ErrTableSplitUnsupported"]);
+}
+
+// behaviour: dispatcher-101
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_dispatcher_takes_the_changefeeds_room_with_it() {
+    let rig = Rig::new(at_once());
+    let mut writer = rig.open(Ts(1));
+    writer.register_table(Arc::new(keyed_table(1)));
+    let mut manager = rig.manager(64 << 10);
+    manager.hold = true;
+    let first = manager.subscribe(1, Ts(1));
+    for commit_ts in 10..40 {
+        inserts(&mut writer, commit_ts, 100).await;
+    }
+    writer.publish(Ts(40), WallTime(1));
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while manager.held_bytes() < 64 << 10 {
+        assert!(std::time::Instant::now() < deadline, "rows come as long as there is room");
+        manager.take(Duration::from_millis(50)).await;
+    }
+    manager.remove(first);
+    let next = manager.subscribe(1, Ts(1));
+    while manager.rows_of(next).is_empty() {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "the room that the first one holds is not the second one's"
+        );
+        manager.take(Duration::from_millis(50)).await;
+    }
+}
+
+// behaviour: dispatcher-102
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schema_change_of_another_table_leaves_a_stream_its_shape() {
+    let rig = Rig::new(at_once());
+    let mut writer = rig.open(Ts(1));
+    register(&mut writer, 1);
+    register(&mut writer, 2);
+    let mut manager = rig.manager(8 << 20);
+    let mine = manager.subscribe(1, Ts(1));
+    manager.subscribe(2, Ts(1));
+    let mut sent = Sent::default();
+    sent.transaction(&mut writer, 10, &[(1, 2), (2, 2)]).await;
+    sent.transaction_with_ddl(&mut writer, 20, &[(2, 1)]).await;
+    writer.register_table(Arc::new(TableInfo { version: Ts(20), ..(*table(2)).clone() }));
+    sent.transaction(&mut writer, 30, &[(1, 2), (2, 2)]).await;
+    publish(&mut writer, 30);
+    manager.until_resolved(30, PATIENCE).await;
+    assert_eq!(manager.seen(1), [10, 10, 30, 30].map(Seen::Row));
+    assert!(manager.seen(2).contains(&Seen::Ddl(20)));
+    assert_eq!(manager.shapes(mine), [Ts(1)], "rows before and behind it have one shape");
 }

@@ -59,6 +59,130 @@ async fn a_lost_reset_is_asked_for_again_within_two_seconds_and_is_the_same_one(
     running.await.unwrap();
 }
 
+/// A collector over a bus on which the test plays the event service.
+struct Alone {
+    center: MessageCenter,
+    requests: Inbox<EventServiceTopic>,
+    collector: logservice::CollectorHandle,
+    changefeed: ChangefeedId,
+    shutdown: CancellationToken,
+}
+
+impl Alone {
+    fn new() -> Self {
+        let center = MessageCenter::new(NodeId::from("one"), MessagingConfig::default());
+        let requests = center.register::<EventServiceTopic>(1024);
+        let (task, collector) = Collector::new(center.clone());
+        let shutdown = CancellationToken::new();
+        tokio::spawn(task.run(shutdown.clone()));
+        Self { center, requests, collector, changefeed: ChangefeedId::fresh("one"), shutdown }
+    }
+
+    fn subscribe(&self) {
+        self.collector.subscribe(Subscription {
+            changefeed: self.changefeed.clone(),
+            dispatcher: DISPATCHER,
+            span: TableSpan::whole(TableId(1)),
+            start_ts: Ts(7),
+            event_service: self.center.node().clone(),
+            checkpoint: Arc::new(CheckpointSlot::new(Ts(7))),
+        });
+    }
+
+    fn tell(&self, event: ToEventCollector) {
+        self.center.send::<EventCollectorTopic>(self.center.node(), event).unwrap();
+    }
+
+    fn ready(&self) -> ToEventCollector {
+        ToEventCollector::Ready { changefeed: self.changefeed.gid, dispatcher: DISPATCHER }
+    }
+
+    /// The next request about the dispatcher itself; reports are left out.
+    async fn next(&mut self) -> &'static str {
+        loop {
+            match self.requests.recv().await.unwrap().message {
+                ToEventService::Register { .. } => return "register",
+                ToEventService::Reset { .. } => return "reset",
+                ToEventService::Remove { .. } => return "remove",
+                ToEventService::Heartbeat { .. } | ToEventService::Credit { .. } => {}
+            }
+        }
+    }
+
+    /// What is asked within the next so many milliseconds.
+    async fn within(&mut self, millis: u64) -> Vec<&'static str> {
+        let until = Instant::now() + Duration::from_millis(millis);
+        let mut asked = Vec::new();
+        while let Ok(next) = tokio::time::timeout_at(until, self.next()).await {
+            asked.push(next);
+        }
+        asked
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+// behaviour: dispatcher-94
+#[tokio::test(start_paused = true)]
+async fn a_service_that_says_again_that_it_is_ready_begins_nothing_anew() {
+    let mut alone = Alone::new();
+    let _deliveries = alone.collector.open(alone.changefeed.clone(), 1 << 20);
+    alone.subscribe();
+    assert_eq!(alone.next().await, "register");
+    alone.tell(alone.ready());
+    assert_eq!(alone.next().await, "reset");
+    for _ in 0..3 {
+        alone.tell(alone.ready());
+    }
+    assert_eq!(alone.within(400).await, [""; 0], "the reset is on its way");
+}
+
+// behaviour: dispatcher-97
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_its_service_has_forgotten_registers_again_and_begins_again() {
+    let mut alone = Alone::new();
+    let mut deliveries = alone.collector.open(alone.changefeed.clone(), 1 << 20);
+    alone.subscribe();
+    assert_eq!(alone.next().await, "register");
+    alone.tell(alone.ready());
+    let mut epochs = Vec::new();
+    for _ in 0..2 {
+        let (epoch, start_ts) = next_reset(&mut alone.requests).await;
+        epochs.push(epoch);
+        let head = logservice::topic::EventHead {
+            changefeed: alone.changefeed.gid,
+            dispatcher: DISPATCHER,
+            epoch,
+            seq: 1,
+        };
+        alone.tell(ToEventCollector::Handshake { head, start_ts, table: None });
+        assert!(matches!(deliveries.recv().await.unwrap().event, logservice::DispatcherEvent::Begin(_)));
+        let forgotten =
+            ToEventCollector::NotRegistered { changefeed: alone.changefeed.gid, dispatcher: DISPATCHER };
+        alone.tell(forgotten);
+        assert_eq!(alone.next().await, "register");
+        alone.tell(alone.ready());
+    }
+    assert!(epochs[0] < epochs[1], "what is on its way of the stream before is told apart");
+}
+
+// behaviour: dispatcher-98
+#[tokio::test(start_paused = true)]
+async fn a_dispatcher_that_goes_while_it_registers_is_removed_behind_that_and_a_late_answer_is_ignored() {
+    let mut alone = Alone::new();
+    let _deliveries = alone.collector.open(alone.changefeed.clone(), 1 << 20);
+    alone.subscribe();
+    alone.collector.unsubscribe(&alone.changefeed, DISPATCHER);
+    assert_eq!(alone.next().await, "register");
+    assert_eq!(alone.next().await, "remove");
+    alone.tell(alone.ready());
+    assert_eq!(alone.within(3000).await, [""; 0], "nobody wants it any more");
+}
+
 /// Sends a request until the service, which may not listen yet, gives an answer that fits.
 async fn ask(
     center: &MessageCenter,

@@ -196,6 +196,8 @@ struct Stream {
     last: (u64, u64),
     seen: Vec<Seen>,
     resolved: Ts,
+    /// Versions of the shapes of its rows, each once in a row.
+    shapes: Vec<Ts>,
     /// Schema change that the dispatcher has not passed.
     at_ddl: Option<Ts>,
 }
@@ -256,8 +258,8 @@ impl Manager {
             checkpoint: Arc::clone(&checkpoint),
         });
         let (rows, seen) = (BTreeMap::new(), Vec::new());
-        let (last, resolved, at_ddl) = ((0, 0), Ts::ZERO, None);
-        self.streams.insert(id, Stream { id, table, checkpoint, rows, last, seen, resolved, at_ddl });
+        let (last, resolved, at_ddl, shapes) = ((0, 0), Ts::ZERO, None, Vec::new());
+        self.streams.insert(id, Stream { id, table, checkpoint, rows, last, seen, resolved, shapes, at_ddl });
         id
     }
 
@@ -342,6 +344,8 @@ impl Manager {
             }
             DispatcherEvent::Rows(batch) => {
                 stream.assert_nothing_behind_a_ddl(batch.last_commit_ts().unwrap());
+                stream.shapes.push(batch.table.version);
+                stream.shapes.dedup();
                 for row in batch.iter() {
                     let value = match row.new.and_then(|image| image.get(0)) {
                         Some(Datum::Text(text)) => std::str::from_utf8(text).unwrap().parse().unwrap(),
@@ -425,6 +429,10 @@ impl Manager {
 
     pub(crate) fn begins(&self) -> usize {
         self.begins
+    }
+
+    pub(crate) fn shapes(&self, id: DispatcherId) -> Vec<Ts> {
+        self.streams[&id].shapes.clone()
     }
 
     pub(crate) fn rows_of(&self, id: DispatcherId) -> Vec<Row> {
