@@ -17,6 +17,7 @@
 
 mod checkpoint;
 mod config;
+mod ddl;
 mod disk;
 mod layout;
 pub mod metrics;
@@ -34,7 +35,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
 
 use async_trait::async_trait;
-use event::{BlockEvent, DdlEvent, DdlKind, RowBatch, TableInfo};
+use event::{BlockEvent, RowBatch, TableInfo};
 use heartbeatpb::{ChangefeedId, DispatcherId, TableId, TableSpan, Ts, WallTime};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
@@ -44,9 +45,7 @@ pub use self::config::FileConfig;
 pub use self::read::{Replay, ReplayError, ReplayedTable, Rows, replay};
 
 use self::checkpoint::{CheckpointFile, SharedCheckpoint};
-use self::layout::TablePlace;
 use self::metrics::FileMetrics;
-use self::schema::{Change, SchemaFile};
 use self::worker::{Job, Opening, Worker};
 use crate::encode::EncodeOptions;
 use crate::metrics::SinkMetrics;
@@ -234,41 +233,6 @@ fn probe(root: &Path) -> Result<(), Error> {
         .map_err(|e| disk::error(root, e))
 }
 
-/// Writes the schema files of a DDL.
-fn write_ddl(context: &Context, ddl: &DdlEvent) -> Result<(), Error> {
-    let change = Change::of(ddl.kind);
-    let config = &context.config;
-    let (file, meta) = match &ddl.table_info {
-        Some(table) => {
-            let version = table.version.max(ddl.commit_ts);
-            let place = TablePlace::new(&config.root, table, config.use_table_id_as_path);
-            (
-                SchemaFile::table(table, version, change, ddl.query.clone(), config.output_column_id),
-                place.meta(),
-            )
-        }
-        None if matches!(ddl.kind, DdlKind::CreateSchema | DdlKind::DropSchema) || ddl.table.is_empty() => {
-            if config.use_table_id_as_path || ddl.schema.is_empty() {
-                return Ok(());
-            }
-            let file = SchemaFile::bare(&ddl.schema, "", ddl.commit_ts, change, ddl.query.clone());
-            (file, layout::schema_meta(&config.root, &ddl.schema))
-        }
-        None => {
-            let place = if config.use_table_id_as_path {
-                TablePlace::at(config.root.join(ddl.table_id.to_string()))
-            } else {
-                TablePlace::named(&config.root, &ddl.schema, &ddl.table)
-            };
-            (
-                SchemaFile::bare(&ddl.schema, &ddl.table, ddl.commit_ts, change, ddl.query.clone()),
-                place.meta(),
-            )
-        }
-    };
-    disk::persist(&context.stop, &meta, || file.write(&meta))
-}
-
 /// Removes the notes of every version below a directory.
 fn forget(dir: &Path, depth: usize) -> std::io::Result<()> {
     progress::forget(dir)?;
@@ -349,8 +313,8 @@ impl Sink for FileSink {
         match event {
             BlockEvent::Ddl(ddl) if ddl.not_sync => Ok(()),
             BlockEvent::Ddl(ddl) => {
-                let (context, ddl) = (Arc::clone(&self.context), Arc::clone(ddl));
-                let result = blocking(move || write_ddl(&context, &ddl)).await;
+                let (context, change) = (Arc::clone(&self.context), Arc::clone(ddl));
+                let result = blocking(move || ddl::write(&context, &change)).await;
                 if result.is_err() {
                     self.context.sink_metrics.ddl_errors.increment(1);
                 }

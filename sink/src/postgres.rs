@@ -3,7 +3,8 @@
 //! `write_rows` hands a batch to the router, which spreads its rows over the queues of [`crate::Causality`]
 //! (`route.rs`). Workers take batches of a queue, turn them into few statements (`plan.rs`) and run them in
 //! one transaction together with the queue's progress (`apply.rs`, `progress.rs`). What a transaction's
-//! failure means is decided in `connection.rs`; what the target tables must look like in `target.rs`.
+//! failure means is decided in `connection.rs`; what the target tables must look like in `target.rs`; how they change in
+//! `ddl.rs`.
 //!
 //! Several dispatchers may write one table, each a key range of it, on one node or on many. Progress is kept by key
 //! range (`pieces.rs`), so that a row change is applied once however often and at whatever checkpoints the table is
@@ -18,6 +19,7 @@
 mod apply;
 mod config;
 mod connection;
+mod ddl;
 mod keys;
 mod pieces;
 mod plan;
@@ -33,8 +35,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use event::{BlockEvent, DdlEvent, DdlKind, RowBatch, TableInfo};
-use heartbeatpb::{DispatcherId, TableId, TableSpan, Ts, WallTime};
+use event::{BlockEvent, DdlEvent, RowBatch, TableInfo};
+use heartbeatpb::{DispatcherId, InfluencedTables, TableId, TableSpan, Ts, WallTime};
 use parking_lot::Mutex;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
@@ -113,6 +115,7 @@ impl PostgresSink {
         let config = PgConfig::parse(uri)?;
         let connection = Connection::open(&config).await.map_err(Failure::into_error)?;
         progress::prepare(&connection.client, &config).await.map_err(Failure::into_error)?;
+        ddl::prepare(&connection.client, &config).await.map_err(Failure::into_error)?;
         let (incoming, to_route) = unbounded_channel();
         Ok(Self {
             shared: Arc::new(Shared::new(config, options.changefeed.clone())),
@@ -128,73 +131,19 @@ impl PostgresSink {
         }
         if !ddl.not_sync {
             let shared = &self.shared;
-            let result = with_control!(self, connection => run_ddl(connection, shared, ddl).await);
+            let result = with_control!(self, connection => ddl::execute(connection, shared, ddl).await);
             if let Err(error) = result {
                 shared.metrics.ddl_errors.increment(1);
                 return Err(error);
             }
         }
-        self.shared.targets.lock().remove(&ddl.table_id);
+        let mut targets = self.shared.targets.lock();
+        match &ddl.blocked {
+            Some(InfluencedTables::Normal(tables)) => tables.iter().for_each(|id| drop(targets.remove(id))),
+            Some(InfluencedTables::Schema(_) | InfluencedTables::All) => targets.clear(),
+            None => drop(targets.remove(&ddl.table_id)),
+        }
         Ok(())
-    }
-}
-
-/// Executes a DDL once: the transaction that runs it also notes that it ran.
-async fn run_ddl(connection: &Connection, shared: &Shared, ddl: &DdlEvent) -> Result<(), Failure> {
-    let (client, own, feed) = (&connection.client, &shared.config.own_schema, &shared.gid);
-    let doing =
-        || format!("executing {} of {}", statement(ddl.kind), sql::qualified(&ddl.schema, &ddl.table));
-    // Waits for an attempt whose connection was lost while the server went on with it.
-    let lock = "SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended($1, $2))";
-    client.batch_execute("BEGIN").await.map_err(|e| classify(e, &doing()))?;
-    client.execute(lock, &[feed, &ddl.table_id.0]).await.map_err(|e| classify(e, &doing()))?;
-    let done = progress::last_ddl(client, own, feed, ddl.table_id).await?;
-    if done.is_some_and(|done| done >= ddl.commit_ts) {
-        return client.batch_execute("ROLLBACK").await.map_err(|e| classify(e, &doing()));
-    }
-    let path = format!("SET LOCAL search_path = {}, public", sql::quote(&ddl.schema));
-    client.batch_execute(&path).await.map_err(|e| classify(e, &doing()))?;
-    match client.batch_execute(&ddl.query).await {
-        Ok(()) => {}
-        Err(error) if already_so(ddl.kind, &error) => {
-            client.batch_execute("ROLLBACK; BEGIN").await.map_err(|e| classify(e, &doing()))?;
-        }
-        // Statements such as CREATE INDEX CONCURRENTLY refuse a transaction.
-        Err(error) if error.code().is_some_and(|code| code.code() == "25001") => {
-            let path = format!("ROLLBACK; SET search_path = {}, public", sql::quote(&ddl.schema));
-            client.batch_execute(&path).await.map_err(|e| classify(e, &doing()))?;
-            let result = client.batch_execute(&ddl.query).await;
-            client.batch_execute("SET search_path = ''; BEGIN").await.map_err(|e| classify(e, &doing()))?;
-            result.map_err(|e| classify(e, &doing()))?;
-        }
-        Err(error) => return Err(classify(error, &doing())),
-    }
-    progress::set_last_ddl(client, own, feed, ddl.table_id, ddl.commit_ts).await?;
-    client.batch_execute("COMMIT").await.map_err(|e| classify(e, &doing()))
-}
-
-/// What a statement is, for people. Its text may hold values, such as those of a default.
-const fn statement(kind: DdlKind) -> &'static str {
-    match kind {
-        DdlKind::CreateSchema => "a CREATE SCHEMA",
-        DdlKind::DropSchema => "a DROP SCHEMA",
-        DdlKind::CreateTable => "a CREATE TABLE",
-        DdlKind::DropTable => "a DROP TABLE",
-        DdlKind::RenameTable => "a rename",
-        DdlKind::AlterTable => "an ALTER TABLE",
-        DdlKind::Other | _ => "a DDL",
-    }
-}
-
-/// Whether the failure says that the target already is as the DDL would make it.
-fn already_so(kind: DdlKind, error: &tokio_postgres::Error) -> bool {
-    let Some(code) = error.code() else { return false };
-    match kind {
-        DdlKind::CreateSchema => code.code() == "42P06",
-        DdlKind::CreateTable => code.code() == "42P07",
-        DdlKind::DropSchema => code.code() == "3F000",
-        DdlKind::DropTable => code.code() == "42P01",
-        DdlKind::RenameTable | DdlKind::AlterTable | DdlKind::Other | _ => false,
     }
 }
 
@@ -244,20 +193,33 @@ impl Sink for PostgresSink {
     ) -> Result<TableStart, Error> {
         let table = span.table;
         if table == TableId::DDL {
+            let shared = &self.shared;
+            with_control!(self, connection => {
+                ddl::forget_gone(&connection.client, &shared.config.own_schema, &shared.gid, start_ts).await
+            })?;
             return Ok(TableStart { start_ts, skip_dml_at_start: false });
         }
         let shared = &self.shared;
         shared.open(dispatcher, span);
         let range = Range::of(span);
         let read = with_control!(self, connection => {
-            let read = progress::load(&connection.client, &shared.config, &shared.gid, table, &range).await;
-            let own = &shared.config.own_schema;
-            let last = progress::last_ddl(&connection.client, own, &shared.gid, table).await;
-            read.and_then(|read| Ok((read, last?)))
+            let past = ddl::past(&connection.client, &shared.config.own_schema, &shared.gid, table).await;
+            match past {
+                // Nobody writes it any more, so there is no progress to keep.
+                Ok(past) if past.gone => Ok((None, past.last)),
+                Ok(past) => {
+                    let read =
+                        progress::load(&connection.client, &shared.config, &shared.gid, table, &range).await;
+                    read.map(|read| (Some(read), past.last))
+                }
+                Err(failure) => Err(failure),
+            }
         });
         match read {
             Ok((read, last_ddl)) => {
-                shared.learn(dispatcher, table, read);
+                if let Some(read) = read {
+                    shared.learn(dispatcher, table, read);
+                }
                 // Every row before the table's last DDL was flushed before it ran, and had a shape that the target
                 // does not have any more.
                 let start_ts = last_ddl.map_or(start_ts, |last| last.max(start_ts));
@@ -284,9 +246,11 @@ impl Sink for PostgresSink {
             return Ok(());
         }
         let target = with_control!(self, connection => {
-            target::open(&connection.client, &info, shared.config.create_tables).await
+            ddl::open(&connection.client, shared, &info).await
         })?;
-        shared.targets.lock().insert(info.id, Arc::new(target));
+        if let Some(target) = target {
+            shared.targets.lock().insert(info.id, Arc::new(target));
+        }
         Ok(())
     }
 
@@ -326,7 +290,8 @@ impl Sink for PostgresSink {
     async fn forget_changefeed(&self) -> Result<(), Error> {
         let shared = &self.shared;
         with_control!(self, connection => {
-            progress::forget(&connection.client, &shared.config, &shared.gid).await
+            progress::forget(&connection.client, &shared.config, &shared.gid).await?;
+            ddl::forget(&connection.client, &shared.config, &shared.gid).await
         })?;
         shared.progress.lock().clear();
         Ok(())

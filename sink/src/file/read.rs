@@ -1,7 +1,9 @@
 //! Reads the files of a directory back into tables, by the rules that any consumer has to follow.
 //!
 //! 1. Only rows at or before the checkpoint in `metadata` count.
-//! 2. Versions of a table in order; a version whose schema file says truncated, dropped or created starts empty.
+//! 2. Versions of a table in order; a version whose schema file says truncated, dropped or created starts empty. One
+//!    that says renamed, with columns, starts with what its previous name had; without, its table is there no longer.
+//!    A dropped schema takes its tables along.
 //! 3. In a version: dates, then file numbers. canal-json and debezium rows carry `(commit ts, row number)`:
 //!    sorted by it, and each taken once; a delete and an insert of one number are an update that took the row to
 //!    another part of the table. CSV rows carry the commit ts: rows that repeat what an earlier file of the same
@@ -12,6 +14,7 @@
 //! Everything is kept in memory: this is for verification, not for loading a warehouse.
 
 mod apply;
+mod history;
 mod parse;
 mod several;
 
@@ -21,7 +24,8 @@ use std::path::{Path, PathBuf};
 use heartbeatpb::Ts;
 
 use self::apply::TableState;
-use super::schema::{self, SchemaColumn, SchemaFile, Version};
+use self::history::History;
+use super::schema::SchemaColumn;
 use super::{checkpoint, disk, layout, progress};
 use crate::encode::value::Class;
 use crate::encode::{EncodeOptions, Format};
@@ -98,42 +102,11 @@ pub fn replay(dir: &Path, options: &EncodeOptions, up_to: Option<Ts>) -> Result<
     }
     let known = io(dir, checkpoint::read(dir))?.unwrap_or_default();
     let limit = up_to.map_or(known, |up_to| known.min(up_to));
-    let mut replay = Replay { checkpoint: limit, tables: BTreeMap::new() };
-    for (place, files) in tables(dir)? {
-        let name = (files[0].1.schema.clone(), files[0].1.table.clone());
-        if let Some(table) = replay_table(&place, &files, options, limit)? {
-            replay.tables.insert(name, table);
-        }
-    }
-    Ok(replay)
+    Ok(Replay { checkpoint: limit, tables: History::read(dir, options, limit)?.tables()? })
 }
 
 fn io<T>(path: &Path, result: std::io::Result<T>) -> Result<T, ReplayError> {
     result.map_err(|source| ReplayError::Io { path: path.to_owned(), source })
-}
-
-type TableFiles = (PathBuf, Vec<(Version, SchemaFile)>);
-
-/// Directories of tables with their schema files, by first version.
-fn tables(root: &Path) -> Result<Vec<TableFiles>, ReplayError> {
-    let mut found = Vec::new();
-    let mut add = |dir: PathBuf| -> Result<(), ReplayError> {
-        let meta = dir.join(layout::META);
-        let mut files = io(&meta, schema::read_all(&meta))?;
-        files.retain(|(_, file)| !file.table.is_empty());
-        if !files.is_empty() {
-            found.push((dir, files));
-        }
-        Ok(())
-    };
-    for outer in directories(root)? {
-        for inner in directories(&outer)? {
-            add(inner)?;
-        }
-        add(outer)?;
-    }
-    found.sort_by_key(|(_, files)| files[0].0.version);
-    Ok(found)
 }
 
 fn directories(dir: &Path) -> Result<Vec<PathBuf>, ReplayError> {
@@ -162,40 +135,23 @@ impl ReadColumn {
     }
 }
 
-fn replay_table(
+/// Applies the rows of one version.
+fn read_version(
     dir: &Path,
-    files: &[(Version, SchemaFile)],
     options: &EncodeOptions,
     limit: Ts,
-) -> Result<Option<ReplayedTable>, ReplayError> {
-    let mut state = TableState::default();
-    let mut seen = false;
-    for (version, file) in files {
-        let columns: Vec<ReadColumn> = file.table_columns.iter().map(ReadColumn::new).collect();
-        let empties = schema::Change::empties(file.r#type);
-        if empties && version.begins > limit {
-            continue;
-        }
-        seen = true;
-        if empties {
-            state.clear();
-        }
-        state.reshape(columns);
-        let version_dir = dir.join(version.version.to_string());
-        let mut changes = Vec::new();
-        let mut reader = parse::Reader::new(options, state.columns());
-        for name in io(&version_dir, progress::data_files(&version_dir, options.format.extension()))? {
-            let path = version_dir.join(&name);
-            let bytes = io(&path, std::fs::read(&path))?;
-            reader.enter(layout::writer_of(&name, options.format.extension()));
-            reader
-                .read(&bytes, limit, &mut changes)
-                .map_err(|what| ReplayError::Malformed { path: path.clone(), what })?;
-        }
-        let duplicates = reader.finish(&mut changes);
-        state
-            .apply(changes, duplicates)
-            .map_err(|what| ReplayError::Malformed { path: version_dir.clone(), what })?;
+    state: &mut TableState,
+) -> Result<(), ReplayError> {
+    let mut changes = Vec::new();
+    let mut reader = parse::Reader::new(options, state.columns());
+    for name in io(dir, progress::data_files(dir, options.format.extension()))? {
+        let path = dir.join(&name);
+        let bytes = io(&path, std::fs::read(&path))?;
+        reader.enter(layout::writer_of(&name, options.format.extension()));
+        reader
+            .read(&bytes, limit, &mut changes)
+            .map_err(|what| ReplayError::Malformed { path: path.clone(), what })?;
     }
-    Ok(seen.then(|| state.finish()))
+    let duplicates = reader.finish(&mut changes);
+    state.apply(changes, duplicates).map_err(|what| ReplayError::Malformed { path: dir.to_owned(), what })
 }

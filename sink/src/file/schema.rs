@@ -1,7 +1,8 @@
 //! Schema files: the shape of a table or schema at a version, and which version a dispatcher writes to.
 //!
 //! Beyond the known keys a column has `ColumnSourceType`, the upstream's own type, and a file has `CommitTs`
-//! where the version had to differ from the commit that made it (two truncations in one transaction).
+//! where the version had to differ from the commit that made it (two truncations in one transaction), and
+//! `PreviousSchema` and `PreviousTable` where a rename brought the table there.
 
 use std::io;
 use std::path::Path;
@@ -48,6 +49,7 @@ impl Change {
             DdlKind::DropTable => Change::DropTable,
             DdlKind::RenameTable => Change::Rename,
             DdlKind::AlterTable => Change::Alter,
+            DdlKind::TruncateTable => Change::Truncate,
             // Kinds that are added later have no number that consumers know.
             DdlKind::Other | _ => Change::None,
         }
@@ -95,6 +97,11 @@ pub(crate) struct SchemaFile {
     pub(crate) r#type: u8,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) commit_ts: Option<Ts>,
+    /// Of a rename: what the table was called.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) previous_schema: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) previous_table: Option<String>,
     pub(crate) table_columns: Vec<SchemaColumn>,
     pub(crate) table_columns_total: usize,
 }
@@ -158,6 +165,8 @@ impl SchemaFile {
             query,
             r#type: change.code(),
             commit_ts: None,
+            previous_schema: None,
+            previous_table: None,
             table_columns_total: columns.len(),
             table_columns: columns,
         }
@@ -173,6 +182,8 @@ impl SchemaFile {
             query,
             r#type: change.code(),
             commit_ts: None,
+            previous_schema: None,
+            previous_table: None,
             table_columns: Vec::new(),
             table_columns_total: 0,
         }

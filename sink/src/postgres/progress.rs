@@ -182,7 +182,7 @@ fn stored_params(rows: &[Stored]) -> [TextArray; 5] {
     arrays
 }
 
-fn parse_ts(text: &str) -> Result<Ts, Failure> {
+pub(super) fn parse_ts(text: &str) -> Result<Ts, Failure> {
     text.parse().map(Ts).map_err(|_| {
         Failure::Fatal(Error::Rejected {
             code: "CDC:ErrSinkProgress",
@@ -350,21 +350,6 @@ pub(crate) async fn set_copy_marker(
         .await
         .map_err(|e| classify(e, "writing the sink's own tables"))?;
     Ok(())
-}
-
-/// The last DDL of a table that was executed.
-pub(crate) async fn last_ddl(
-    client: &impl GenericClient,
-    own: &str,
-    changefeed: &str,
-    table: TableId,
-) -> Result<Option<Ts>, Failure> {
-    let sql = format!("SELECT commit_ts::text FROM {own}.ddl WHERE changefeed = $1 AND table_id = $2");
-    let row = client
-        .query_opt(&sql, &[&changefeed, &table.0])
-        .await
-        .map_err(|e| classify(e, "reading the executed DDLs"))?;
-    row.map(|row| parse_ts(row.get(0))).transpose()
 }
 
 /// Notes that a DDL of a table was executed.

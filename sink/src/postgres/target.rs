@@ -266,7 +266,8 @@ async fn create_in_transaction(client: &Client, info: &TableInfo) -> Result<(), 
     client.batch_execute("COMMIT").await
 }
 
-async fn create_schema(client: &Client, schema: &str) -> Result<(), tokio_postgres::Error> {
+/// Creates a schema where it is missing.
+pub(super) async fn create_schema(client: &Client, schema: &str) -> Result<(), tokio_postgres::Error> {
     let exists = client
         .query_one("SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1)", &[&schema])
         .await?;

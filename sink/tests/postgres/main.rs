@@ -1,6 +1,7 @@
 //! The PostgreSQL sink against real servers.
 
 mod copies;
+mod ddl;
 mod faults;
 mod harness;
 mod order;
