@@ -9,6 +9,47 @@
 //! around a core, with `mailbox` in front of it; `manager` is the node's endpoint, one task too. Start reading at
 //! `core.rs`.
 //!
+//! The bootstrap. Nodes and upstream are asked at once; the take-over needs both, plans first, and cannot fail while
+//! it is carried out:
+//!
+//! ```text
+//!  nodes join --> ask each ----> all have answered --.
+//!    ^ silent: again after 500 ms                    +--> plan --> carry out --> trigger started --> works
+//!  start -------> load tables -> tables are known ---'     |        spans, operators and merges that were on their
+//!    ^ failed: again after 10 s                            |        way, blocking events, keys that nobody covers
+//!                                                          `--> no trigger anywhere: an error, nothing has changed
+//!
+//!  merges that nodes remember:   target works            --> target stays, sources forgotten
+//!                                all sources, neighbours --> the merge goes on
+//!                                else: target has begun  --> target stays     | not begun --> sources stay
+//! ```
+//!
+//! How a table comes to be divided. The upstream is asked outside the core, one question at a time, and everything is
+//! looked at anew when it has answered:
+//!
+//! ```text
+//!  load or size (board) --.                                     span as it was? --> split operator
+//!  a wish of people ------+--> reserved --> question --> answer --+
+//!                              (10 s)                             `--> changed, no keys, error: stays as it is
+//! ```
+//!
+//! The hand-off to another maintainer, and the end:
+//!
+//! ```text
+//!  remove(epoch) --> quiesce all but the trigger
+//!     move:     remove trigger --> it has ended --.
+//!     cascade:  close every node --> all closed --+--> stop the log reader --> stopped, told, forgotten
+//!  a late order to begin with this epoch or an older one is refused from here on
+//! ```
+//!
+//! A node that is being emptied:
+//!
+//! ```text
+//!  target (node, epoch) --> schedulers place nothing there; Drain moves at most max(10, 1 %) of its spans at once
+//!     own node: nothing moves; the coordinator moves the maintainer first, its successor empties the node
+//!  cleared --> nothing is balanced for two minutes
+//! ```
+//!
 //! - **MT-1** The checkpoint never moves back, and never passes a span that exists, whoever runs it or does not.
 //! - **MT-2** Everything that the checkpoint is made of is changed by one task: each fold sees one state. Who lets
 //!   go of a constraint has installed the next one before.
@@ -20,6 +61,7 @@
 //! - **MT-6** An event is written after everybody has arrived, changes the tables once and in order, and lets
 //!   everybody pass only then.
 //! - **MT-7** Neither a status nor an error counts as told before it was handed over.
+//! - **MT-8** A take-over is planned as a whole; what cannot be continued never leaves a key without or with two owners.
 
 mod barrier;
 mod checkpoint;

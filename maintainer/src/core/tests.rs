@@ -8,6 +8,7 @@ mod placing;
 mod progress;
 mod rig;
 mod stalling;
+mod walk;
 mod wishes;
 
 use expect_test::expect;

@@ -55,6 +55,11 @@ impl Rig {
     }
 
     pub(super) fn with(edit: impl FnOnce(&mut ReplicaConfig)) -> Self {
+        Self::at(100, 0, edit)
+    }
+
+    /// A maintainer that starts at a checkpoint, whose ids begin after `last_id`.
+    pub(super) fn at(start: u64, last_id: u64, edit: impl FnOnce(&mut ReplicaConfig)) -> Self {
         let mut config = ReplicaConfig::default();
         edit(&mut config);
         let info = ChangefeedInfo::new(
@@ -65,12 +70,12 @@ impl Rig {
             Ts(100),
         );
         let now = Instant::now();
-        let mut next = 0;
+        let mut next = last_id;
         let core = Core::new(Birth {
             me: ME.into(),
             info: &info,
             epoch: MaintainerEpoch::from_wire(5),
-            checkpoint: Ts(100),
+            checkpoint: Ts(start),
             is_new: true,
             removal_only: false,
             ids: Box::new(move || {
@@ -79,7 +84,7 @@ impl Rig {
             }),
             now,
         });
-        Self { core, now, out: Vec::new(), kept: Vec::new(), trigger_start: 100 }
+        Self { core, now, out: Vec::new(), kept: Vec::new(), trigger_start: start }
     }
 
     /// One node, `count` tables, all of them replicated at 100; nothing left to say.
