@@ -192,6 +192,7 @@ mod tests {
         );
     }
 
+    // behaviour: scheduling-8
     #[test]
     fn the_next_epoch_is_larger_and_never_wraps() {
         let next =
@@ -199,6 +200,7 @@ mod tests {
         assert_eq!(next(0, 0), Some(1));
         assert_eq!(next(0, 7), Some(7), "a larger candidate is taken");
         assert_eq!(next(5, 9), Some(9));
+        assert_eq!((next(8, 10), next(12, 10)), (Some(10), Some(13)));
         assert_eq!(next(5, 5), Some(6), "an equal candidate is not newer");
         assert_eq!(next(5, 2), Some(6));
         assert_eq!(next(u64::MAX - 1, 0), Some(u64::MAX));
