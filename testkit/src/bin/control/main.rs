@@ -96,7 +96,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
     let extent = Extent {
         spans,
         changefeeds: arguments.changefeeds,
-        rounds: if quick { 3 } else { 7 },
+        rounds: if quick { 2 } else { 7 },
         calls: if quick { 20_000 } else { 1_000_000 },
         quadratic: if quick { 3_000 } else { 20_000 },
     };

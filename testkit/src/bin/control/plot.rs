@@ -5,10 +5,10 @@ use std::fmt::Write as _;
 use crate::clock::float;
 use crate::report::{Cost, Unit, grouped};
 
-const WIDTH: f64 = 900.0;
+const WIDTH: f64 = 960.0;
 const HEIGHT: f64 = 560.0;
 const LEFT: f64 = 70.0;
-const RIGHT: f64 = 330.0;
+const RIGHT: f64 = 390.0;
 const TOP: f64 = 40.0;
 const BOTTOM: f64 = 50.0;
 /// Readable beside each other, also for those who see few colours.
