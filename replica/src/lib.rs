@@ -5,6 +5,17 @@
 //! schedulers only read it. Beside it: [`Bootstrapper`], the round of questions with which an owner learns what
 //! its nodes run, and the arithmetic of key ranges. Uses `heartbeatpb` alone of ours. Start reading at `set.rs`.
 //!
+//! ```text
+//!          bind                mark_replicating
+//! Absent --------> Scheduling -----------------> Replicating
+//!    ^               |    ^                        |     |
+//!    |  mark_absent  |    +---- mark_scheduling ---+     |
+//!    +---------------+------------ mark_absent ----------+
+//! ```
+//!
+//! A span lies in a slot of the store, and is found by id with one look-up. Whatever else is asked (of a table, of a
+//! schema, on a node) is answered by indexes of slots, so that a million spans take a few hundred bytes each.
+//!
 //! - **RP-1** Every span is in exactly one standing: absent, scheduling or replicating; exactly the absent ones
 //!   have no node.
 //! - **RP-2** The table trigger's span has no standing and counts on no node; it belongs to its maintainer and
