@@ -66,7 +66,8 @@ impl Operator for MergeSpans {
     }
 
     fn start(&mut self, out: &mut Vec<Action>) {
-        out.extend(self.sources.iter().map(|span| Action::Scheduling { span: *span }));
+        // The sources go on until all of them rest at one place, which may be behind a schema change: they stay
+        // replicating, or its barrier would wait for somebody who does not count, and the merge for the barrier.
         self.resend(out);
     }
 

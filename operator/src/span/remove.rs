@@ -63,8 +63,10 @@ impl Operator for RemoveSpan {
         vec![self.node.clone()]
     }
 
+    /// Once the dispatcher is gone, and before anybody else has its keys, nothing but this holds the checkpoint. A
+    /// span that has left the desired state holds nothing.
     fn holds_checkpoint(&self) -> bool {
-        false
+        self.afterwards != Afterwards::Nothing
     }
 
     fn start(&mut self, out: &mut Vec<Action>) {

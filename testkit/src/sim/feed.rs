@@ -183,9 +183,9 @@ impl Feed {
         self.tables.values().filter(|table| table.died.is_none()).map(|table| table.id).collect()
     }
 
-    /// The smallest commit ts that is not downstream.
-    pub(super) fn first_outstanding(&self) -> Option<u64> {
-        self.outstanding.first().map(|(ts, ..)| *ts)
+    /// The first change that is not downstream: commit ts, table (0: a schema change), key.
+    pub(super) fn first_outstanding(&self) -> Option<(u64, i64, u64)> {
+        self.outstanding.first().copied()
     }
 
     /// Commits a transaction of a few rows.

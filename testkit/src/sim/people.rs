@@ -6,7 +6,7 @@ use std::sync::Arc;
 use coordinator::backend::LeaseId;
 use coordinator::{CoordinatorHandle, Error};
 use heartbeatpb::NodeId;
-use heartbeatpb::config::ChangefeedInfo;
+use heartbeatpb::config::{ChangefeedInfo, ChangefeedState};
 use parking_lot::Mutex;
 
 use super::process::Node;
@@ -46,6 +46,8 @@ pub(super) struct People {
     next: u64,
     emptied: Option<(NodeId, u32, u64)>,
     views: Arc<Mutex<String>>,
+    /// Changefeeds that stand still although nobody wants that: a pause that was asked for twice.
+    stopped: Arc<Mutex<Vec<String>>>,
     next_view: u64,
     /// Leases of processes that were killed: when they were renewed last.
     pub(super) leases: BTreeMap<NodeId, (LeaseId, u64)>,
@@ -130,10 +132,18 @@ impl People {
         if now < self.next_view {
             return;
         }
-        self.next_view = now + 10_000;
-        let (leader, views) = (leader.clone(), Arc::clone(&self.views));
+        self.next_view = now + 3_000;
+        if self.wishes.is_empty() {
+            let stopped = std::mem::take(&mut *self.stopped.lock());
+            stopped.iter().for_each(|name| self.resume(name));
+        }
+        let (leader, views, stopped) = (leader.clone(), Arc::clone(&self.views), Arc::clone(&self.stopped));
         host.spawn(async move {
             if let Ok(feeds) = leader.list(None).await {
+                let stands =
+                    |view: &&coordinator::ChangefeedView| view.info.state == ChangefeedState::Stopped;
+                *stopped.lock() =
+                    feeds.iter().filter(stands).map(|view| view.info.id.name.to_string()).collect();
                 let one = |view: coordinator::ChangefeedView| {
                     format!(
                         "{} is {:?} ({:?}) on {:?}, bootstrapped {}, errors {:?}, waits for {:?}",

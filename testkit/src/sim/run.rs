@@ -561,7 +561,7 @@ impl<'a> Simulation<'a> {
             if checkpoint < before {
                 world.violated("CHECKPOINT-BACK", &format!("{}: {checkpoint} after {before}", id.name));
             }
-            if first.is_some_and(|first| first <= checkpoint) {
+            if first.is_some_and(|(first, ..)| first <= checkpoint) {
                 let text = format!("{}: {checkpoint} is stored, and {first:?} is not downstream", id.name);
                 world.violated("CHECKPOINT", &text);
             }

@@ -47,7 +47,7 @@ impl Upstream for Hub {
             return Err(self.failure("CDC:ErrUpstreamUnreachable", "there is no such database"));
         };
         if feed.reader.as_ref().is_some_and(|reader| reader.epoch > epoch) {
-            return Err(self.failure("CDC:ErrLogReaderSuperseded", "a newer maintainer reads the log"));
+            return Err(self.failure("CDC:ErrLogReaderFailed", "a newer maintainer reads the log"));
         }
         let retained = feed.retained;
         feed.reader = Some(Reader { node: self.node.clone(), epoch });
@@ -99,7 +99,7 @@ impl Upstream for Hub {
             return;
         }
         feed.retained = feed.retained.max(persisted.0);
-        if feed.first_outstanding().is_some_and(|first| first <= persisted.0) {
+        if feed.first_outstanding().is_some_and(|(first, ..)| first <= persisted.0) {
             let text = format!(
                 "{persisted} is confirmed upstream, and {:?} is not downstream",
                 feed.first_outstanding()

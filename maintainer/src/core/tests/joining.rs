@@ -35,8 +35,8 @@ fn a_merge_that_is_on_its_way_goes_on_under_the_new_epoch() {
         let mut rig = taken_over(1, spans);
         rig.desired(&expect![[r#"
             t1 - Scheduling on n1 @120 merge
-            t1 -m Scheduling on n1 @120 occupy
-            t1 m- Scheduling on n1 @120 occupy"#]]);
+            t1 -m Replicating on n1 @120 occupy
+            t1 m- Replicating on n1 @120 occupy"#]]);
         rig.tick(0);
         rig.tick(500);
         let said: Vec<String> = std::mem::take(&mut rig.out).iter().map(super::rig::text).collect();

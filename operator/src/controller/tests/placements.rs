@@ -217,7 +217,7 @@ fn dropping_a_table_that_is_being_split_leaves_no_part() {
 fn neighbours_become_one_span_when_their_node_says_that_it_works() {
     let mut rig = Rig::running();
     assert!(rig.merge());
-    rig.says(&expect!["+occupy, +occupy, +merge, merge 1+2 into 20 to n1, [Scheduling on n1]"]);
+    rig.says(&expect!["+occupy, +occupy, +merge, merge 1+2 into 20 to n1, [Replicating on n1]"]);
     assert_eq!(
         rig.spans.get(TARGET).map(|span| (span.checkpoint, span.span.clone())),
         Some((Ts(10), part(b"", b"")))
@@ -225,7 +225,7 @@ fn neighbours_become_one_span_when_their_node_says_that_it_works() {
     rig.status("n1", SPAN, Stopped, 30);
     rig.status("n2", TARGET, Working, 30);
     rig.later(500);
-    rig.says(&expect!["merge 1+2 into 20 to n1, [Scheduling on n1]"]);
+    rig.says(&expect!["merge 1+2 into 20 to n1, [Replicating on n1]"]);
     rig.status("n1", TARGET, Working, 30);
     rig.says(&expect!["-occupy, -occupy, -merge, [gone]"]);
     assert_eq!((rig.spans.len(), rig.stands(TARGET)), (1, "Replicating on n1".to_owned()));
@@ -321,7 +321,7 @@ fn a_merge_that_a_node_remembers_is_continued() {
     rig.spans.remove(TARGET);
     rig.spans.add_scheduling(SpanReplica { span: part(b"", b""), ..span }, "n1".into());
     assert!(rig.merge());
-    rig.says(&expect!["+occupy, +occupy, +merge, merge 1+2 into 20 to n1, [Scheduling on n1]"]);
+    rig.says(&expect!["+occupy, +occupy, +merge, merge 1+2 into 20 to n1, [Replicating on n1]"]);
 }
 
 // behaviour: scheduling-40
