@@ -102,8 +102,8 @@ impl Core {
         let Some(span) = spans.get(id) else { return };
         let covered = spans.by_table(span.span.table).any(|other| {
             other.id != id
-                && spans.standing(other.id) == Some(Standing::Replicating)
                 && contains(&other.span, &span.span)
+                && spans.standing(other.id) == Some(Standing::Replicating)
         });
         if covered {
             spans.remove(id);
