@@ -149,3 +149,16 @@ fn a_maintainer_whose_own_node_is_to_be_emptied_moves_nothing() {
     }
     assert_eq!((rig.sizes().as_str(), rig.core.placement().operators.len()), ("n1=10", 0));
 }
+
+#[test]
+fn an_operator_that_is_stuck_keeps_nobody_else_from_being_balanced() {
+    let mut rig = Rig::with_a_second_node(10);
+    let wish = crate::placements::Wish::Move { table: heartbeatpb::TableId(1), to: "n2".into(), wait: false };
+    rig.wish(1, wish);
+    for _ in 0..39 {
+        rig.tick(15_000);
+        assert_eq!(rig.core.placement().operators.len(), 1, "it may still end");
+    }
+    rig.tick(15_000);
+    assert_eq!(rig.core.placement().operators.len(), 6, "it was warned of for ten minutes");
+}
