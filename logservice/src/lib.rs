@@ -42,7 +42,7 @@
 //! - **LS-7** A stream waits for its own rows' room, disk and dispatcher, never for another one's.
 //! - **LS-8** Two schema changes never have one commit ts: barriers, acknowledgements and the place where a stream goes
 //!   on know them by nothing else. The store refuses the second one.
-//! - **LS-8** What a part of a table needs is kept while that part has no reader, and what it does not need is not kept
+//! - **LS-9** What a part of a table needs is kept while that part has no reader, and what it does not need is not kept
 //!   for it.
 
 mod collector;
