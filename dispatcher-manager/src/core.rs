@@ -369,6 +369,7 @@ impl Core {
             self.aggregate(now);
             self.next_heartbeat = Some(now + self.options.heartbeat_interval);
         }
+        self.give_up_late_merges(now);
         if let Some((statuses, watermark)) = self.changed.take(self.latest, now) {
             self.send_heartbeat(statuses, watermark, false);
         }
@@ -384,7 +385,8 @@ impl Core {
         }
         let resend = self.resends.first().map(|(at, ..)| *at);
         let error = self.error.as_ref().map(|(_, at)| *at);
-        [self.next_heartbeat, self.changed.deadline(), self.blocks.deadline(), resend, error]
+        let merge = self.merges.deadline();
+        [self.next_heartbeat, self.changed.deadline(), self.blocks.deadline(), resend, error, merge]
             .into_iter()
             .flatten()
             .min()

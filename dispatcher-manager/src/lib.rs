@@ -90,7 +90,7 @@
 //!      ▼
 //!   forgotten when the sources are gone and the joined one works or is gone
 //!
-//!   before COMMITTED, a source or the joined one removed, or the sink refuses:
+//!   before COMMITTED: a source or the joined one removed, the sink refuses, 2 s without a common place, 30 s in all:
 //!      sources ──► Working; those that had stopped register again at their checkpoint and take nothing until
 //!                  their stream has begun again
 //!      joined  ──► gone, Stopped@0. That is final: a request that is repeated later is answered with it again

@@ -5,7 +5,7 @@
 //! sources can stop: between events, or all in front of the same barrier, never some before it and some behind it.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use heartbeatpb::{
     ComponentState, DispatcherConfig, DispatcherId, MergeDispatcherRequest, Mode, NodeId, TableSpan, Ts,
@@ -20,6 +20,13 @@ use crate::table::{DispatcherTable, Slot};
 /// Results of merges that were given up and are remembered. Whoever repeats a request gives up as soon as it hears of
 /// that, and has a few merges at a time.
 const REFUSED: usize = 4096;
+
+/// How long the sources may take to find a common place. Between events it is found at once. When some are in front of
+/// a barrier and others behind it, waiting does not help: an owner counts no report of a span that it is joining, so the
+/// barrier waits for the end of the merge. During an initial copy the owner does better to ask again later.
+const FINDING: Duration = Duration::from_secs(2);
+/// How long a merge may take in all: longer than a flush, shorter than what people call a stall.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Where a merge is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,6 +47,18 @@ struct Merge {
     target: Slot,
     sources: Vec<Slot>,
     phase: Phase,
+    begun: Instant,
+}
+
+impl Merge {
+    /// When it is given up; never once it is committed.
+    fn deadline(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Preparing => Some(self.begun + FINDING),
+            Phase::Draining(_) | Phase::Asking(_) => Some(self.begun + PATIENCE),
+            Phase::Committed => None,
+        }
+    }
 }
 
 /// The merges in progress: the journal that a new owner is told of.
@@ -66,6 +85,11 @@ impl Merges {
             let works = dispatchers.get(merge.target).is_none_or(|d| d.state == ComponentState::Working);
             merge.phase != Phase::Committed || !cleaned || !works
         });
+    }
+
+    /// When the next merge runs out of time.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.by_target.values().filter_map(Merge::deadline).min()
     }
 
     fn refuse(&mut self, target: DispatcherId) {
@@ -193,7 +217,7 @@ impl Core {
             }
             self.merges.by_source.insert(*source, id);
         }
-        let merge = Merge { request, target, sources, phase: Phase::Preparing };
+        let merge = Merge { request, target, sources, phase: Phase::Preparing, begun: now };
         self.merges.by_target.insert(id, merge);
         self.advance_merge(id);
     }
@@ -317,6 +341,18 @@ impl Core {
         if let Some(target) = of_source {
             self.give_up_merge(target, slot, now);
         } else if self.merges.by_target.get(&id).is_some_and(|merge| merge.phase != Phase::Committed) {
+            self.give_up_merge(id, None, now);
+        }
+    }
+
+    /// Gives up what takes too long.
+    pub(super) fn give_up_late_merges(&mut self, now: Instant) {
+        if self.merges.deadline().is_none_or(|deadline| deadline > now) {
+            return;
+        }
+        let late = |merge: &Merge| merge.deadline().is_some_and(|deadline| deadline <= now);
+        let found = self.merges.by_target.iter().filter(|(_, merge)| late(merge)).map(|(id, _)| *id);
+        for id in found.collect::<Vec<_>>() {
             self.give_up_merge(id, None, now);
         }
     }

@@ -303,6 +303,28 @@ fn a_merge_that_was_given_up_never_begins_again() {
     assert_eq!(x.wait(10), "beat 60/60 seq 3 9:Stopped@0", "said again, should it have been lost");
 }
 
+// An owner that directs no barrier of spans that it is joining would wait for the merge, and the merge for it.
+#[test]
+fn a_merge_whose_sources_find_no_common_place_is_given_up_in_the_end() {
+    let mut x = Bench::divided(&["m"]);
+    x.at_barrier(&[1, 2]);
+    x.respond(&a(), 1, to_one(1, act(BlockAction::Pass, 100)));
+    x.merge(&[1, 2], 9);
+    assert_eq!(x.states(&[1, 2, 9]), "WaitingMerge WaitingMerge Preparing");
+    assert!(x.core.next_wakeup().is_some_and(|at| at <= x.now + Duration::from_secs(2)));
+    x.wait(1_999);
+    assert_eq!(x.states(&[1, 2, 9]), "WaitingMerge WaitingMerge Preparing");
+    x.wait(1);
+    assert_eq!(x.states(&[1, 2, 9]), "Working Working -");
+    assert_eq!(x.merge(&[1, 2], 9), "", "the owner begins another one when it has heard of the end");
+    let mut x = Bench::divided(&["m"]);
+    assert_eq!(x.merge(&[1, 2], 9), "open 9@60");
+    x.wait(29_999);
+    assert_eq!(x.states(&[1, 2, 9]), "WaitingMerge WaitingMerge MergeReady");
+    assert_eq!(x.wait(1), "subscribe 1@60 at a; subscribe 2@60 at a", "the sink does not answer");
+    assert_eq!(x.opened(9, 60), "close 9");
+}
+
 #[test]
 fn keys_that_have_a_dispatcher_get_no_second_one() {
     let mut x = Bench::divided(&["m"]);
