@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use event::{RowOp, TableInfo};
+use bytes::BytesMut;
+use event::{Datum, RowOp, TableInfo, TupleWriter};
 use heartbeatpb::{TableId, Ts, WallTime};
 use logservice::event_store::StoreWriter;
 use messaging::testing::Faults;
@@ -221,4 +222,56 @@ async fn a_schema_change_of_another_table_leaves_a_stream_its_shape() {
     assert_eq!(manager.seen(1), [10, 10, 30, 30].map(Seen::Row));
     assert!(manager.seen(2).contains(&Seen::Ddl(20)));
     assert_eq!(manager.shapes(mine), [Ts(1)], "rows before and behind it have one shape");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_moving_row_that_is_not_all_in_the_log_reaches_neither_of_its_ranges() {
+    let rig = Rig::new(at_once());
+    let mut writer = rig.open(Ts(1));
+    let mut table = keyed_table(1);
+    table.columns.push(event::Column {
+        name: "large".to_owned(),
+        nullable: true,
+        ..table.columns[0].clone()
+    });
+    writer.register_table(Arc::new(table));
+    let mut manager = rig.manager(8 << 20);
+    manager.may_fail = true;
+    let [low, high] =
+        [[None, Some(100)], [Some(100), None]].map(|range| manager.subscribe_range(1, range, Ts(1)));
+    let row = |value: u64, large: Datum<'static>| {
+        move |out: &mut BytesMut| {
+            let text = format!("{value:0>64}");
+            let mut tuple = TupleWriter::new(out);
+            tuple.push(Datum::Text(text.as_bytes()));
+            tuple.push(large);
+            tuple.finish();
+        }
+    };
+    for (commit_ts, value) in [(10, 1), (20, 101)] {
+        writer.begin(Ts(commit_ts - 1));
+        writer.row(TABLE, RowOp::Insert, None, Some(&mut row(value, Datum::Text(b"large")))).unwrap();
+        writer.commit(Ts(commit_ts), WallTime(1)).await.unwrap();
+    }
+    writer.publish(Ts(20), WallTime(1));
+    manager.until_resolved(20, PATIENCE).await;
+    // Within a range the row moves; to another one it cannot be told what the row is.
+    for (commit_ts, from, to) in [(30, 1, 2), (40, 2, 102)] {
+        writer.begin(Ts(commit_ts - 1));
+        let (mut old, mut new) = (row(from, Datum::Unchanged), row(to, Datum::Unchanged));
+        writer.row(TABLE, RowOp::Update, Some(&mut old), Some(&mut new)).unwrap();
+        writer.commit(Ts(commit_ts), WallTime(1)).await.unwrap();
+        writer.publish(Ts(commit_ts), WallTime(1));
+        if commit_ts == 30 {
+            manager.until_resolved(30, PATIENCE).await;
+        }
+    }
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while manager.failed.len() < 2 {
+        assert!(std::time::Instant::now() < deadline, "one half alone would lose the value");
+        manager.take(Duration::from_millis(50)).await;
+    }
+    assert_eq!(manager.failed, ["CDC:ErrSplitRowIncomplete"; 2]);
+    let places = |id| manager.rows_of(id).into_iter().map(|(ts, ..)| ts).collect::<Vec<_>>();
+    assert_eq!((places(low), places(high)), (vec![10, 30], vec![20]));
 }
