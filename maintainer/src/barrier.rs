@@ -2,10 +2,32 @@
 //! goes on (maintainer §16).
 //!
 //! ```text
-//! Waiting --all arrived--> Selected --writer done, tables changed--> Advanced --all passed--> gone
-//!    \---------- somebody is provably past it already ----------------/
+//!   a dispatcher waits
+//!          │
+//!          ▼        all arrived, none of them moved or gone       ┌── every second: Write, to another participant
+//!       Waiting ───────────────────────────────────────────▶ Selected      if the writer is gone
+//!          │                                                  (writer)◀─┘
+//!          │ somebody stands behind it, or says                    │ the writer is done
+//!          │ that it is done: it was written                       ▼
+//!          └──────────────────────────────────────────────▶ Selected, written
+//!                                                                  │ earlier changes of tables are applied, and so is
+//!                                                                  │ this one: drops, then additions, then moves
+//!                                                                  ▼
+//!                                                              Advanced ◀─┐ every second: Pass
+//!                                                                  │    ──┘
+//!                                                                  │ all have passed, or are gone
+//!                                                                  ▼
+//!                                                                forgotten
+//!
+//!   a dispatcher has executed it alone: queued ── its turn among changes of tables ──▶ applied, acknowledged, forgotten
 //! ```
+//!
+//! Who takes part: the listed tables, each with all of its key ranges; or, when the table trigger arrives, all tables of
+//! a schema or all there are, and for that it has to be the first thing in the queue of changes. What was heard from a
+//! span that was moved, divided or joined since does not count: its successors come to the event again. A change of the
+//! tables is applied once by a maintainer; one that begins anew knows from its start which ones are in its tables.
 
+mod cost;
 mod coverage;
 mod event;
 mod reply;
@@ -18,7 +40,7 @@ use std::time::{Duration, Instant};
 
 use heartbeatpb::{
     BarrierKey, BlockAction, BlockStage, BlockState, BlockStatusRequest, DispatcherId, DispatcherStatus,
-    HeartBeatResponse, InfluencedDispatchers, NodeId, TableSpanBlockStatus, Ts,
+    HeartBeatResponse, InfluencedDispatchers, NodeId, TableId, TableSpanBlockStatus, Ts,
 };
 use replica::MinSet;
 
@@ -58,6 +80,8 @@ pub(crate) struct Barrier {
     queue: BTreeSet<BarrierKey>,
     /// Events whose meaning for the tables was applied by this maintainer.
     applied: BTreeSet<BarrierKey>,
+    /// Tables that were dropped by those events, with their commit ts: whatever concerned them before was passed.
+    ended: BTreeMap<TableId, Ts>,
     adding: MinSet<Ts>,
 }
 
@@ -70,6 +94,7 @@ impl Barrier {
             events: BTreeMap::new(),
             queue: BTreeSet::new(),
             applied: BTreeSet::new(),
+            ended: BTreeMap::new(),
             adding: MinSet::new(),
         }
     }
@@ -321,6 +346,8 @@ impl Barrier {
             if !written {
                 return;
             }
+            let ended = event.ending(&placement.spans);
+            self.ended.extend(ended.into_iter().map(|table| (table, key.commit_ts)));
             placement.apply(event.dropped.as_ref(), &event.added, &event.schema_changes, key.commit_ts, now);
             self.queue.remove(&key);
             self.applied.insert(key);

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use heartbeatpb::{TableId, TableSpan};
 use replica::RangeCover;
 
+use super::cost::step;
+
 /// The tables that are required, each with what was reported of it. Reports of other tables do not count.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Coverage {
@@ -16,13 +18,17 @@ pub(crate) struct Coverage {
 impl Coverage {
     /// Requires `tables`; duplicates count once.
     pub(crate) fn of(tables: impl IntoIterator<Item = TableId>) -> Self {
-        let tables: BTreeMap<_, _> =
-            tables.into_iter().map(|table| (table, Some(RangeCover::default()))).collect();
+        let tables: BTreeMap<_, _> = tables
+            .into_iter()
+            .inspect(|_| step())
+            .map(|table| (table, Some(RangeCover::default())))
+            .collect();
         Self { open: tables.len(), tables }
     }
 
     /// A span was heard of.
     pub(crate) fn add(&mut self, span: &TableSpan) {
+        step();
         let Some(slot) = self.tables.get_mut(&span.table) else { return };
         let Some(cover) = slot else { return };
         if !span.is_whole() {
@@ -51,7 +57,7 @@ impl Coverage {
 
     /// Tables that are not complete yet.
     pub(crate) fn open(&self) -> impl Iterator<Item = TableId> {
-        self.tables.iter().filter(|(_, cover)| cover.is_some()).map(|(table, _)| *table)
+        self.tables.iter().inspect(|_| step()).filter(|(_, cover)| cover.is_some()).map(|(table, _)| *table)
     }
 }
 

@@ -1,6 +1,6 @@
 //! One event that dispatchers wait for each other at.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use heartbeatpb::{
@@ -8,6 +8,7 @@ use heartbeatpb::{
 };
 use replica::{SpanReplica, SpanSet};
 
+use super::cost::step;
 use super::coverage::Coverage;
 
 /// How far an event is.
@@ -194,8 +195,10 @@ impl Event {
             InfluencedTables::Normal(tables) => {
                 tables.iter().flat_map(|table| spans.by_table(*table)).collect()
             }
-            InfluencedTables::Schema(schema) => spans.by_schema(*schema).chain(spans.trigger()).collect(),
-            InfluencedTables::All => spans.all().collect(),
+            InfluencedTables::Schema(schema) => {
+                spans.by_schema(*schema).chain(spans.trigger()).inspect(|_| step()).collect()
+            }
+            InfluencedTables::All => spans.all().inspect(|_| step()).collect(),
         }
     }
 
@@ -208,6 +211,24 @@ impl Event {
                 block.key.commit_ts > ts
                     || (block.key.commit_ts == ts && block.key.is_sync_point && !self.key.is_sync_point)
             })
+    }
+
+    /// Tables that end with the event.
+    pub(super) fn ending(&self, spans: &SpanSet) -> Vec<TableId> {
+        match &self.dropped {
+            None | Some(InfluencedTables::All) => Vec::new(),
+            Some(InfluencedTables::Normal(tables)) => tables.clone(),
+            Some(InfluencedTables::Schema(schema)) => {
+                spans.by_schema(*schema).map(|span| span.span.table).collect()
+            }
+        }
+    }
+
+    /// Whether it waits for a table that a later event has dropped. Under an earlier maintainer that table was past this
+    /// event, so it was written; and nobody will come.
+    pub(super) fn waits_for_ended(&self, ended: &BTreeMap<TableId, Ts>) -> bool {
+        let is_past = |table: TableId| ended.get(&table).is_some_and(|ts| *ts > self.key.commit_ts);
+        !ended.is_empty() && self.waiting.as_ref().is_some_and(|waiting| waiting.open().any(is_past))
     }
 
     /// For people: who has yet to say something.
@@ -248,6 +269,9 @@ fn close_gone(coverage: &mut Coverage, spans: &SpanSet) {
 /// Drops dispatchers that are gone or do not run; says whether there were any.
 fn prune(ids: &mut BTreeSet<DispatcherId>, spans: &SpanSet) -> bool {
     let before = ids.len();
-    ids.retain(|id| spans.is_trigger(*id) || spans.is_replicating(*id));
+    ids.retain(|id| {
+        step();
+        spans.is_trigger(*id) || spans.is_replicating(*id)
+    });
     ids.len() != before
 }

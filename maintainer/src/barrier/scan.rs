@@ -21,6 +21,7 @@ impl Barrier {
         let mut out: BTreeMap<NodeId, Vec<DispatcherStatus>> = BTreeMap::new();
         let committed = placement.spans.committed();
         self.applied.retain(|key| key.commit_ts >= committed);
+        self.ended.retain(|_, ts| *ts >= committed);
         self.apply_due(placement, now);
         let keys: Vec<BarrierKey> = self.events.keys().copied().collect();
         for key in keys {
@@ -32,7 +33,8 @@ impl Barrier {
             event.last_resend = Some(now);
             match event.stage {
                 Stage::Waiting => {
-                    let passed = event.related(&placement.spans).iter().any(|span| event.was_passed_by(span));
+                    let passed = event.related(&placement.spans).iter().any(|span| event.was_passed_by(span))
+                        || event.waits_for_ended(&self.ended);
                     if passed {
                         self.forward(key, placement, now);
                     }

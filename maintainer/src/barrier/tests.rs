@@ -2,6 +2,7 @@
 
 mod histories;
 mod restored;
+mod walk;
 
 use heartbeatpb::{
     AddedTable, ChangefeedId, ComponentState, InfluencedTables, MaintainerEpoch, Mode, SchemaChange,

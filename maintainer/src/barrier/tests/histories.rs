@@ -264,3 +264,119 @@ fn who_is_past_an_event_lets_the_others_pass_without_a_second_write() {
     b.report("n1", &[(TRIGGER, partition), (TRIGGER, done(110)), (101, done(110))]);
     assert_eq!((b.barrier.len(), b.count(Standing::Absent)), (0, 1));
 }
+
+// behaviour: maintainer-72
+#[test]
+fn an_event_over_everything_is_written_by_the_trigger_and_forgotten_when_all_have_passed() {
+    let mut b = Bench::new(&[(1, 1, "n1")]);
+    let everything = waiting(110, InfluencedTables::All);
+    says(
+        b.report("n1", &[(101, everything.clone()), (TRIGGER, everything)]),
+        &expect!["n1: ack 110 to 101+1, write 110 to 1"],
+    );
+    says(b.after(2000), &expect!["n1: write 110 to 1"]);
+    says(b.report("n1", &[(TRIGGER, done(110))]), &expect!["n1: ack 110 to 1"]);
+    says(b.report("n1", &[(101, done(110))]), &expect!["n1: ack 110 to 101"]);
+    assert_eq!(b.barrier.len(), 0);
+    says(b.report("n1", &[(101, done(110)), (TRIGGER, done(110))]), &expect!["-"]);
+}
+
+// behaviour: maintainer-76
+#[test]
+fn an_event_over_everything_lets_every_node_pass_when_it_is_written() {
+    let mut b = Bench::new(&[(1, 1, "n1"), (2, 1, "n2")]);
+    let everything = waiting(110, InfluencedTables::All);
+    says(
+        b.report("n1", &[(101, everything.clone()), (TRIGGER, everything.clone())]),
+        &expect!["n1: ack 110 to 101+1"],
+    );
+    says(b.report("n2", &[(102, everything)]), &expect!["n2: ack 110 to 102; n1: write 110 to 1"]);
+    says(b.report("n1", &[(TRIGGER, done(110))]), &expect!["n1: ack 110 to 1"]);
+    says(b.after(100), &expect!["n1: pass 110 to all; n2: pass 110 to all"]);
+    b.report("n1", &[(101, done(110))]);
+    assert_eq!(b.barrier.len(), 1);
+    b.report("n2", &[(102, done(110))]);
+    assert_eq!(b.barrier.len(), 0);
+}
+
+// behaviour: maintainer-78
+#[test]
+fn a_trigger_that_stands_at_an_event_begins_again_just_before_it() {
+    let mut b = Bench::new(&[(1, 1, "n1")]);
+    let alone = waiting(110, normal(&[0]));
+    says(b.report("n1", &[(TRIGGER, alone)]), &expect!["n1: ack 110 to 1, write 110 to 1"]);
+    let config = b.placement.spans.trigger().unwrap().create_config(Ts(100), Mode::Default);
+    assert_eq!((config.start_ts, config.skip_dml_at_start), (Ts(109), true));
+    b.report("n1", &[(TRIGGER, done(110))]);
+    let config = b.placement.spans.trigger().unwrap().create_config(Ts(100), Mode::Default);
+    assert!(!config.skip_dml_at_start, "it is behind the event");
+}
+
+// behaviour: maintainer-95
+#[test]
+fn a_schema_change_and_a_sync_point_at_one_position_are_two_events_the_change_first() {
+    let mut b = Bench::new(&[(1, 1, "n1")]);
+    let change = waiting(110, normal(&[1, 0]));
+    let point = BarrierKey { commit_ts: Ts(110), is_sync_point: true };
+    let mut everything = waiting(110, InfluencedTables::All);
+    everything.key = point;
+    b.report("n1", &[(101, change.clone())]);
+    b.report("n1", &[(TRIGGER, change)]);
+    b.report("n1", &[(101, everything.clone()), (TRIGGER, everything)]);
+    assert_eq!(b.barrier.events.keys().copied().collect::<Vec<_>>(), [key(110), point]);
+    // Who stands at the sync point has passed the change of the same position, and not the other way round.
+    let span = b.placement.spans.get(DispatcherId::new(0, 101)).unwrap();
+    assert!(b.barrier.events[&key(110)].was_passed_by(span));
+    assert!(!b.barrier.events[&point].was_passed_by(span));
+}
+
+/// Steps that an event over `tables` tables takes from the first report to the last.
+fn steps(tables: i64) -> u64 {
+    let spans: Vec<(i64, i64, &str)> = (1..=tables).map(|table| (table, 1, "n1")).collect();
+    let mut b = Bench::new(&spans);
+    let before = crate::barrier::cost::taken();
+    let everything = waiting(110, InfluencedTables::All);
+    b.report("n1", &[(TRIGGER, everything.clone())]);
+    for table in 1..=tables.cast_unsigned() {
+        b.report("n1", &[(100 + table, everything.clone())]);
+    }
+    b.report("n1", &[(TRIGGER, done(110))]);
+    b.after(100);
+    for table in 1..=tables.cast_unsigned() {
+        b.report("n1", &[(100 + table, done(110))]);
+    }
+    assert_eq!(b.barrier.len(), 0);
+    crate::barrier::cost::taken() - before
+}
+
+// behaviour: maintainer-91
+#[test]
+fn ten_times_the_tables_cost_ten_times_the_steps() {
+    let (small, large) = (steps(1_000), steps(10_000));
+    assert!(small >= 2_000, "{small} steps were counted");
+    assert!(large <= 11 * small, "{small} and {large}");
+}
+
+/// A target that remembers what it has executed lets tables begin behind their end, while the table trigger comes from
+/// the checkpoint and meets everything again.
+#[test]
+fn an_event_of_a_table_that_a_later_one_has_dropped_is_passed() {
+    let mut b = Bench::new(&[(1, 1, "n1"), (2, 1, "n2")]);
+    b.placement.spans.raise(DispatcherId::new(0, 101), Ts(150));
+    let mut drop_schema = waiting(120, InfluencedTables::Schema(SchemaId(1)));
+    drop_schema.dropped = Some(InfluencedTables::Schema(SchemaId(1)));
+    b.report("n2", &[(102, drop_schema.clone())]);
+    b.after(1100);
+    assert_eq!(b.placement.spans.len(), 0, "it was passed, so its tables are gone");
+    let rename = waiting(110, normal(&[1, 0]));
+    says(b.report("n1", &[(TRIGGER, rename)]), &expect!["n1: ack 110 to 1"]);
+    says(b.after(1100), &expect!["n1: pass 120 to schema 1"]);
+    says(b.after(1100), &expect!["n1: pass 110 to 1, pass 120 to schema 1"]);
+    b.report("n1", &[(TRIGGER, done(110)), (TRIGGER, done(120))]);
+    b.after(1100);
+    assert_eq!(b.barrier.len(), 0);
+    // A table that is yet to come has not ended.
+    b.report("n1", &[(TRIGGER, waiting(130, normal(&[7, 0])))]);
+    b.after(1100);
+    assert_eq!(b.barrier.len(), 1);
+}
