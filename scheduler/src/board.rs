@@ -17,7 +17,7 @@ use replica::{GroupId, SpanReplica, Standing};
 
 use self::parts::Parts;
 use crate::balance::is_quiet;
-use crate::planner::Method;
+use crate::planner::{MAX_RANGES, Method};
 use crate::view::{Decision, View};
 
 /// High samples in a row that make a table hot.
@@ -83,22 +83,44 @@ pub struct Gauge {
 }
 
 impl Gauge {
-    fn hear(&mut self, sample: u64, settings: &LoadSettings) {
-        self.score = if settings.is_hot(sample) { self.score + 1 } else { 0 };
-        self.window = [sample, self.window[0], self.window[1]];
-    }
-
     /// How a span with this load is divided when it is too much.
     fn method(&self) -> Method {
         if self.units < FEW_UNITS { Method::ByTraffic } else { Method::BySize }
     }
 }
 
+/// A gauge as it is kept: there may be a million. What is larger counts as the largest number.
+#[derive(Clone, Copy, Debug, Default)]
+struct Kept {
+    score: u8,
+    window: [u32; 3],
+    units: u32,
+}
+
+impl Kept {
+    fn hear(&mut self, sample: u64, settings: &LoadSettings) {
+        self.score = if settings.is_hot(sample) { self.score.saturating_add(1) } else { 0 };
+        self.window = [small(sample), self.window[0], self.window[1]];
+    }
+
+    fn gauge(self) -> Gauge {
+        Gauge {
+            score: u32::from(self.score),
+            window: self.window.map(u64::from),
+            units: u64::from(self.units),
+        }
+    }
+}
+
+fn small(number: u64) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
 /// The loads of a changefeed's spans. Spans that left are forgotten by and by.
 #[derive(Clone, Debug)]
 pub struct Board {
     settings: LoadSettings,
-    gauges: BTreeMap<DispatcherId, Gauge>,
+    gauges: BTreeMap<DispatcherId, Kept>,
     /// Whole tables that are too hot or too large.
     ready: BTreeSet<DispatcherId>,
     tables: BTreeMap<TableId, Parts>,
@@ -121,7 +143,7 @@ impl Board {
     /// What is known of a span.
     #[must_use]
     pub fn gauge(&self, span: DispatcherId) -> Option<Gauge> {
-        self.gauges.get(&span).copied()
+        self.gauges.get(&span).map(|kept| kept.gauge())
     }
 
     /// The node of a span reported it: with a sample in bytes per second, or without one (0). Only a span that works
@@ -152,14 +174,14 @@ impl Board {
     /// The upstream said how large a span is.
     pub fn set_estimate(&mut self, span: &SpanReplica, units: u64) {
         let Some(gauge) = self.gauges.get_mut(&span.id) else { return };
-        gauge.units = units;
+        gauge.units = small(units);
         if span.group() == GroupId::Default {
             self.judge(span.id);
         }
     }
 
     fn judge(&mut self, span: DispatcherId) {
-        let Some(gauge) = self.gauges.get(&span) else { return };
+        let Some(gauge) = self.gauge(span) else { return };
         if gauge.score >= HOT || self.settings.is_large(gauge.units) {
             self.ready.insert(span);
         } else {
@@ -176,7 +198,7 @@ impl Board {
     #[must_use]
     pub fn describe(&self) -> String {
         let of = |span: &DispatcherId| {
-            let gauge = self.gauges.get(span).copied().unwrap_or_default();
+            let gauge = self.gauge(*span).unwrap_or_default();
             format!("{span} (score {}, {} units)", gauge.score, gauge.units)
         };
         self.ready.iter().map(of).collect::<Vec<_>>().join(", ")
@@ -206,7 +228,7 @@ impl Board {
         let nodes = view.candidates().count();
         let free = self.ready.iter().filter(|span| !(view.is_occupied)(**span));
         for span in free.take(batch) {
-            let (Some(replica), Some(gauge)) = (view.spans.get(*span), self.gauges.get(span)) else {
+            let (Some(replica), Some(gauge)) = (view.spans.get(*span), self.gauge(*span)) else {
                 continue;
             };
             let Some(on) = replica.node.clone().filter(|_| view.spans.is_replicating(*span)) else {
@@ -218,7 +240,7 @@ impl Board {
             } else {
                 (gauge.units, self.settings.size_threshold, Method::BySize)
             };
-            let pieces = (2 * portions(load, threshold)).max(2 * nodes);
+            let pieces = (2 * portions(load, threshold)).max(2 * nodes).min(MAX_RANGES);
             out.push(Decision::Split { span: *span, on, pieces, method, nodes: Vec::new() });
         }
     }
@@ -314,7 +336,7 @@ impl<'v> Look<'v> {
         table: TableId,
         view: &View<'v>,
         settings: &'v LoadSettings,
-        gauges: &BTreeMap<DispatcherId, Gauge>,
+        gauges: &BTreeMap<DispatcherId, Kept>,
     ) -> Self {
         let mut nodes: BTreeMap<&'v NodeId, [u64; 3]> = candidates(view).map(|node| (node, [0; 3])).collect();
         let (mut total, mut units) = ([0; 3], 0);
@@ -322,7 +344,7 @@ impl<'v> Look<'v> {
             .spans
             .by_table(table)
             .map(|replica| {
-                let gauge = gauges.get(&replica.id).copied().unwrap_or_default();
+                let gauge = gauges.get(&replica.id).copied().unwrap_or_default().gauge();
                 let node = replica.node.as_ref().filter(|node| nodes.contains_key(node));
                 Part { replica, gauge, node }
             })

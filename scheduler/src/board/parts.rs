@@ -7,7 +7,7 @@ use heartbeatpb::{NodeId, TableId};
 
 use super::traffic::Imbalance;
 use super::{Board, HOT, Look, Part, portions};
-use crate::planner::Method;
+use crate::planner::{MAX_RANGES, Method};
 use crate::view::{Decision, View};
 
 /// What is remembered of a table in parts between two looks.
@@ -74,7 +74,7 @@ impl Look<'_> {
                 return None;
             };
             let on = part.node.cloned().filter(|_| part.replica.splittable)?;
-            let pieces = portions(load, threshold).max(2);
+            let pieces = portions(load, threshold).clamp(2, MAX_RANGES);
             Some(Decision::Split { span: part.id(), nodes: vec![on.clone(); pieces], on, pieces, method })
         };
         out.extend(self.parts.iter().filter_map(of).take(batch));
