@@ -72,6 +72,23 @@ fn a_queue_is_written_by_one_batch_at_a_time() {
     expect(&mut c, &["b"]);
 }
 
+#[test]
+fn what_comes_later_in_the_queue_that_a_row_moves_to_waits_for_the_move_whatever_row_it_is_of() {
+    let mut c = Causality::default();
+    c.push(Access { row: 10, moves_to: Some((Shard(2), 20)), ..access(1, &[]) }, "10 becomes 20");
+    c.push(Access { row: 21, ..access(2, &[]) }, "another row of queue 2");
+    c.push(Access { row: 30, moves_to: Some((Shard(2), 22)), ..access(3, &[]) }, "30 becomes 22");
+    c.push(Access { row: 11, ..access(4, &[]) }, "another queue");
+    let first = expect(&mut c, &["10 becomes 20"]);
+    expect(&mut c, &["another queue"]);
+    expect_none(&mut c);
+    c.complete(&first);
+    let second = expect(&mut c, &["another row of queue 2"]);
+    expect_none(&mut c);
+    c.complete(&second);
+    expect(&mut c, &["30 becomes 22"]);
+}
+
 // behaviour: dataplane-4
 #[test]
 fn a_row_that_moves_to_another_key_orders_both_queues() {
