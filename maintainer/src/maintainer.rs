@@ -127,13 +127,15 @@ pub(crate) struct Maintainer {
     reader: Option<JoinHandle<ReaderStep>>,
     /// A question to the upstream.
     points: Option<JoinHandle<Points>>,
+    /// Its number.
+    question: u64,
     /// Who waits for an answer.
     replies: BTreeMap<u64, Reply>,
     tickets: u64,
 }
 
 /// What the upstream said to a question.
-type Points = (u64, Result<SplitPoints, String>);
+type Points = Result<SplitPoints, String>;
 
 /// The end of something that the log reader was asked for.
 enum ReaderStep {
@@ -186,6 +188,7 @@ impl Maintainer {
             born,
             reader: None,
             points: None,
+            question: 0,
             replies: BTreeMap::new(),
             tickets: 0,
         };
@@ -215,9 +218,8 @@ impl Maintainer {
                 answer = finished(&mut self.points) => {
                     started = now();
                     self.points = None;
-                    if let Some((question, answer)) = answer {
-                        self.core.on_points(question, answer, started, &mut out);
-                    }
+                    let answer = answer.unwrap_or_else(|| Err("asking ended abnormally".to_owned()));
+                    self.core.on_points(self.question, answer, started, &mut out);
                 }
                 step = finished(&mut self.reader) => {
                     started = now();
@@ -413,13 +415,13 @@ impl Maintainer {
     fn ask_points(&mut self, question: u64, span: TableSpan, pieces: usize) {
         let upstream = Arc::clone(&self.upstream);
         let (id, epoch) = (self.id.clone(), self.epoch);
+        self.question = question;
         if let Some(before) = self.points.replace(tokio::spawn(async move {
             let asked = upstream.split_points(&id, epoch, &span, pieces);
-            let answer = match tokio::time::timeout(POINTS_DEADLINE, asked).await {
+            match tokio::time::timeout(POINTS_DEADLINE, asked).await {
                 Ok(answer) => answer.map_err(|error| error.message),
                 Err(_) => Err("it took too long".to_owned()),
-            };
-            (question, answer)
+            }
         })) {
             before.abort();
         }
