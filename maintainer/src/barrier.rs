@@ -318,7 +318,15 @@ impl Barrier {
     /// Somebody has provably passed an event that is not complete here: everybody may.
     fn forward(&mut self, key: BarrierKey, placement: &mut Placement, now: Instant) {
         let applied = self.is_applied(key, placement);
+        // Nobody but the table trigger meets every change of tables, and in order: what is applied before it is there may
+        // be out of turn, such as the drop of a schema that a table has left meanwhile.
+        let arrived = |trigger: &replica::SpanReplica| trigger.checkpoint >= key.commit_ts.before();
+        let in_turn = placement.spans.trigger().is_some_and(arrived);
         let Some(event) = self.events.get_mut(&key) else { return };
+        if event.needs_schedule() && !applied && !in_turn {
+            event.proven = true;
+            return;
+        }
         event.select(None, &placement.spans);
         if event.needs_schedule() && !applied {
             event.stage = Stage::Selected { writer: None, written: true };

@@ -33,6 +33,8 @@ pub(super) struct Event {
     /// False: executed already; it only waits until what it means for the tables may be applied.
     pub(super) blocking: bool,
     pub(super) trigger_related: bool,
+    /// Somebody is past it, and it has to wait for its turn among changes of tables.
+    pub(super) proven: bool,
     pub(super) stage: Stage,
     /// Who waits. Which tables have to is known from the start, or once the table trigger arrives.
     pub(super) waiting: Option<Coverage>,
@@ -70,6 +72,7 @@ impl Event {
             schema_changes: state.schema_changes.clone(),
             blocking: state.is_blocked,
             trigger_related: false,
+            proven: false,
             stage: Stage::Waiting,
             waiting,
             arrived: BTreeSet::new(),

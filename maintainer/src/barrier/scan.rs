@@ -33,7 +33,8 @@ impl Barrier {
             event.last_resend = Some(now);
             match event.stage {
                 Stage::Waiting => {
-                    let passed = event.related(&placement.spans).iter().any(|span| event.was_passed_by(span))
+                    let passed = event.proven
+                        || event.related(&placement.spans).iter().any(|span| event.was_passed_by(span))
                         || event.waits_for_ended(&self.ended);
                     if passed {
                         self.forward(key, placement, now);

@@ -363,20 +363,45 @@ fn ten_times_the_tables_cost_ten_times_the_steps() {
 fn an_event_of_a_table_that_a_later_one_has_dropped_is_passed() {
     let mut b = Bench::new(&[(1, 1, "n1"), (2, 1, "n2")]);
     b.placement.spans.raise(DispatcherId::new(0, 101), Ts(150));
-    let mut drop_schema = waiting(120, InfluencedTables::Schema(SchemaId(1)));
-    drop_schema.dropped = Some(InfluencedTables::Schema(SchemaId(1)));
-    b.report("n2", &[(102, drop_schema.clone())]);
+    let mut dropped = waiting(120, normal(&[1, 0]));
+    dropped.dropped = Some(normal(&[1]));
+    b.report("n1", &[(TRIGGER, dropped)]);
     b.after(1100);
-    assert_eq!(b.placement.spans.len(), 0, "it was passed, so its tables are gone");
-    let rename = waiting(110, normal(&[1, 0]));
-    says(b.report("n1", &[(TRIGGER, rename)]), &expect!["n1: ack 110 to 1"]);
-    says(b.after(1100), &expect!["n1: pass 120 to schema 1"]);
-    says(b.after(1100), &expect!["n1: pass 110 to 1, pass 120 to schema 1"]);
-    b.report("n1", &[(TRIGGER, done(110)), (TRIGGER, done(120))]);
+    assert!(!b.placement.spans.has_table(TableId(1)), "it was passed, so the table is gone");
+    says(b.report("n2", &[(102, waiting(110, normal(&[1, 2])))]), &expect!["n2: ack 110 to 102"]);
+    b.after(1100);
+    says(b.after(1100), &expect!["n1: pass 120 to 1; n2: pass 110 to 102"]);
+    b.report("n1", &[(TRIGGER, done(120))]);
+    b.report("n2", &[(102, done(110))]);
     b.after(1100);
     assert_eq!(b.barrier.len(), 0);
     // A table that is yet to come has not ended.
     b.report("n1", &[(TRIGGER, waiting(130, normal(&[7, 0])))]);
     b.after(1100);
     assert_eq!(b.barrier.len(), 1);
+}
+
+#[test]
+fn what_was_passed_changes_tables_only_when_the_trigger_is_there() {
+    let mut b = Bench::new(&[(1, 1, "n1"), (2, 1, "n2")]);
+    // Table 1 has left schema 1 at 110, and is far behind both changes.
+    b.placement.spans.raise(DispatcherId::new(0, 101), Ts(150));
+    let mut moved = waiting(110, normal(&[1, 0]));
+    moved.schema_changes = vec![SchemaChange { table: TableId(1), old: SchemaId(1), new: SchemaId(2) }];
+    let mut drop_schema = waiting(120, InfluencedTables::Schema(SchemaId(1)));
+    drop_schema.dropped = Some(InfluencedTables::Schema(SchemaId(1)));
+    b.report("n2", &[(102, drop_schema.clone())]);
+    b.after(1100);
+    b.report("n2", &[(102, done(120))]);
+    b.after(1100);
+    assert!(b.placement.spans.has_table(TableId(1)) && b.placement.spans.has_table(TableId(2)));
+    b.report("n1", &[(TRIGGER, moved)]);
+    b.after(1100);
+    b.report("n1", &[(TRIGGER, done(110)), (101, done(110))]);
+    b.report("n1", &[(TRIGGER, drop_schema)]);
+    b.report("n1", &[(TRIGGER, done(120))]);
+    b.after(1100);
+    assert!(b.placement.spans.has_table(TableId(1)), "it is in another schema");
+    assert!(!b.placement.spans.has_table(TableId(2)));
+    assert_eq!(b.barrier.len(), 0);
 }
