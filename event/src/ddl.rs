@@ -1,4 +1,25 @@
 //! Schema changes and sync points.
+//!
+//! The life of one that concerns several tables, here `DROP TABLE t`, whose participants are `t` and the table trigger:
+//!
+//! ```text
+//!  log        event store gives it to t and to the trigger, after their rows up to its commit ts
+//!              │                                   │
+//!  t          flush rows, report "waiting"        trigger: the same
+//!              │                                   │
+//!  maintainer  └──────────▶ all are there ◀────────┘
+//!                                 │ write
+//!  trigger                        ▼ the sink executes it and notes that it did, in one transaction; "done"
+//!                                 │
+//!  maintainer                     ▼ the table is removed (new ones are placed, moved ones change their schema)
+//!                                 │ pass, repeated until each says "done"
+//!  others                         ▼ go on behind it
+//! ```
+//!
+//! One that concerns a whole table alone is executed by its dispatcher; one that concerns the trigger alone, such as
+//! `CREATE TABLE`, by the trigger, which then tells the maintainer of the new tables and holds its checkpoint until that
+//! is acknowledged. A process that dies anywhere on the way meets the event again: the sink knows whether it ran, and a
+//! table that is past it begins behind it.
 
 use std::sync::Arc;
 

@@ -1,20 +1,16 @@
-//! Schema changes through a whole node: each is executed once, at its place between the rows.
+//! Changes of one table's columns.
 
-#![expect(clippy::unwrap_used, reason = "a test fails where it cannot go on")]
-
-use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use heartbeatpb::Ts;
-use heartbeatpb::config::ReplicaConfig;
-use logservice::upstream::generator::expected_state;
-use serde_json::{Value, json};
-use testkit::{Api, Millrace, PgServer, Random};
+use serde_json::json;
+use testkit::{PgServer, Random};
 
-/// How long a state may take to come: the machines that run this are busy.
-const PATIENCE: Duration = Duration::from_secs(90);
-const TARGET: &str = "target";
+use crate::common::{
+    PATIENCE, TARGET, assert_same, checkpoint, expected, files_say, in_database, in_files, server, target,
+    until,
+};
+
 /// Transactions of a stream, and between two schema changes: the last one leaves the column there.
 const TRANSACTIONS: u64 = 1990;
 const DDL_EVERY: u64 = 50;
@@ -25,8 +21,6 @@ const NOTES: &str = "CREATE TABLE notes (at serial, what text); \
     $$ BEGIN INSERT INTO public.notes (what) VALUES (tg_tag); END $$; \
     CREATE EVENT TRIGGER note ON ddl_command_end WHEN TAG IN ('ALTER TABLE') EXECUTE FUNCTION note(); \
     ALTER EVENT TRIGGER note ENABLE ALWAYS";
-
-type Rows = Vec<Vec<Option<String>>>;
 
 fn from(rate: u64) -> String {
     format!(
@@ -39,71 +33,8 @@ fn end() -> Ts {
     Ts((TRANSACTIONS + 1) * 16)
 }
 
-/// What both ends must hold in the end, by table.
-fn expected(uri: &str) -> BTreeMap<String, Rows> {
-    let tables = expected_state(uri, end()).unwrap();
-    let named =
-        |((schema, name), table): ((String, String), logservice::upstream::generator::ExpectedTable)| {
-            let mut rows: Rows = table.rows.into_values().collect();
-            rows.sort();
-            (format!("{schema}.{name}"), rows)
-        };
-    tables.into_iter().map(named).collect()
-}
-
-/// Both are sorted.
-fn assert_same(table: &str, found: &Rows, expected: &Rows) {
-    let differs = found.iter().zip(expected).find(|(found, expected)| found != expected);
-    assert!(differs.is_none(), "{table}: {differs:?}");
-    assert_eq!(found.len(), expected.len(), "{table}");
-}
-
-async fn in_database(server: &PgServer, table: &str) -> Rows {
-    let client = server.client(TARGET).await.unwrap();
-    let sql = "SELECT string_agg(format('%I::text', attname), ', ' ORDER BY attnum) FROM pg_attribute \
-               WHERE attrelid = $1::text::regclass AND attnum > 0 AND NOT attisdropped";
-    let columns: String = client.query_one(sql, &[&table]).await.unwrap().get(0);
-    let rows = client.query(&format!("SELECT {columns} FROM {table}"), &[]).await.unwrap();
-    let mut rows: Rows = rows.iter().map(|row| (0..row.len()).map(|at| row.get(at)).collect()).collect();
-    rows.sort();
-    rows
-}
-
-async fn feed(api: &Api) -> Value {
-    api.get("/api/v2/changefeeds/f").await.unwrap_or(Value::Null)
-}
-
-async fn until(what: &str, api: &Api, log: &Millrace, probe: impl Fn(&Value) -> bool) -> Value {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let feed = feed(api).await;
-        if probe(&feed) {
-            return feed;
-        }
-        assert!(Instant::now() < deadline, "never came true: {what}: {feed}\n{}", log.log_tail(40));
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
-
-fn checkpoint(feed: &Value) -> u64 {
-    feed["checkpoint_ts"].as_u64().unwrap_or_default()
-}
-
-async fn server(dir: &Path) -> (Millrace, Api) {
-    let mut millrace = Millrace::new(Path::new(env!("CARGO_BIN_EXE_millrace")), dir).unwrap();
-    millrace.start().await.unwrap();
-    let api = millrace.api();
-    (millrace, api)
-}
-
-async fn target() -> PgServer {
-    let server = PgServer::start().await.unwrap();
-    server.sql("postgres", &format!("CREATE DATABASE {TARGET}")).await.unwrap();
-    server
-}
-
 async fn check_database(target: &PgServer, uri: &str) {
-    for (table, rows) in expected(uri) {
+    for (table, rows) in expected(uri, end()) {
         let found = in_database(target, &table).await;
         assert_same(&table, &found, &rows);
     }
@@ -162,27 +93,11 @@ async fn files_hold_every_shape_and_the_rows_of_each() {
     api.create("f", &from, &to, &json!({})).await.unwrap();
     until("the checkpoint reaches the end", &api, &millrace, |feed| checkpoint(feed) >= end().0).await;
     // The files say it a little later.
-    let said = files.path().join("metadata");
-    let deadline = Instant::now() + PATIENCE;
-    let says_end = |text: Vec<u8>| {
-        let said: Value = serde_json::from_slice(&text).unwrap_or_default();
-        said["checkpoint-ts"].as_u64().is_some_and(|ts| ts >= end().0)
-    };
-    while !std::fs::read(&said).is_ok_and(says_end) {
-        assert!(Instant::now() < deadline, "the files never say that they are complete");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    files_say(files.path(), end()).await;
     millrace.stop().await.unwrap();
-    let mut replica = ReplicaConfig::default();
-    replica.validate_and_adjust(&to).unwrap();
-    let config = sink::FileConfig::for_changefeed(&to, &replica).unwrap();
-    let replay = sink::replay(files.path(), &config.encode, Some(end())).unwrap();
-    for (table, rows) in expected(&from) {
-        let (schema, name) = table.split_once('.').unwrap();
-        let found = &replay.tables[&(schema.to_owned(), name.to_owned())];
-        let mut found: Rows = found.rows.values().cloned().collect();
-        found.sort();
-        assert_same(&table, &found, &rows);
+    let found = in_files(files.path(), &to, end());
+    for (table, rows) in expected(&from, end()) {
+        assert_same(&table, &found[&table], &rows);
     }
     let shapes = std::fs::read_dir(files.path().join("bank/accounts_0/meta")).unwrap().count();
     assert!(shapes >= usize::try_from(DDLS).unwrap(), "{shapes} shapes");

@@ -68,6 +68,8 @@ struct Item {
     schema: u64,
     /// Number in its name.
     name: u64,
+    /// Numbers of earlier names: a database may have named the index of its key after one.
+    names: Vec<u64>,
     /// Has the column that comes and goes.
     extra: bool,
 }
@@ -151,15 +153,17 @@ impl Catalog {
         }
     }
 
-    /// The smallest number that no table has, so that each may move to every schema.
+    /// The smallest number that no table has or had, so that each may move to every schema.
     fn free_name(&self) -> u64 {
-        let taken = |name: u64| self.items.iter().flatten().any(|item| item.name == name);
+        let has = |item: &Item, name: u64| item.name == name || item.names.contains(&name);
+        let taken = |name: u64| self.items.iter().flatten().any(|item| has(item, name));
         (1..).find(|name| !taken(*name)).unwrap_or(u64::MAX)
     }
 
     fn put(&mut self, schema: u64) -> Option<usize> {
         let slot = self.items.iter().position(Option::is_none)?;
-        let item = Item { id: self.next_table, schema, name: self.free_name(), extra: false };
+        let item =
+            Item { id: self.next_table, schema, name: self.free_name(), names: Vec::new(), extra: false };
         self.next_table += 1;
         self.items[slot] = Some(item);
         Some(slot)
@@ -234,6 +238,7 @@ impl Catalog {
             format!("ALTER TABLE {} SET SCHEMA \"{}\"", self.quoted(slot), schema_name(schema))
         } else {
             after.name = self.free_name();
+            after.names.push(before.name);
             format!("ALTER TABLE {} RENAME TO \"{}\"", self.quoted(slot), item_name(after.name))
         };
         self.items[slot] = Some(after);
