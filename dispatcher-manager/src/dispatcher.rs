@@ -393,7 +393,16 @@ impl Dispatcher {
         // A stream that began again while a DDL was waiting has the shape from before it, which the downstream does
         // not have any more. The next rows bring the new one.
         let outdated = self.last_ddl.as_ref().is_some_and(|ddl| table.version < ddl.commit_ts);
-        if !outdated && !self.is_open(&table) {
+        if outdated {
+            return;
+        }
+        // The downstream may have been behind a rename that the owner does not know: then it never comes.
+        let known = table.version <= self.checkpoint() && !self.is_trigger();
+        if known && table.schema_id != self.schema {
+            let old = std::mem::replace(&mut self.schema, table.schema_id);
+            out.push(Effect::SchemaMoved { old, new: table.schema_id });
+        }
+        if !self.is_open(&table) {
             self.phase = Phase::OpeningTable(Arc::clone(&table));
             out.push(Effect::OpenTable(table));
         }

@@ -645,6 +645,16 @@ fn a_stream_that_begins_again_at_a_barrier_brings_nothing_twice() {
     assert_eq!(d.arrive(rows(&[101])), "write 101");
 }
 
+// A downstream that is behind a rename moves the start behind it: the rename never comes.
+#[test]
+fn the_schema_of_a_table_is_that_of_the_shape_its_stream_begins_with() {
+    let mut d = Bench::fresh(&DispatcherConfig { schema: SchemaId(7), ..config(1, 1, 50) }, false);
+    assert_eq!(d.arrive(Arrival::Begin(Some(table(1, 40)))), "schema 7>1; open v40");
+    d.opened();
+    let drop_schema = DdlEvent { blocked: Some(InfluencedTables::Schema(SchemaId(1))), ..wide(100) };
+    assert_eq!(d.arrive(block(drop_schema)), "working; flush");
+}
+
 // One commit ts names one DDL per table: readers of a log join several of one transaction.
 #[test]
 fn a_second_ddl_of_one_commit_ts_is_refused_and_not_lost() {
