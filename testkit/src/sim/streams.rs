@@ -153,7 +153,10 @@ fn serve_one(feed: &Feed, queue: &mpsc::Sender<Delivery>, stream: &mut Stream) {
     }
     let table = stream.subscription.span.table.0;
     if !stream.begun {
-        let info = feed.tables.get(&table).map(|_| shape(table, stream.position));
+        let info = feed
+            .tables
+            .get(&table)
+            .map(|known| shape(table, stream.position, known.schema_at(stream.position)));
         stream.begun = send(DispatcherEvent::Begin(info));
     }
     if let Some(ts) = stream.at_ddl {
@@ -241,11 +244,11 @@ fn send_rows(send: &impl Fn(DispatcherEvent) -> bool, table: i64, rows: &mut Vec
             }),
         }
     }
-    send(DispatcherEvent::Rows(RowBatch::trusted(shape(table, 1), txns, bytes.freeze())));
+    send(DispatcherEvent::Rows(RowBatch::trusted(shape(table, 1, 1), txns, bytes.freeze())));
 }
 
 /// Two columns: the key and the commit ts of the last change.
-fn shape(id: i64, version: u64) -> Arc<TableInfo> {
+fn shape(id: i64, version: u64, schema: i64) -> Arc<TableInfo> {
     let column = |name: &str| Column {
         name: name.to_owned(),
         ty: ColumnType { kind: TypeKind::Int64, sql: "bigint".to_owned(), oid: 20, definitions: Vec::new() },
@@ -256,7 +259,7 @@ fn shape(id: i64, version: u64) -> Arc<TableInfo> {
     };
     Arc::new(TableInfo {
         id: TableId(id),
-        schema_id: SchemaId(1),
+        schema_id: SchemaId(schema),
         schema: "s".to_owned(),
         name: format!("t{id}"),
         version: Ts(version),
