@@ -221,9 +221,12 @@ impl Sink for PostgresSink {
                     shared.learn(dispatcher, table, read);
                 }
                 // Every row before the table's last DDL was flushed before it ran, and had a shape that the target
-                // does not have any more.
-                let start_ts = last_ddl.map_or(start_ts, |last| last.max(start_ts));
-                Ok(TableStart { start_ts, skip_dml_at_start: false })
+                // does not have any more. The DDL itself is seen again: its barrier may have to be passed once more,
+                // and a dispatcher that begins behind it would prove to a new owner that everybody has passed it.
+                Ok(match last_ddl.filter(|last| *last > start_ts) {
+                    Some(last) => TableStart { start_ts: last.before(), skip_dml_at_start: true },
+                    None => TableStart { start_ts, skip_dml_at_start: false },
+                })
             }
             Err(error) => {
                 self.close_dispatcher(dispatcher);

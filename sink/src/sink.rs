@@ -55,8 +55,14 @@ pub trait Sink: Send + Sync + 'static {
     fn healthy(&self) -> bool;
 
     /// Prepares a span before its first event, for a dispatcher that would start at `start_ts`:
-    /// reads what an earlier run left behind. Idempotent. Spans of one table that are open at the same time may
-    /// overlap: a table that is put together is opened before its parts are closed.
+    /// reads what an earlier run left behind. Idempotent.
+    ///
+    /// A sink that knows which schema changes it has executed lets a table begin just before the last of them,
+    /// without rows at it, and never behind it: the table may have to take part in that change's barrier again, and
+    /// one that stands behind it proves to a new owner that everybody has passed.
+    ///
+    /// Spans of one table that are open at the same time may overlap: a table that is put together is opened before
+    /// its parts are closed.
     async fn open_dispatcher(
         &self,
         dispatcher: DispatcherId,

@@ -31,7 +31,10 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     run_step("behaviours", || behaviours::run(root, false))?;
     run_step("tests", || test(root, &[]))?;
     run_step("examples", || examples::run(root, None))?;
-    run_step("costs of the control plane", || programs::control_growth(root))
+    run_step("costs of the control plane", || programs::control_growth(root))?;
+    run_step("simulated clusters", || {
+        programs::sim(root, &["--scenarios", "--seeds", "2000"].map(str::to_owned))
+    })
 }
 
 /// The tests alone.

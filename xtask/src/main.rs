@@ -72,6 +72,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
     },
+    /// Simulate clusters under faults from seeds, and check what must always hold; see docs/testing.md.
+    Sim {
+        /// Arguments of the program, such as `--seeds 200000`, `--seed 7` or `--mutants`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
     /// Measure a release build; see docs/testing.md.
     #[command(subcommand)]
     Bench(Bench),
@@ -108,6 +114,7 @@ fn main() -> ExitCode {
         Command::Behaviours { strict } => behaviours::run(&root, strict),
         Command::Dev { rest } => programs::become_dev(&root, &rest),
         Command::Crash { rest } => programs::run(&root, "crash", &rest),
+        Command::Sim { rest } => programs::sim(&root, &rest),
         Command::Bench(Bench::Drain { rest }) => programs::run(&root, "drain", &rest),
         Command::Bench(Bench::Control { rest }) => programs::control(&root, &rest),
     };

@@ -37,6 +37,25 @@ pub(crate) fn control_growth(root: &Path) -> Result<()> {
     crate::run(root, "cargo", &arguments, &[])
 }
 
+/// The simulated cluster, of a build that is optimised a little; needs no server.
+pub(crate) fn sim(root: &Path, rest: &[String]) -> Result<()> {
+    let mut arguments = vec![
+        "run",
+        "--quiet",
+        "--profile",
+        "sim",
+        "-p",
+        "testkit",
+        "--features",
+        "sim",
+        "--bin",
+        "sim",
+        "--",
+    ];
+    arguments.extend(rest.iter().map(String::as_str));
+    crate::run(root, "cargo", &arguments, &[])
+}
+
 /// Builds without optimisation, which is quick, and becomes the program: a Ctrl-C is its own affair then, and the
 /// terminal waits until it has cleaned up.
 pub(crate) fn become_dev(root: &Path, rest: &[String]) -> Result<()> {

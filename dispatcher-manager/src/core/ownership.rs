@@ -12,6 +12,7 @@ use sink::TableStart;
 
 use super::{Action, Cleanup, Core, Life, Opening, Purpose, Trigger};
 use crate::dispatcher::Dispatcher;
+use crate::table::Slot;
 use crate::{Error, Fault};
 
 /// Where a bootstrap has got to.
@@ -180,8 +181,11 @@ impl Core {
             ));
         };
         // Our sinks keep no names of their own, so the tables of the request are not stored.
+        let slot = self.dispatchers.slot(trigger.id);
+        // A leaving owner's removal may overtake its own post-bootstrap.
+        let stays = |slot: &Slot| self.dispatchers.get(*slot).is_some_and(|trigger| !trigger.try_removing);
         if !trigger.registered
-            && let Some(slot) = self.dispatchers.slot(trigger.id)
+            && let Some(slot) = slot.filter(stays)
         {
             self.subscribe(slot);
             self.trigger = Some(Trigger { registered: true, ..trigger });

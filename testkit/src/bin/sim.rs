@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use heartbeatpb::Rule;
-use testkit::sim::{Outcome, Plan, run, shrink};
+use testkit::sim::{Outcome, Plan, run, scenarios, shrink};
 
 /// Simulates clusters under faults and checks what must always hold.
 #[derive(Parser)]
@@ -25,6 +25,9 @@ struct Args {
     /// Switch the rules of the control plane off one by one: each has to be noticed within the seeds.
     #[arg(long)]
     mutants: bool,
+    /// Also the situations in which such control planes are known to have failed, each with 20 seeds.
+    #[arg(long)]
+    scenarios: bool,
     /// With --seed: without this rule.
     #[arg(long)]
     without: Option<String>,
@@ -44,7 +47,43 @@ fn main() -> anyhow::Result<()> {
     if args.mutants {
         return mutants(&args);
     }
+    if args.scenarios {
+        situations()?;
+    }
     search(&args)
+}
+
+/// Seeds of each situation.
+const VARIATIONS: u64 = 20;
+
+fn situations() -> anyhow::Result<()> {
+    let mut failed = 0;
+    for scenario in scenarios() {
+        let started = Instant::now();
+        let found =
+            (0..VARIATIONS).find_map(|seed| Some((seed, run(&scenario.plan(seed), false).violation?)));
+        let took = started.elapsed().as_secs_f64();
+        match found {
+            None => println!("ok: {} ({VARIATIONS} seeds, {took:.1} s)", scenario.name),
+            Some((seed, violation)) => {
+                failed += 1;
+                eprintln!("{} (seed {seed}): {violation}", scenario.name);
+                if let Some((plan, outcome)) = shrink(&scenario.plan(seed)) {
+                    tell(&plan, &outcome);
+                }
+            }
+        }
+    }
+    anyhow::ensure!(failed == 0, "{failed} situations are not survived");
+    Ok(())
+}
+
+fn tell(plan: &Plan, outcome: &Outcome) {
+    println!("{plan:?}");
+    for (at, what) in &outcome.history {
+        println!("{at:>9.3} {what}");
+    }
+    summary(outcome);
 }
 
 /// Log lines carry the time of the simulation.

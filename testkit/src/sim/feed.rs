@@ -99,6 +99,8 @@ pub(super) struct Session {
     pub(super) dispatcher: DispatcherId,
     pub(super) table: i64,
     pub(super) open: bool,
+    /// The database refused something of it.
+    failed: bool,
     last_due: u64,
     pending: VecDeque<Pending>,
 }
@@ -356,6 +358,7 @@ impl Feed {
             dispatcher,
             table,
             open: true,
+            failed: false,
             last_due: 0,
             pending: VecDeque::new(),
         };
@@ -399,10 +402,10 @@ impl Feed {
         true
     }
 
-    /// Whether rows of a dispatcher are on their way.
-    pub(super) fn is_pending(&self, holder: &(NodeId, u64, DispatcherId)) -> bool {
-        let session = self.by_holder.get(holder).and_then(|n| self.sessions.get(n));
-        session.is_some_and(|session| !session.pending.is_empty())
+    /// Whether all rows of a dispatcher are durable; `None` when some were refused.
+    pub(super) fn is_durable(&self, holder: &(NodeId, u64, DispatcherId)) -> Option<bool> {
+        let session = self.by_holder.get(holder).and_then(|n| self.sessions.get(n))?;
+        (!session.failed).then_some(session.pending.is_empty())
     }
 
     /// Writes what is due; answers who has to be told, and what was wrong.
@@ -421,6 +424,7 @@ impl Feed {
                 }
                 if refused(&session.node) {
                     session.pending.clear();
+                    session.failed = true;
                     break;
                 }
                 let Some(pending) = session.pending.pop_front() else { break };
@@ -478,7 +482,8 @@ impl Feed {
         let live: Vec<i64> =
             self.tables.values().filter(|table| table.lives_at(ts - 1)).map(|table| table.id).collect();
         for id in self.influenced(ddl, &live) {
-            let Some(table) = self.tables.get(&id) else { continue };
+            let Some(table) = self.tables.get_mut(&id) else { continue };
+            table.executed = table.executed.max(ts);
             let missing = self.outstanding.iter().take_while(|(at, ..)| *at < ts).find(|(_, t, _)| *t == id);
             if let Some((at, _, key)) = missing {
                 wrong.push((
@@ -512,14 +517,15 @@ impl Feed {
     }
 
     /// A process is gone. Of what it had sent to the database a first part may still be committed.
-    pub(super) fn bury(&mut self, node: &NodeId, world: &mut World) {
+    pub(super) fn bury(&mut self, node: &NodeId, fenced: bool, world: &mut World) {
         let numbers: Vec<u64> =
             self.sessions.iter().filter(|(_, s)| s.node == *node).map(|(number, _)| *number).collect();
         let mut wrong = Vec::new();
         for number in numbers {
             let Some(session) = self.sessions.remove(&number) else { continue };
             let table = session.table;
-            let survive = usize::try_from(world.random.between(0, session.pending.len() as u64)).unwrap_or(0);
+            let most = if fenced { 0 } else { session.pending.len() as u64 };
+            let survive = usize::try_from(world.random.between(0, most)).unwrap_or(0);
             for pending in session.pending.into_iter().take(survive) {
                 self.apply(number, table, &pending.changes, &mut wrong);
             }

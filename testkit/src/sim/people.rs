@@ -33,7 +33,7 @@ enum Wish {
 enum Answer {
     Done,
     Left(u64),
-    Failed(String),
+    Failed(Error),
 }
 
 type Slot = Arc<Mutex<Option<Answer>>>;
@@ -49,6 +49,8 @@ pub(super) struct People {
     /// Changefeeds that stand still although nobody wants that: a pause that was asked for twice.
     stopped: Arc<Mutex<Vec<String>>>,
     next_view: u64,
+    /// Why a request failed last.
+    failure: Mutex<String>,
     /// Leases of processes that were killed: when they were renewed last.
     pub(super) leases: BTreeMap<NodeId, (LeaseId, u64)>,
     /// Machines whose process ends by itself at a time.
@@ -99,7 +101,7 @@ impl People {
 
     /// What the coordinator said last about the changefeeds.
     pub(super) fn last_view(&self) -> String {
-        self.views.lock().clone()
+        format!("{}; the last refusal: {}", self.views.lock(), self.failure.lock())
     }
 
     /// Asks for the first wish.
@@ -171,7 +173,8 @@ impl People {
                 self.wishes.pop_front();
                 self.emptied = Some((node, machine, now));
             }
-            (Answer::Left(_) | Answer::Failed(_), _) => {}
+            (Answer::Left(_), _) => {}
+            (Answer::Failed(error), _) => *self.failure.lock() = error.to_string(),
             (Answer::Done, _) => drop(self.wishes.pop_front()),
         }
     }
@@ -183,9 +186,17 @@ impl People {
         let mut world = world.lock();
         if since == now || !world.emptied.contains(&node) {
             world.note(format!("the drain of {node} is complete"));
-            let left = world.processes.get(&node).map_or(0, |process| process.streams.streams.len());
-            if left > 0 {
-                let text = format!("{node} is said to be empty and has {left} dispatchers");
+            let left: Vec<String> = world.processes.get(&node).map_or(Vec::new(), |process| {
+                let show = |((gid, id), stream): (
+                    &(heartbeatpb::Gid, heartbeatpb::DispatcherId),
+                    &super::streams::Stream,
+                )| {
+                    format!("{:?} of feed {} ({id:?})", stream.subscription.span, gid.low - 1)
+                };
+                process.streams.streams.iter().map(show).collect()
+            });
+            if !left.is_empty() {
+                let text = format!("{node} is said to be empty and has {left:?}");
                 world.violated("DRAIN-ZERO", &text);
             }
             world.emptied.insert(node.clone());
@@ -202,24 +213,24 @@ async fn fulfil(leader: &CoordinatorHandle, wish: Wish) -> Answer {
     match wish {
         Wish::Create(info) => match leader.create(*info).await {
             Ok(_) | Err(Error::AlreadyExists(_)) => Answer::Done,
-            Err(error) => Answer::Failed(error.to_string()),
+            Err(error) => Answer::Failed(error),
         },
         Wish::Pause(name) => match leader.pause("default", &name).await {
             Ok(_) | Err(Error::UpdateRefused { .. }) => Answer::Done,
-            Err(error) => Answer::Failed(error.to_string()),
+            Err(error) => Answer::Failed(error),
         },
         Wish::Resume(name) => match leader.resume("default", &name, None).await {
             Ok(_) | Err(Error::UpdateRefused { .. }) => Answer::Done,
-            Err(error) => Answer::Failed(error.to_string()),
+            Err(error) => Answer::Failed(error),
         },
         Wish::Drain(node, _) => match leader.drain_node(&node).await {
             Ok(view) => Answer::Left(view.remaining),
             Err(Error::NodeNotExists(_)) => Answer::Done,
-            Err(error) => Answer::Failed(error.to_string()),
+            Err(error) => Answer::Failed(error),
         },
         Wish::CancelDrain(node) => match leader.cancel_drain(&node).await {
             Ok(()) | Err(Error::Drain(_) | Error::NodeNotExists(_)) => Answer::Done,
-            Err(error) => Answer::Failed(error.to_string()),
+            Err(error) => Answer::Failed(error),
         },
     }
 }

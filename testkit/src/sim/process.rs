@@ -40,6 +40,8 @@ pub(super) struct Node {
     pub(super) lease: LeaseId,
     done: CancellationToken,
     fence: OrchestratorHandle,
+    /// Ends its maintainers.
+    manager: CancellationToken,
     /// When its lease was renewed last.
     pub(super) renewed: u64,
     /// Its view of the members is of this version.
@@ -127,7 +129,8 @@ impl Node {
         let (election, leader) =
             Election::new(Arc::new(node_store), layout.clone(), neighbours, settings, liveness_view);
         runtime.spawn(orchestrator.run(CancellationToken::new()));
-        runtime.spawn(manager.run(CancellationToken::new()));
+        let manager_stop = CancellationToken::new();
+        runtime.spawn(manager.run(manager_stop.clone()));
         let last = fence.clone();
         runtime.spawn(async move {
             if election.run(session, CancellationToken::new()).await.is_err() {
@@ -147,6 +150,7 @@ impl Node {
             lease,
             done,
             fence,
+            manager: manager_stop,
             renewed: now,
             seen: 0,
             skew,
@@ -188,6 +192,7 @@ impl Node {
         self.fenced = true;
         self.done.cancel();
         self.fence.local_fence();
+        self.manager.cancel();
     }
 
     /// Runs something of a person beside the process's own tasks.

@@ -396,10 +396,7 @@ impl<'a> Simulation<'a> {
             return;
         };
         let (placements, world) = (node.placements.clone(), Arc::clone(&self.world));
-        let dest = match event {
-            Event::MoveTable(machine) => self.node_of(*machine),
-            _ => None,
-        };
+        let dest = if let Event::MoveTable(machine) = event { self.node_of(*machine) } else { None };
         let event = event.clone();
         node.spawn(async move {
             let result = match (&event, dest) {

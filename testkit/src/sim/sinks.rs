@@ -158,9 +158,11 @@ impl Sink for SimSink {
             if *self.broken.borrow() {
                 return Err(gone());
             }
-            let pending = self.world.lock().feeds.get(&self.gid).is_some_and(|feed| feed.is_pending(&holder));
-            if !pending {
-                return Ok(());
+            let durable = self.world.lock().feeds.get(&self.gid).and_then(|feed| feed.is_durable(&holder));
+            match durable {
+                None => return Err(gone()),
+                Some(true) => return Ok(()),
+                Some(false) => {}
             }
             tokio::time::sleep(LOOK).await;
         }

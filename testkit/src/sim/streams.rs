@@ -77,7 +77,8 @@ impl EventSource for Source {
             self.node, subscription.span, subscription.dispatcher, subscription.event_service
         );
         world.note(text);
-        if start < retained {
+        let fenced = world.processes.get(&self.node).is_none_or(|process| process.fenced);
+        if start < retained && !fenced {
             let text =
                 format!("{:?} wants the log from {start}, which ends at {retained}", subscription.span);
             world.violated("RETENTION", &text);

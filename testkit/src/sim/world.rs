@@ -130,13 +130,13 @@ impl World {
 
     /// A process is gone: what it wrote and nobody confirmed may or may not be there.
     pub(super) fn bury(&mut self, node: &NodeId) {
-        self.processes.remove(node);
+        let fenced = self.processes.remove(node).is_none_or(|process| process.fenced);
         self.emptied.remove(node);
         self.cuts.retain(|(one, other), _| one != node && other != node);
         self.wire.forget(node);
         let mut feeds = std::mem::take(&mut self.feeds);
         for feed in feeds.values_mut() {
-            feed.bury(node, self);
+            feed.bury(node, fenced, self);
         }
         self.feeds = feeds;
     }
