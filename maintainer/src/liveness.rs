@@ -1,12 +1,17 @@
 //! The liveness of this node: one cell, forward steps only.
 
-use std::sync::atomic::{AtomicU8, Ordering};
-
 use heartbeatpb::NodeLiveness;
+use tokio::sync::watch;
 
-/// ALIVE, then DRAINING, then STOPPING; shared by everything that looks at it.
-#[derive(Debug, Default)]
-pub struct LivenessCell(AtomicU8);
+/// ALIVE, then DRAINING, then STOPPING; shared by everything that looks at it, and told to whoever watches.
+#[derive(Debug)]
+pub struct LivenessCell(watch::Sender<NodeLiveness>);
+
+impl Default for LivenessCell {
+    fn default() -> Self {
+        Self(watch::Sender::new(NodeLiveness::Alive))
+    }
+}
 
 const fn code(liveness: NodeLiveness) -> u8 {
     match liveness {
@@ -20,17 +25,24 @@ impl LivenessCell {
     /// The liveness now.
     #[must_use]
     pub fn get(&self) -> NodeLiveness {
-        match self.0.load(Ordering::Acquire) {
-            0 => NodeLiveness::Alive,
-            1 => NodeLiveness::Draining,
-            _ => NodeLiveness::Stopping,
-        }
+        *self.0.borrow()
+    }
+
+    /// Sees every later step, whoever takes it: a node that a coordinator drains must not go on leading.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<NodeLiveness> {
+        self.0.subscribe()
     }
 
     /// One step forward. Staying, going back and leaving a step out are refused (`false`).
     pub fn advance(&self, target: NodeLiveness) -> bool {
-        let Some(before) = code(target).checked_sub(1) else { return false };
-        self.0.compare_exchange(before, code(target), Ordering::AcqRel, Ordering::Acquire).is_ok()
+        self.0.send_if_modified(|liveness| {
+            let step = code(target) == code(*liveness) + 1;
+            if step {
+                *liveness = target;
+            }
+            step
+        })
     }
 }
 
@@ -49,5 +61,15 @@ mod tests {
         assert!(cell.advance(NodeLiveness::Stopping));
         assert!(!cell.advance(NodeLiveness::Draining), "no way back");
         assert_eq!(cell.get(), NodeLiveness::Stopping);
+    }
+
+    #[test]
+    fn whoever_watches_hears_of_a_step() {
+        let cell = LivenessCell::default();
+        let mut seen = cell.watch();
+        cell.advance(NodeLiveness::Stopping);
+        assert!(!seen.has_changed().expect("the cell is there"));
+        cell.advance(NodeLiveness::Draining);
+        assert_eq!(*seen.borrow_and_update(), NodeLiveness::Draining);
     }
 }

@@ -78,7 +78,6 @@ impl Part {
 pub struct Node {
     address: std::net::SocketAddr,
     liveness: Arc<LivenessCell>,
-    liveness_view: watch::Sender<NodeLiveness>,
     upstreams: Arc<UpstreamHub>,
     /// Why the process cannot go on.
     failed: watch::Receiver<Option<String>>,
@@ -134,7 +133,6 @@ impl Node {
         );
         let upstreams = Arc::new(UpstreamHub::new(node.clone(), log.clone()));
         let liveness = Arc::new(LivenessCell::default());
-        let (liveness_view, liveness_seen) = watch::channel(NodeLiveness::Alive);
         let (collector, collector_handle) = Collector::new(center.clone());
         let sinks = Arc::new(Sinks { data_dir: data_dir.join("sink"), upstreams: Arc::clone(&upstreams) });
         let (orchestrator, fence) = Orchestrator::new(center.clone(), Arc::new(collector_handle), sinks);
@@ -163,7 +161,7 @@ impl Node {
             retention: Arc::clone(&upstreams) as Arc<dyn coordinator::RetentionHook>,
             clock: Arc::clone(&upstreams) as Arc<dyn coordinator::UpstreamClock>,
         };
-        let (election, leader) = Election::new(store, layout, neighbours, settings, liveness_seen);
+        let (election, leader) = Election::new(store, layout, neighbours, settings, liveness.watch());
         let app = router(ApiState {
             node: node.clone(),
             members: members.clone(),
@@ -216,7 +214,7 @@ impl Node {
         let parts = vec![http, election, manager, orchestrator, collector, log_part, upkeep];
         tracing::info!(nodeID = %node, addr = %address, "server is ready");
         let membership = (nodes_sender, members_sender);
-        Ok(Self { address, liveness, liveness_view, upstreams, failed, _membership: membership, parts })
+        Ok(Self { address, liveness, upstreams, failed, _membership: membership, parts })
     }
 
     /// Where the API listens.
@@ -246,7 +244,6 @@ impl Node {
         tracing::info!("server is stopping");
         self.liveness.advance(NodeLiveness::Draining);
         self.liveness.advance(NodeLiveness::Stopping);
-        self.liveness_view.send_replace(NodeLiveness::Stopping);
         let mut parts = self.parts.into_iter();
         for part in parts.by_ref().take(3) {
             part.stop().await;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use coordinator::backend::{LeaseId, LocalStore, Store};
 use coordinator::{CoordinatorConfig, CoordinatorHandle, Election, Layout, Members, Neighbours};
 use dispatcher_orchestrator::{Orchestrator, OrchestratorHandle};
-use heartbeatpb::{NodeId, NodeLiveness, WallTime, simulated};
+use heartbeatpb::{NodeId, WallTime, simulated};
 use maintainer::{LivenessCell, MaintainerManager, ManagerConfig, PlacementHandle};
 use messaging::{MessageCenter, MessagingConfig};
 use tokio::runtime::Runtime;
@@ -36,7 +36,6 @@ pub(super) struct Node {
     pub(super) leader: watch::Receiver<Option<CoordinatorHandle>>,
     nodes: watch::Sender<BTreeSet<NodeId>>,
     members: watch::Sender<Members>,
-    _liveness: watch::Sender<NodeLiveness>,
     pub(super) lease: LeaseId,
     done: CancellationToken,
     fence: OrchestratorHandle,
@@ -104,7 +103,7 @@ impl Node {
         let (nodes, nodes_view) = watch::channel(members.keys().cloned().collect::<BTreeSet<_>>());
         let (members, members_view) = watch::channel(Arc::clone(members));
         let liveness = Arc::<LivenessCell>::default();
-        let (liveness_told, liveness_view) = watch::channel(NodeLiveness::Alive);
+        let liveness_view = liveness.watch();
         let managed: Arc<dyn maintainer::Upstream> = Arc::clone(&hub) as Arc<dyn maintainer::Upstream>;
         let node_epoch = u64::from(machine) * 1_000 + u64::from(incarnation) + 1;
         let config = ManagerConfig { node_epoch, liveness: Arc::clone(&liveness), nodes: nodes_view };
@@ -137,7 +136,6 @@ impl Node {
                 last.local_fence();
             }
         });
-        runtime.spawn(follow_liveness(liveness, liveness_told.clone()));
         drop(entered);
         Self {
             id,
@@ -146,7 +144,6 @@ impl Node {
             leader,
             nodes,
             members,
-            _liveness: liveness_told,
             lease,
             done,
             fence,
@@ -203,19 +200,6 @@ impl Node {
     /// The coordinator, if this process has it.
     pub(super) fn coordinator(&self) -> Option<CoordinatorHandle> {
         self.leader.borrow().clone()
-    }
-}
-
-/// A node that drains does not lead: what the process does with its own liveness.
-async fn follow_liveness(liveness: Arc<LivenessCell>, told: watch::Sender<NodeLiveness>) {
-    let mut look = tokio::time::interval(Duration::from_millis(200));
-    loop {
-        look.tick().await;
-        told.send_if_modified(|known| {
-            let changed = *known != liveness.get();
-            *known = liveness.get();
-            changed
-        });
     }
 }
 
