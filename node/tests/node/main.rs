@@ -12,4 +12,5 @@ mod large;
 mod life;
 mod observed;
 mod people;
+mod spans;
 mod types;
