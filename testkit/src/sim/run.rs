@@ -59,6 +59,11 @@ pub fn run(plan: &Plan, verbose: bool) -> Outcome {
     simulated::enter(plan.seed ^ 0x5eed, WallTime(0));
     let mut simulation = Simulation::new(plan, verbose);
     let outcome = simulation.run();
+    // A process's plug holds the world, which holds the process.
+    let mut world = simulation.world.lock();
+    let (processes, feeds) = (std::mem::take(&mut world.processes), std::mem::take(&mut world.feeds));
+    drop(world);
+    drop((processes, feeds));
     drop(simulation);
     simulated::leave();
     heartbeatpb::switch_off(None);
