@@ -162,7 +162,10 @@ fn mutants(args: &Args) -> anyhow::Result<()> {
                         let outcome = run(&Plan { without: Some(rule), ..Plan::of(seed) }, false);
                         outcome.violation.map(|violation| (seed, violation))
                     });
-                    results.lock().push(Mutant { rule, caught });
+                    let mut results = results.lock();
+                    let (rules, noticed) = (Rule::ALL.len(), caught.is_some());
+                    results.push(Mutant { rule, caught });
+                    eprintln!("{:>2} of {rules}: {rule:?}, noticed: {noticed}", results.len());
                 }
             });
         }
