@@ -59,22 +59,13 @@ fn config(n: u64, table: i64) -> DispatcherConfig {
 
 fn ddl(commit: u64) -> DdlEvent {
     DdlEvent {
-        commit_ts: Ts(commit),
-        start_ts: Ts(commit - 1),
-        commit_time: WallTime(0),
-        kind: DdlKind::Other,
         schema_id: SchemaId(1),
         table_id: TableId(1),
         schema: "public".into(),
         table: "t1".into(),
         query: "DROP EXTENSION x".into(),
-        table_info: None,
         blocked: Some(InfluencedTables::All),
-        dropped: None,
-        added: Vec::new(),
-        schema_changes: Vec::new(),
-        not_sync: false,
-        error: None,
+        ..DdlEvent::new(DdlKind::Other, Ts(commit))
     }
 }
 

@@ -19,7 +19,7 @@
 //! One that concerns a whole table alone is executed by its dispatcher; one that concerns the trigger alone, such as
 //! `CREATE TABLE`, by the trigger, which then tells the maintainer of the new tables and holds its checkpoint until that
 //! is acknowledged. A process that dies anywhere on the way meets the event again: the sink knows whether it ran, and a
-//! table that is past it begins behind it.
+//! table that is past it begins just in front of it, without rows at it, and meets it again.
 
 use std::sync::Arc;
 
@@ -84,6 +84,31 @@ pub struct DdlEvent {
     pub not_sync: bool,
     /// Set: the event cannot be followed, and the changefeed must fail with this text.
     pub error: Option<String>,
+}
+
+impl DdlEvent {
+    /// A change that names nothing, concerns nobody and changes no table: what is special about one is added.
+    #[must_use]
+    pub fn new(kind: DdlKind, commit_ts: Ts) -> Self {
+        Self {
+            commit_ts,
+            start_ts: commit_ts.before(),
+            commit_time: WallTime::default(),
+            kind,
+            schema_id: SchemaId::DDL,
+            table_id: TableId::DDL,
+            schema: String::new(),
+            table: String::new(),
+            query: String::new(),
+            table_info: None,
+            blocked: None,
+            dropped: None,
+            added: Vec::new(),
+            schema_changes: Vec::new(),
+            not_sync: false,
+            error: None,
+        }
+    }
 }
 
 /// A sync point: every table has exactly the events at or before it.

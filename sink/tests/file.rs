@@ -455,22 +455,13 @@ async fn a_new_shape_is_a_new_version_and_rows_keep_their_columns() {
         let new = table(1, "notes1", 30, columns, &[0]);
         run.flush().await;
         let ddl = DdlEvent {
-            commit_ts: Ts(30),
-            start_ts: Ts(29),
-            commit_time: WallTime(0),
-            kind: DdlKind::AlterTable,
             schema_id: SchemaId(1),
             table_id: TableId(1),
             schema: "app".into(),
             table: "notes1".into(),
             query: "ALTER TABLE app.notes1 ADD COLUMN extra integer".into(),
             table_info: Some(Arc::clone(&new)),
-            blocked: None,
-            dropped: None,
-            added: Vec::new(),
-            schema_changes: Vec::new(),
-            not_sync: false,
-            error: None,
+            ..DdlEvent::new(DdlKind::AlterTable, Ts(30))
         };
         run.sink.write_block_event(&BlockEvent::Ddl(Arc::new(ddl))).await.expect("written");
         run.sink.open_table(DISPATCHER, &new).await.expect("opened");

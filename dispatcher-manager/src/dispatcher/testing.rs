@@ -46,10 +46,6 @@ pub(crate) fn resolved(ts: u64) -> Arrival {
 /// A DDL that touches nothing but its table.
 pub(crate) fn ddl(commit: u64) -> DdlEvent {
     DdlEvent {
-        commit_ts: Ts(commit),
-        start_ts: Ts(commit - 1),
-        commit_time: WallTime(0),
-        kind: DdlKind::AlterTable,
         schema_id: SchemaId(1),
         table_id: TableId(1),
         schema: "public".into(),
@@ -57,11 +53,7 @@ pub(crate) fn ddl(commit: u64) -> DdlEvent {
         query: "ALTER TABLE t1 ADD COLUMN c text".into(),
         table_info: Some(table(1, commit)),
         blocked: Some(InfluencedTables::Normal(vec![TableId(1)])),
-        dropped: None,
-        added: Vec::new(),
-        schema_changes: Vec::new(),
-        not_sync: false,
-        error: None,
+        ..DdlEvent::new(DdlKind::AlterTable, Ts(commit))
     }
 }
 

@@ -364,22 +364,14 @@ fn a_damaged_or_cut_file_is_a_named_error_and_never_rows() {
 
 fn change(commit_ts: u64, blocked: Option<InfluencedTables>) -> DdlEvent {
     DdlEvent {
-        commit_ts: Ts(commit_ts),
-        start_ts: Ts(commit_ts - 1),
         commit_time: WallTime(1),
-        kind: DdlKind::Other,
         schema_id: SchemaId(1),
         table_id: TableId(7),
         schema: "public".to_owned(),
         table: "t7".to_owned(),
         query: "ALTER TABLE t7".to_owned(),
-        table_info: None,
         blocked,
-        dropped: None,
-        added: Vec::new(),
-        schema_changes: Vec::new(),
-        not_sync: false,
-        error: None,
+        ..DdlEvent::new(DdlKind::Other, Ts(commit_ts))
     }
 }
 

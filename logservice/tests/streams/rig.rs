@@ -567,22 +567,13 @@ pub(crate) fn image(value: u64) -> impl FnMut(&mut BytesMut) {
 
 fn ddl_event(table: i64, commit_ts: u64) -> DdlEvent {
     DdlEvent {
-        commit_ts: Ts(commit_ts),
-        start_ts: Ts(commit_ts - 1),
         commit_time: WallTime(1),
-        kind: DdlKind::AlterTable,
         schema_id: SchemaId(1),
         table_id: TableId(table),
         schema: "public".to_owned(),
         table: format!("t{table}"),
         query: "ALTER TABLE".to_owned(),
-        table_info: None,
-        blocked: None,
-        dropped: None,
-        added: Vec::new(),
-        schema_changes: Vec::new(),
-        not_sync: false,
-        error: None,
+        ..DdlEvent::new(DdlKind::AlterTable, Ts(commit_ts))
     }
 }
 

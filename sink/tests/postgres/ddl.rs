@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use event::{BlockEvent, DdlEvent, DdlKind, TableInfo};
 use heartbeatpb::{
-    AddedTable, DispatcherId, InfluencedTables, SchemaChange, SchemaId, TableId, TableSpan, Ts, WallTime,
+    AddedTable, DispatcherId, InfluencedTables, SchemaChange, SchemaId, TableId, TableSpan, Ts,
 };
 
 use crate::harness::{Rig, Rows, Running, table};
@@ -26,22 +26,12 @@ fn normal(tables: &[i64]) -> Option<InfluencedTables> {
 
 fn ddl(ts: u64, kind: DdlKind, about: &TableInfo, query: &str) -> DdlEvent {
     DdlEvent {
-        commit_ts: Ts(ts),
-        start_ts: Ts(ts - 1),
-        commit_time: WallTime(0),
-        kind,
         schema_id: about.schema_id,
         table_id: about.id,
         schema: about.schema.clone(),
         table: about.name.clone(),
         query: query.into(),
-        table_info: None,
-        blocked: None,
-        dropped: None,
-        added: Vec::new(),
-        schema_changes: Vec::new(),
-        not_sync: false,
-        error: None,
+        ..DdlEvent::new(kind, Ts(ts))
     }
 }
 

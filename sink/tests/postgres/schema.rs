@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use event::{BlockEvent, Column, DdlEvent, DdlKind, TableInfo, TypeDefinition};
-use heartbeatpb::{SchemaId, TableId, TableSpan, Ts, WallTime};
+use heartbeatpb::{SchemaId, TableId, TableSpan, Ts};
 use sink::{Error, SinkOptions};
 use testkit::PgServer;
 
@@ -188,22 +188,12 @@ async fn a_part_of_a_table_without_a_usable_key_is_refused() {
 
 fn ddl(ts: u64, kind: DdlKind, query: &str) -> BlockEvent {
     BlockEvent::Ddl(Arc::new(DdlEvent {
-        commit_ts: Ts(ts),
-        start_ts: Ts(ts - 1),
-        commit_time: WallTime(0),
-        kind,
         schema_id: SchemaId(1),
         table_id: TableId(1),
         schema: "public".into(),
         table: "t".into(),
         query: query.into(),
-        table_info: None,
-        blocked: None,
-        dropped: None,
-        added: Vec::new(),
-        schema_changes: Vec::new(),
-        not_sync: false,
-        error: None,
+        ..DdlEvent::new(kind, Ts(ts))
     }))
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use event::{DdlEvent, DdlKind};
 use heartbeatpb::{
     AddedTable, ChangefeedId, DispatcherId, InfluencedTables, MaintainerEpoch, NodeId, SchemaChange,
-    SchemaId, TableId, Ts, WallTime,
+    SchemaId, TableId, Ts,
 };
 use sink::Flushed;
 
@@ -570,21 +570,10 @@ fn blank(ts: u64, choice: DdlChoice) -> DdlEvent {
         DdlChoice::Truncate | DdlChoice::All => DdlKind::Other,
     };
     DdlEvent {
-        commit_ts: Ts(ts),
-        start_ts: Ts(ts - 1),
-        commit_time: WallTime(0),
-        kind,
         schema_id: SchemaId(1),
-        table_id: TableId(0),
         schema: "s".to_owned(),
         table: "t".to_owned(),
         query: format!("{choice:?}"),
-        table_info: None,
-        blocked: None,
-        dropped: None,
-        added: Vec::new(),
-        schema_changes: Vec::new(),
-        not_sync: false,
-        error: None,
+        ..DdlEvent::new(kind, Ts(ts))
     }
 }

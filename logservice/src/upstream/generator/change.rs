@@ -41,22 +41,12 @@ fn added(table: &TableInfo) -> Vec<AddedTable> {
 /// Describes a statement at `commit_ts`.
 pub(super) fn describe(step: SchemaStep, commit_ts: Ts, time: WallTime, shapes: &Shapes<'_>) -> Described {
     let blank = |kind: DdlKind, schema_id: SchemaId, schema: &str| DdlEvent {
-        commit_ts,
         start_ts: Feed::start_ts(commit_ts),
         commit_time: time,
-        kind,
         schema_id,
-        table_id: TableId::DDL,
         schema: schema.to_owned(),
-        table: String::new(),
         query: step.query.clone(),
-        table_info: None,
-        blocked: None,
-        dropped: None,
-        added: Vec::new(),
-        schema_changes: Vec::new(),
-        not_sync: false,
-        error: None,
+        ..DdlEvent::new(kind, commit_ts)
     };
     let of_table = |kind: DdlKind, table: &TableInfo| DdlEvent {
         table_id: table.id,
