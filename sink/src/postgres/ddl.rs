@@ -1,8 +1,8 @@
 //! Schema changes in the target: each once, and what a restart has to know about them.
 //!
-//! The transaction that executes a change also notes, for every table that took part, that it is behind it. Whoever
-//! starts such a table again starts there: all rows before the change were flushed before it ran, and have a shape that
-//! the target may not have any more. A change of a schema, or of everything, concerns tables that its event does not
+//! The transaction that executes a change also notes, for every table that took part, that it ran. Whoever starts such a
+//! table again starts just in front of it, without the rows at it, and never behind it: all rows before the change were
+//! flushed before it ran, and have a shape that the target may not have any more. A change of a schema, or of everything, concerns tables that its event does not
 //! name, so the schema of each table is kept too.
 //!
 //! ```text
