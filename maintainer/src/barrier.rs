@@ -220,7 +220,10 @@ impl Barrier {
         let Some(event) = self.events.get_mut(&key) else { return false };
         event.last_status = now;
         if event.stage != Stage::Waiting {
-            // Somebody who was created anew joins in; it is told to pass with the next scan.
+            // Somebody who was created anew joins in; it is told to pass with the next scan, and waited for.
+            if let Some(span) = placement.spans.get(id) {
+                event.join(span, &placement.spans);
+            }
             return true;
         }
         if is_trigger && event.is_wide() && schedule_pending {

@@ -50,6 +50,20 @@ impl Coverage {
         }
     }
 
+    /// Requires a table, whatever was heard of it before.
+    pub(crate) fn require(&mut self, table: TableId) {
+        step();
+        let before = self.tables.insert(table, Some(RangeCover::default()));
+        if !matches!(before, Some(Some(_))) {
+            self.open += 1;
+        }
+    }
+
+    /// Whether a table is required and not complete yet.
+    pub(crate) fn is_open(&self, table: TableId) -> bool {
+        matches!(self.tables.get(&table), Some(Some(_)))
+    }
+
     /// Whether every table was heard of completely.
     pub(crate) fn is_full(&self) -> bool {
         self.open == 0
@@ -86,6 +100,20 @@ mod tests {
         coverage.close(TableId(2));
         assert!(coverage.is_full());
         assert!(Coverage::of([]).is_full());
+    }
+
+    #[test]
+    fn a_table_that_was_complete_can_be_required_again() {
+        let mut coverage = Coverage::of([TableId(1)]);
+        coverage.add(&TableSpan::whole(TableId(1)));
+        for table in [1, 1, 2] {
+            coverage.require(TableId(table));
+            assert!(coverage.is_open(TableId(table)));
+        }
+        coverage.add(&TableSpan::whole(TableId(1)));
+        assert_eq!(coverage.open().collect::<Vec<_>>(), [TableId(2)]);
+        coverage.add(&TableSpan::whole(TableId(2)));
+        assert!(coverage.is_full() && !coverage.is_open(TableId(2)));
     }
 
     #[test]

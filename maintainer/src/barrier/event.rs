@@ -134,6 +134,22 @@ impl Event {
         self.done.add(&span.span);
     }
 
+    /// Notes that a dispatcher waits that was not there when the writer was chosen: the event is not over before it has
+    /// passed, because its report is acknowledged and it will not come again.
+    pub(super) fn join(&mut self, span: &SpanReplica, spans: &SpanSet) {
+        if self.done.is_open(span.span.table) {
+            return;
+        }
+        if span.span.is_whole() {
+            self.done.require(span.span.table);
+        } else {
+            self.passed.remove(&span.id);
+            self.done = self.rebuilt(&self.passed, spans);
+            close_gone(&mut self.done, spans);
+        }
+        self.pass_sent = false;
+    }
+
     /// Whether everybody waits. Dispatchers that are gone, or do not run any more, do not count.
     pub(super) fn is_complete(&mut self, spans: &SpanSet) -> bool {
         if !heartbeatpb::Rule::EverybodyArrives.holds() {

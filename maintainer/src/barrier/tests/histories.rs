@@ -299,6 +299,25 @@ fn an_event_over_everything_lets_every_node_pass_when_it_is_written() {
     assert_eq!(b.barrier.len(), 0);
 }
 
+#[test]
+fn whoever_comes_to_an_event_that_others_are_passing_is_waited_for() {
+    let mut b = Bench::new(&[(1, 1, "n1"), (2, 1, "n2")]);
+    let everything = waiting(110, InfluencedTables::All);
+    b.report("n2", &[(102, everything.clone())]);
+    b.placement.spans.raise(DispatcherId::new(0, 101), Ts(120));
+    says(b.after(1000), &expect!["-"]);
+    says(b.after(100), &expect!["n1: pass 110 to all; n2: pass 110 to all"]);
+    // A table that was created since begins in front of the event, and says so once.
+    b.add(103, 1, TableSpan::whole(TableId(3)), "n2");
+    says(b.report("n2", &[(103, everything)]), &expect!["n2: ack 110 to 103"]);
+    b.report("n2", &[(102, done(110))]);
+    b.report("n1", &[(101, done(110)), (TRIGGER, done(110))]);
+    says(b.after(1000), &expect!["n1: pass 110 to all; n2: pass 110 to all"]);
+    assert_eq!(b.barrier.len(), 1);
+    b.report("n2", &[(103, done(110))]);
+    assert_eq!(b.barrier.len(), 0);
+}
+
 // behaviour: maintainer-78
 #[test]
 fn a_trigger_that_stands_at_an_event_begins_again_just_before_it() {
