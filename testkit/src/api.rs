@@ -68,6 +68,14 @@ impl Api {
         self.request("POST", path, Some(body)).await
     }
 
+    /// `PUT` of a JSON body.
+    ///
+    /// # Errors
+    /// As [`Api::get`].
+    pub async fn put(&self, path: &str, body: &Value) -> Result<Value> {
+        self.request("PUT", path, Some(body)).await
+    }
+
     /// Creates a changefeed.
     ///
     /// # Errors

@@ -60,6 +60,7 @@ pub struct Millrace {
     program: PathBuf,
     dir: PathBuf,
     port: u16,
+    arguments: Vec<String>,
     child: Option<Child>,
     peak_bytes: u64,
     apart: bool,
@@ -79,6 +80,7 @@ impl Millrace {
             program: program.to_owned(),
             dir: dir.to_owned(),
             port,
+            arguments: Vec::new(),
             child: None,
             peak_bytes: 0,
             apart: false,
@@ -90,6 +92,40 @@ impl Millrace {
     pub fn apart_from_terminal(mut self) -> Self {
         self.apart = true;
         self
+    }
+
+    /// Gives further arguments to `millrace server`, such as `--store`, from the next start on.
+    #[must_use]
+    pub fn with_arguments<S: Into<String>>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
+        self.arguments.extend(arguments.into_iter().map(Into::into));
+        self
+    }
+
+    /// Its process id, if it runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// The directory that it keeps its data in.
+    #[must_use]
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+
+    /// Sends a signal by its name, such as `STOP` or `CONT`.
+    ///
+    /// # Errors
+    /// When the process does not run.
+    pub fn signal(&self, name: &str) -> Result<()> {
+        let child = self.child.as_ref().context("the server is not running")?;
+        // The shell's own: a small system has no program of that name.
+        let script = format!("kill -{name} {}", child.id());
+        let sent = Command::new("sh").args(["-c", &script]).status()?;
+        if !sent.success() {
+            bail!("the server cannot be sent {name}");
+        }
+        Ok(())
     }
 
     /// Whether the process was started and not stopped or killed since.
@@ -152,7 +188,8 @@ impl Millrace {
         }
         let child = command
             .args(["server", "--addr", &format!("127.0.0.1:{}", self.port), "--data-dir"])
-            .arg(self.dir.join("data"))
+            .arg(self.data_dir())
+            .args(&self.arguments)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -224,7 +261,8 @@ impl Millrace {
         self.still_running()?;
         self.peak_bytes = self.peak_bytes();
         let Some(mut child) = self.child.take() else { return Ok(()) };
-        let asked = Command::new("sh").args(["-c", "kill -TERM \"$0\"", &child.id().to_string()]).status()?;
+        let script = format!("kill -TERM {}", child.id());
+        let asked = Command::new("sh").args(["-c", &script]).status()?;
         let deadline = Instant::now() + PATIENCE;
         while asked.success() && Instant::now() < deadline {
             if let Some(status) = child.try_wait()? {

@@ -72,6 +72,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
     },
+    /// Break a real cluster under load, measure the lag and count what was lost; see docs/resilience.md.
+    Chaos {
+        /// Arguments of the program, such as `--only kill-leader --times 3`; `--release` for an optimised build.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
     /// Simulate clusters under faults from seeds, and check what must always hold; see docs/testing.md.
     Sim {
         /// Arguments of the program, such as `--seeds 200000`, `--seed 7` or `--mutants`.
@@ -114,6 +120,7 @@ fn main() -> ExitCode {
         Command::Behaviours { strict } => behaviours::run(&root, strict),
         Command::Dev { rest } => programs::become_dev(&root, &rest),
         Command::Crash { rest } => programs::run(&root, "crash", &rest),
+        Command::Chaos { rest } => programs::chaos(&root, &rest),
         Command::Sim { rest } => programs::sim(&root, &rest),
         Command::Bench(Bench::Drain { rest }) => programs::run(&root, "drain", &rest),
         Command::Bench(Bench::Control { rest }) => programs::control(&root, &rest),

@@ -1,4 +1,5 @@
-//! The programs of `testkit`: `crash` and the benchmarks against a release build, `dev` for people.
+//! The programs of `testkit`: `crash` and the benchmarks against a release build, `chaos` against clusters, `dev` for
+//! people.
 
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -54,6 +55,22 @@ pub(crate) fn sim(root: &Path, rest: &[String]) -> Result<()> {
     ];
     arguments.extend(rest.iter().map(String::as_str));
     crate::run(root, "cargo", &arguments, &[])
+}
+
+/// Clusters under faults: an unoptimised build, which is quick to make, unless the arguments say `--release`.
+pub(crate) fn chaos(root: &Path, rest: &[String]) -> Result<()> {
+    servers::ensure()?;
+    let optimised = rest.iter().any(|argument| argument == "--release");
+    let mut build = vec!["build", "-p", "node", "-p", "testkit", "--bin", "millrace", "--bin", "chaos"];
+    let mut run = vec!["run", "--quiet", "-p", "testkit", "--bin", "chaos"];
+    if optimised {
+        build.push("--release");
+        run.push("--release");
+    }
+    crate::run(root, "cargo", &build, &[])?;
+    run.push("--");
+    run.extend(rest.iter().map(String::as_str).filter(|argument| *argument != "--release"));
+    crate::run(root, "cargo", &run, &[])
 }
 
 /// Builds without optimisation, which is quick, and becomes the program: a Ctrl-C is its own affair then, and the
