@@ -1,26 +1,31 @@
-//! What the control plane needs from a metadata store (coordinator §2), and its embedded binding.
+//! What the control plane needs from a metadata store (coordinator §2), and its bindings: embedded ([`redb`], and
+//! [`memory`] for tests), and with the feature `etcd` a cluster of etcd servers.
 //!
 //! Keys are text in a total order; a transaction applies all of its operations at one revision or none.
 //! Nothing above this file knows which database is below it.
 
+#[cfg(feature = "etcd")]
+pub mod etcd;
 mod image;
 mod local;
 pub mod memory;
 pub mod redb;
+mod session;
 
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio_util::sync::CancellationToken;
 
 pub use local::LocalStore;
+pub use session::{Confirmations, Session};
 
 /// Most comparisons, and most operations, of one transaction.
 pub const MAX_TXN_OPS: usize = 128;
 /// Most bytes of keys and values in one transaction.
 pub const MAX_TXN_BYTES: usize = 1280 * 1024;
 
-/// Number of committed transactions so far; grows by one with each transaction that changes something.
+/// Where the store is in its history: grows with each transaction that changes something, by one where nobody else
+/// writes to the same store.
 pub type Revision = u64;
 
 /// A lease: keys attached to it vanish together with it.
@@ -80,6 +85,15 @@ pub enum Compare {
         /// The value.
         value: Vec<u8>,
     },
+}
+
+impl Compare {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Absent { key } | Self::ModRevision { key, .. } => key.len(),
+            Self::Value { key, value } => key.len() + value.len(),
+        }
+    }
 }
 
 /// A change of a transaction. A transaction names no key twice.
@@ -154,13 +168,15 @@ impl Txn {
     /// # Errors
     /// When the transaction is too big or names a key twice.
     pub fn check(&self) -> Result<(), StoreError> {
+        // The whole request travels, whichever branch applies.
+        let bytes = self.when.iter().map(Compare::bytes).sum::<usize>()
+            + self.then.iter().chain(&self.or_else).map(Op::bytes).sum::<usize>();
+        if bytes > MAX_TXN_BYTES {
+            return Err(StoreError::TooLarge { bytes });
+        }
         for ops in [&self.then, &self.or_else] {
             if ops.len() > MAX_TXN_OPS || self.when.len() > MAX_TXN_OPS {
                 return Err(StoreError::TooManyOps { ops: ops.len().max(self.when.len()) });
-            }
-            let bytes = ops.iter().map(Op::bytes).sum();
-            if bytes > MAX_TXN_BYTES {
-                return Err(StoreError::TooLarge { bytes });
             }
             let mut keys: Vec<&str> = ops.iter().map(Op::key).collect();
             keys.sort_unstable();
@@ -219,15 +235,6 @@ pub trait Watch: Send {
     fn progress(&self) -> Revision;
 }
 
-/// A lease that is kept alive.
-#[derive(Clone, Debug)]
-pub struct Session {
-    /// The lease.
-    pub lease: LeaseId,
-    /// Raised when the lease can no longer be relied on. Who holds a role under it must stop.
-    pub done: CancellationToken,
-}
-
 /// A won election.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Leadership {
@@ -258,7 +265,7 @@ pub trait Store: Send + Sync + 'static {
     /// Renews a lease.
     async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError>;
 
-    /// Ends a lease; its keys are deleted. Ended already is fine.
+    /// Ends a lease; its keys are deleted, and the `done` of its session is raised. Ended already is fine.
     async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError>;
 
     /// Time that a lease has left; `None` when it is gone.
@@ -327,6 +334,12 @@ pub enum StoreError {
     /// The request can never succeed.
     #[error("{0}")]
     Invalid(&'static str),
+    /// The store knows us and does not allow it, or does not know us.
+    #[error("the metadata store refused the request: {0}")]
+    Refused(String),
+    /// The settings of the store are wrong.
+    #[error("the metadata store cannot be used: {0}")]
+    Misconfigured(String),
 }
 
 impl StoreError {
@@ -341,7 +354,9 @@ impl StoreError {
             | Self::TooLarge { .. }
             | Self::LeaseGone
             | Self::Compacted
-            | Self::Invalid(_) => false,
+            | Self::Invalid(_)
+            | Self::Refused(_)
+            | Self::Misconfigured(_) => false,
         }
     }
 
@@ -363,7 +378,9 @@ impl StoreError {
             | Self::Broken(_)
             | Self::Locked(_)
             | Self::Compacted
-            | Self::Invalid(_) => "CDC:ErrMetaOpFailed",
+            | Self::Invalid(_)
+            | Self::Refused(_)
+            | Self::Misconfigured(_) => "CDC:ErrMetaOpFailed",
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The embedded store: an image in memory in front of a journal that makes every change durable first.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::image::{Change, Image};
 use super::{
-    Compare, KeyValue, Leadership, LeaseId, Op, Revision, Session, Snapshot, Store, StoreError, Txn,
-    TxnOutcome, Watch, WatchEvent, candidate_key,
+    Compare, Confirmations, KeyValue, Leadership, LeaseId, Op, Revision, Session, Snapshot, Store,
+    StoreError, Txn, TxnOutcome, Watch, WatchEvent, candidate_key,
 };
 
 /// Where changes become durable.
@@ -41,6 +42,8 @@ struct Shared {
     /// Wakes watches and candidates.
     committed: watch::Sender<Revision>,
     broken: CancellationToken,
+    /// What ends with a lease.
+    sessions: Mutex<BTreeMap<LeaseId, CancellationToken>>,
     identity: u64,
 }
 
@@ -64,6 +67,7 @@ impl LocalStore {
             blocks,
             committed,
             broken: CancellationToken::new(),
+            sessions: Mutex::default(),
             identity,
         };
         shared.commit(|image| image.expire(|_| true))?;
@@ -163,6 +167,9 @@ impl Store for LocalStore {
         self.write(move |shared| {
             shared.commit(|image| image.expire(|held| held == lease))?;
             shared.image.write().drop_lease(lease);
+            if let Some(done) = shared.sessions.lock().remove(&lease) {
+                done.cancel();
+            }
             Ok(())
         })
         .await
@@ -174,7 +181,10 @@ impl Store for LocalStore {
     }
 
     async fn session(&self, ttl: Duration) -> Result<Session, StoreError> {
-        Ok(Session { lease: self.grant(ttl).await?, done: self.shared.broken.child_token() })
+        let lease = self.grant(ttl).await?;
+        let done = self.shared.broken.child_token();
+        self.shared.sessions.lock().insert(lease, done.clone());
+        Ok(Session { lease, done, confirmed: Confirmations::always() })
     }
 
     async fn campaign(&self, prefix: &str, lease: LeaseId, value: &str) -> Result<Leadership, StoreError> {

@@ -117,7 +117,8 @@ impl Node {
             lease,
             uncertain,
         };
-        let session = coordinator::backend::Session { lease, done: done.clone() };
+        let confirmed = coordinator::backend::Confirmations::always();
+        let session = coordinator::backend::Session { lease, done: done.clone(), confirmed };
         let neighbours = Neighbours {
             center,
             members: members_view,

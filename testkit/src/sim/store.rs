@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use coordinator::backend::{
-    KeyValue, Leadership, LeaseId, LocalStore, Revision, Session, Snapshot, Store, StoreError, Txn,
-    TxnOutcome, Watch,
+    Confirmations, KeyValue, Leadership, LeaseId, LocalStore, Revision, Session, Snapshot, Store, StoreError,
+    Txn, TxnOutcome, Watch,
 };
 use heartbeatpb::NodeId;
 use tokio_util::sync::CancellationToken;
@@ -83,7 +83,7 @@ impl Store for NodeStore {
     }
 
     async fn session(&self, _ttl: Duration) -> Result<Session, StoreError> {
-        Ok(Session { lease: self.lease, done: self.done.clone() })
+        Ok(Session { lease: self.lease, done: self.done.clone(), confirmed: Confirmations::always() })
     }
 
     async fn campaign(&self, prefix: &str, lease: LeaseId, value: &str) -> Result<Leadership, StoreError> {
