@@ -68,6 +68,12 @@ impl<T: Topic> Inbox<T> {
         inbound
     }
 
+    /// Messages that wait.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.receiver.len()
+    }
+
     fn taken(&mut self, inbound: Option<&Inbound<T::Message>>) {
         self.handling = inbound.map(|inbound| (Instant::now(), inbound.message.io_type()));
     }

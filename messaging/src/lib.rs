@@ -20,6 +20,8 @@ pub mod binary;
 mod center;
 pub mod codec;
 mod error;
+#[cfg(feature = "grpc")]
+pub mod grpc;
 mod inbox;
 pub mod metrics;
 mod order;

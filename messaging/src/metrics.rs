@@ -8,7 +8,7 @@ use crate::StreamClass;
 pub const SENT: &str = "ticdc_messaging_send_message_counter";
 /// Messages queued for a receiver of this node. Label: `type`, `event` or `command`.
 pub const RECEIVED: &str = "ticdc_messaging_receive_message_counter";
-/// Messages dropped on receipt. Labels: `type`, `event` or `command`; `reason`.
+/// Messages dropped on receipt, or with their peer. Labels: `type`, `event` or `command`; `reason`.
 pub const DROPPED: &str = "ticdc_messaging_drop_message_counter";
 /// Messages that could not be sent. Labels: `type`; `message`, `message_congested` or `error`.
 pub const ERRORS: &str = "ticdc_messaging_error_counter";
@@ -17,14 +17,18 @@ pub const WAITING: &str = "ticdc_messaging_receive_channel_length";
 /// Messages that took more than 100 ms to handle. Label: `type`, the message's name.
 pub const SLOW: &str = "ticdc_messaging_slow_handle_counter";
 
+/// Open streams to other nodes. Label: `from`, the other node.
+pub const STREAMS: &str = "ticdc_messaging_stream_gauge";
+
 /// Describes every metric of this crate.
 pub fn describe() {
     describe_counter!(SENT, "Messages accepted for sending");
     describe_counter!(RECEIVED, "Messages queued for a receiver of this node");
-    describe_counter!(DROPPED, "Messages dropped on receipt");
+    describe_counter!(DROPPED, "Messages dropped on receipt, or with their peer");
     describe_counter!(ERRORS, "Messages that could not be sent");
     describe_gauge!(WAITING, "Messages that wait for their receiver");
     describe_counter!(SLOW, "Messages that took more than 100 ms to handle");
+    describe_gauge!(STREAMS, "Open streams to other nodes");
 }
 
 /// Counts a message that was handled slowly; rare, so the handle is looked up.
@@ -40,6 +44,8 @@ pub(crate) enum Drop {
     Unreadable,
     Misaddressed,
     Late,
+    #[cfg(feature = "grpc")]
+    PeerAway,
 }
 
 /// Handles of one stream class.
@@ -54,6 +60,8 @@ pub(crate) struct ClassMetrics {
     unreadable: Counter,
     misaddressed: Counter,
     late: Counter,
+    #[cfg(feature = "grpc")]
+    peer_away: Counter,
 }
 
 impl ClassMetrics {
@@ -70,6 +78,8 @@ impl ClassMetrics {
             unreadable: dropped("unreadable"),
             misaddressed: dropped("misaddressed"),
             late: dropped("late"),
+            #[cfg(feature = "grpc")]
+            peer_away: dropped("peer-away"),
         }
     }
 
@@ -80,6 +90,8 @@ impl ClassMetrics {
             Drop::Unreadable => &self.unreadable,
             Drop::Misaddressed => &self.misaddressed,
             Drop::Late => &self.late,
+            #[cfg(feature = "grpc")]
+            Drop::PeerAway => &self.peer_away,
         };
         counter.increment(count as u64);
     }
@@ -107,5 +119,34 @@ impl BusMetrics {
             StreamClass::Event => &self.event,
             StreamClass::Command => &self.command,
         }
+    }
+}
+
+/// Handles of one peer of a network.
+#[cfg(feature = "grpc")]
+pub(crate) struct TransportMetrics {
+    streams: Gauge,
+    classes: BusMetrics,
+}
+
+#[cfg(feature = "grpc")]
+impl TransportMetrics {
+    pub(crate) fn new(peer: &heartbeatpb::NodeId) -> Self {
+        Self { streams: gauge!(STREAMS, "from" => peer.as_str().to_owned()), classes: BusMetrics::new() }
+    }
+
+    /// A stream to the peer works.
+    pub(crate) fn opened(&self) {
+        self.streams.increment(1.0);
+    }
+
+    /// A stream to the peer that worked does not any more.
+    pub(crate) fn closed(&self) {
+        self.streams.decrement(1.0);
+    }
+
+    /// Messages for the peer were dropped.
+    pub(crate) fn dropped(&self, class: StreamClass, count: usize) {
+        self.classes.of(class).dropped(Drop::PeerAway, count);
     }
 }
