@@ -221,11 +221,12 @@ impl Event {
         }
     }
 
-    /// Whether a span proves that the event was passed under an earlier maintainer. Standing exactly at it proves
-    /// nothing: a span that was created there may not have flushed a sync point.
+    /// Whether a span proves that the event was passed under an earlier maintainer. A schema change is part of what a
+    /// span at its position has behind it; of a sync point that says nothing, because a span may have been created there.
     pub(super) fn was_passed_by(&self, span: &SpanReplica) -> bool {
         let ts = self.key.commit_ts;
         span.checkpoint > ts
+            || (span.checkpoint == ts && !self.key.is_sync_point)
             || span.block.as_ref().is_some_and(|block| {
                 block.key.commit_ts > ts
                     || (block.key.commit_ts == ts && block.key.is_sync_point && !self.key.is_sync_point)

@@ -265,6 +265,23 @@ fn who_is_past_an_event_lets_the_others_pass_without_a_second_write() {
     assert_eq!((b.barrier.len(), b.count(Standing::Absent)), (0, 1));
 }
 
+#[test]
+fn who_stands_exactly_behind_a_schema_change_has_passed_it_but_perhaps_not_the_sync_point_there() {
+    let mut b = Bench::new(&[(1, 1, "n1")]);
+    b.placement.spans.raise(DispatcherId::new(0, 101), Ts(110));
+    let everything = waiting(110, InfluencedTables::All);
+    let point = BarrierKey { commit_ts: Ts(110), is_sync_point: true };
+    let sync_point = BlockState { key: point, ..everything.clone() };
+    b.report("n1", &[(TRIGGER, everything)]);
+    says(b.after(1000), &expect!["-"]);
+    says(b.after(100), &expect!["n1: pass 110 to all; n2: pass 110 to all"]);
+    b.report("n1", &[(101, done(110)), (TRIGGER, done(110))]);
+    assert_eq!(b.barrier.len(), 0);
+    b.report("n1", &[(TRIGGER, sync_point)]);
+    says(b.after(5000), &expect!["-"]);
+    says(b.after(5000), &expect!["-"]);
+}
+
 // behaviour: maintainer-72
 #[test]
 fn an_event_over_everything_is_written_by_the_trigger_and_forgotten_when_all_have_passed() {
