@@ -60,6 +60,7 @@ impl Election {
         let mut liveness = self.liveness.clone();
         let mut pace = tokio::time::interval(CAMPAIGN_PERIOD);
         pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut candidate = false;
         loop {
             tokio::select! {
                 biased;
@@ -69,9 +70,17 @@ impl Election {
             }
             if *liveness.borrow_and_update() != NodeLiveness::Alive {
                 // Liveness never returns within a process: this node does not lead again.
-                shutdown.cancelled().await;
-                return Ok(());
+                if candidate {
+                    // A campaign that failed may have left a key, and whoever comes later waits behind it.
+                    self.resign(&session, &shutdown).await;
+                }
+                return tokio::select! {
+                    biased;
+                    () = shutdown.cancelled() => Ok(()),
+                    () = session.done.cancelled() => Err(StoreError::LeaseGone.into()),
+                };
             }
+            candidate = true;
             let led = tokio::select! {
                 biased; // without its lease the coordinator must not take another step, not even an orderly one
                 () = session.done.cancelled() => None,
@@ -82,7 +91,10 @@ impl Election {
             match led {
                 // Somebody else leads now; the key is not ours to give up.
                 Err(Error::NotOwner) => tracing::warn!("another node became coordinator"),
-                Ok(()) => self.resign(&session, &shutdown).await,
+                Ok(()) => {
+                    self.resign(&session, &shutdown).await;
+                    candidate = false;
+                }
                 Err(Error::Store(error)) if error.is_retryable() => {
                     tracing::warn!(%error, "the election failed; trying again");
                 }
@@ -158,7 +170,13 @@ impl Election {
                 tracing::warn!("the role ends with the lease");
                 return;
             }
-            tokio::time::sleep(CAMPAIGN_PERIOD).await;
+            tokio::select! {
+                biased;
+                () = session.done.cancelled() => return,
+                // One more attempt, then the end of the process takes the role away.
+                () = shutdown.cancelled() => {}
+                () = tokio::time::sleep(CAMPAIGN_PERIOD) => {}
+            }
         }
     }
 }

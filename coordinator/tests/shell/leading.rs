@@ -27,6 +27,8 @@ struct Flaky {
     failures: AtomicUsize,
     broken: AtomicBool,
     scans: Mutex<Vec<Instant>>,
+    /// Answers to candidates are lost.
+    mute: AtomicBool,
 }
 
 impl Flaky {
@@ -36,6 +38,7 @@ impl Flaky {
             failures: AtomicUsize::new(failures),
             broken: AtomicBool::new(broken),
             scans: Mutex::default(),
+            mute: AtomicBool::new(false),
         })
     }
 }
@@ -84,7 +87,11 @@ impl Store for Flaky {
     }
 
     async fn campaign(&self, prefix: &str, lease: LeaseId, value: &str) -> Result<Leadership, StoreError> {
-        self.inner.campaign(prefix, lease, value).await
+        let leadership = self.inner.campaign(prefix, lease, value).await?;
+        if self.mute.load(Ordering::Relaxed) {
+            return Err(StoreError::Uncertain("no answer".to_owned()));
+        }
+        Ok(leadership)
     }
 
     async fn resign(&self, prefix: &str, lease: LeaseId) -> Result<(), StoreError> {
@@ -122,6 +129,19 @@ async fn a_store_that_may_come_back_is_asked_again_with_growing_waits_and_a_brok
     let node = Node::start_with(Arc::clone(&broken) as Arc<dyn Store>, config());
     assert!(matches!(node.failure().await, Error::Store(StoreError::Broken(_))));
     assert_eq!(broken.scans.lock().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_drains_takes_a_candidacy_back_of_which_it_heard_nothing() {
+    let store = Flaky::new(0, false);
+    store.mute.store(true, Ordering::Relaxed);
+    let node = Node::start_with(Arc::clone(&store) as Arc<dyn Store>, config());
+    let prefix = coordinator::Layout::new("default").unwrap().owner_prefix();
+    let leads = async || store.leader(&prefix).await.unwrap().is_some();
+    within("its key is there, and it does not know", leads).await;
+    node.liveness.send_replace(NodeLiveness::Draining);
+    within("its key is gone", async || !leads().await).await;
+    node.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

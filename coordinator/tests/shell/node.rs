@@ -51,7 +51,7 @@ pub(crate) struct Node {
     pub(crate) retention: Arc<Retention>,
     tasks: Vec<JoinHandle<Result<(), Error>>>,
     _members: watch::Sender<coordinator::Members>,
-    _liveness: watch::Sender<NodeLiveness>,
+    pub(crate) liveness: watch::Sender<NodeLiveness>,
 }
 
 #[derive(Default)]
@@ -127,7 +127,7 @@ impl Node {
             retention,
             tasks: vec![election, manager],
             _members: members,
-            _liveness: liveness,
+            liveness,
         }
     }
 
