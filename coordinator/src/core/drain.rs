@@ -18,6 +18,10 @@ const RETRY: Duration = Duration::from_secs(1);
 /// A maintainer that should not be on the node was reported within this time: three heartbeats.
 const LATE: Duration = Duration::from_secs(3);
 
+/// Why the last node is not drained.
+const NOBODY: &str = "no other node could take over what this one does: start another one first (one that was being drained \
+                      has to be restarted)";
+
 /// How far the drain of a node is.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DrainView {
@@ -147,6 +151,9 @@ impl Core {
                 if self.members.iter().any(|node| protocol(node) == Some(0)) {
                     return Ok(Some(self.drained(node, 0, now)));
                 }
+                if !self.members.iter().any(|other| other != node && self.may_take_over(other, now)) {
+                    return Err(Error::Drain(NOBODY));
+                }
                 let clock = clock.ok_or(Error::Drain("the clock of this node is not usable; set it"))?;
                 let epoch = self
                     .drain
@@ -158,6 +165,14 @@ impl Core {
                 self.store_drain(now);
                 Ok(None)
             }
+        }
+    }
+
+    /// Whether a node is not known to be on its way out.
+    fn may_take_over(&self, node: &NodeId, now: Instant) -> bool {
+        match self.nodes.get(node).map_or(NodeState::Unknown, |record| record.state(now)) {
+            NodeState::Alive | NodeState::Unknown => true,
+            NodeState::Draining | NodeState::Stopping => false,
         }
     }
 

@@ -272,6 +272,17 @@ fn without_a_clock_or_a_further_epoch_no_drain_begins() {
 }
 
 #[test]
+fn the_last_node_is_not_drained_and_neither_is_one_whose_neighbours_are_on_their_way_out() {
+    let mut w = three();
+    w.node("n1", Draining, "", 0);
+    w.node("n3", Stopping, "", 0);
+    assert_eq!(w.asked("n2", 1000), "CDC:ErrSchedulerRequestFailed");
+    w.nodes(&["n2"]);
+    assert_eq!(w.asked("n2", 1000), "CDC:ErrSchedulerRequestFailed");
+    assert!(w.core.drain_view(w.now).is_none() && w.drain.is_none());
+}
+
+#[test]
 // behaviour: coordinator-DR-9
 fn a_node_that_leaves_while_its_drain_is_stored_is_not_drained() {
     let mut w = three();
