@@ -1,9 +1,8 @@
 //! What people ask of the coordinator, again and again until it is done.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
-use coordinator::backend::LeaseId;
 use coordinator::{CoordinatorHandle, Error};
 use heartbeatpb::NodeId;
 use heartbeatpb::config::{ChangefeedInfo, ChangefeedState};
@@ -25,7 +24,7 @@ enum Wish {
     Pause(String),
     Resume(String),
     Drain(NodeId, u32),
-    CancelDrain(NodeId),
+    CancelDrain(NodeId, u32),
 }
 
 /// How a request ended.
@@ -45,16 +44,14 @@ pub(super) struct People {
     asked: Option<(u64, Slot)>,
     next: u64,
     emptied: Option<(NodeId, u32, u64)>,
+    /// A process whose drain was taken back: it is to be started again.
+    unwanted: Option<(NodeId, u32)>,
     views: Arc<Mutex<String>>,
     /// Changefeeds that stand still although nobody wants that: a pause that was asked for twice.
     stopped: Arc<Mutex<Vec<String>>>,
     next_view: u64,
     /// Why a request failed last.
     failure: Mutex<String>,
-    /// Leases of processes that were killed: when they were renewed last.
-    pub(super) leases: BTreeMap<NodeId, (LeaseId, u64)>,
-    /// Machines whose process ends by itself at a time.
-    pub(super) doomed: Vec<(u32, u64)>,
 }
 
 impl People {
@@ -77,8 +74,8 @@ impl People {
     /// Takes the drain back that is wished for.
     pub(super) fn cancel_drain(&mut self) {
         for wish in &mut self.wishes {
-            if let Wish::Drain(node, _) = wish {
-                *wish = Wish::CancelDrain(node.clone());
+            if let Wish::Drain(node, machine) = wish {
+                *wish = Wish::CancelDrain(node.clone(), *machine);
                 return;
             }
         }
@@ -95,7 +92,7 @@ impl People {
             Some(Wish::Pause(name)) => format!("the pause of {name}"),
             Some(Wish::Resume(name)) => format!("the resumption of {name}"),
             Some(Wish::Drain(node, _)) => format!("the drain of {node}"),
-            Some(Wish::CancelDrain(node)) => format!("the end of the drain of {node}"),
+            Some(Wish::CancelDrain(node, _)) => format!("the end of the drain of {node}"),
         }
     }
 
@@ -165,8 +162,10 @@ impl People {
 
     fn on_answer(&mut self, answer: Answer, now: u64) {
         let drained = match self.wishes.front() {
-            Some(Wish::Drain(node, machine)) => Some((node.clone(), *machine)),
-            Some(Wish::Create(_) | Wish::Pause(_) | Wish::Resume(_) | Wish::CancelDrain(_)) | None => None,
+            Some(Wish::Drain(node, machine) | Wish::CancelDrain(node, machine)) => {
+                Some((node.clone(), *machine))
+            }
+            Some(Wish::Create(_) | Wish::Pause(_) | Wish::Resume(_)) | None => None,
         };
         match (answer, drained) {
             (Answer::Left(0), Some((node, machine))) => {
@@ -175,8 +174,18 @@ impl People {
             }
             (Answer::Left(_), _) => {}
             (Answer::Failed(error), _) => *self.failure.lock() = error.to_string(),
-            (Answer::Done, _) => drop(self.wishes.pop_front()),
+            (Answer::Done, drained) => {
+                // It takes no work any more until it is started again.
+                if let Some(Wish::CancelDrain(..)) = self.wishes.pop_front() {
+                    self.unwanted = drained;
+                }
+            }
         }
+    }
+
+    /// A node whose drain was taken back.
+    pub(super) fn restarted(&mut self) -> Option<(NodeId, u32)> {
+        self.unwanted.take()
     }
 
     /// A node of which a drain said that nothing is left: first that is checked, and after a while it is
@@ -228,7 +237,7 @@ async fn fulfil(leader: &CoordinatorHandle, wish: Wish) -> Answer {
             Err(Error::NodeNotExists(_)) => Answer::Done,
             Err(error) => Answer::Failed(error),
         },
-        Wish::CancelDrain(node) => match leader.cancel_drain(&node).await {
+        Wish::CancelDrain(node, _) => match leader.cancel_drain(&node).await {
             Ok(()) | Err(Error::Drain(_) | Error::NodeNotExists(_)) => Answer::Done,
             Err(error) => Answer::Failed(error),
         },

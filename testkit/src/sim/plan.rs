@@ -15,8 +15,18 @@ pub enum Event {
     CrashLeader(u64),
     /// Kill the process that has a changefeed's maintainer.
     CrashMaintainer(u64),
+    /// Kill the process that leads and the one that has a changefeed's maintainer.
+    CrashBoth(u64),
     /// Stop the process of a machine (SIGSTOP) for a while.
     Pause(u32, u64),
+    /// Stop the process that leads.
+    PauseLeader(u64),
+    /// Stop the process that has a changefeed's maintainer.
+    PauseMaintainer(u64),
+    /// What the leader sends takes so many milliseconds longer, for so many milliseconds, in order.
+    SlowLeader(u64, u64),
+    /// What a changefeed's maintainer sends takes so many milliseconds longer, for so many milliseconds, in order.
+    SlowMaintainer(u64, u64),
     /// Cut two machines off from each other; the metadata store stays reachable.
     Cut(u32, u32, u64),
     /// Cut one machine off from all others.
@@ -120,9 +130,69 @@ impl Plan {
             };
             plan.events.push((random.between(1_000, chaos), event));
         }
+        match random.between(0, 5) {
+            0 | 1 => maintainer_replaced(&mut random, &mut plan),
+            2 => leader_replaced(&mut random, &mut plan),
+            _ => {}
+        }
         plan.events.sort_by_key(|(at, _)| *at);
         plan
     }
+}
+
+/// A maintainer is replaced while what it said last is still on its way.
+fn maintainer_replaced(random: &mut Random, plan: &mut Plan) {
+    let machines = u64::from(plan.machines);
+    let begin = random.between(2_000, plan.chaos.max(6_000) - 4_000);
+    let slow = Event::SlowMaintainer(random.between(1_500, 7_000), random.between(500, 3_000));
+    plan.events.push((begin, slow));
+    for _ in 0..random.between(1, 4) {
+        let event = match random.between(0, 4) {
+            0 | 1 => Event::MoveTable(u32::try_from(random.between(0, machines - 1)).unwrap_or(0)),
+            2 => Event::SplitTable(u32::try_from(random.between(2, 4)).unwrap_or(2)),
+            3 => Event::MergeTable,
+            _ => Event::Ddl(ddl(random)),
+        };
+        plan.events.push((begin + random.between(0, 1_200), event));
+    }
+    let last = begin + random.between(300, 2_000);
+    let end = match random.between(0, 3) {
+        0 | 1 => Event::CrashMaintainer(random.between(200, 2_500)),
+        2 => Event::CrashBoth(random.between(200, 2_500)),
+        _ => Event::PauseMaintainer(random.between(2_500, 6_000)),
+    };
+    plan.events.push((last, end));
+    if random.between(0, 1) == 0 {
+        let event = Event::PauseFeeds(random.between(200, 4_000));
+        plan.events.push((last + random.between(500, 6_000), event));
+    }
+}
+
+/// A leader is replaced while what it said last is still on its way.
+fn leader_replaced(random: &mut Random, plan: &mut Plan) {
+    let machines = u64::from(plan.machines);
+    let machine = |random: &mut Random| u32::try_from(random.between(0, machines - 1)).unwrap_or(0);
+    let begin = random.between(2_000, plan.chaos.max(6_000) - 4_000);
+    let slow = Event::SlowLeader(random.between(1_500, 9_000), random.between(500, 3_000));
+    plan.events.push((begin, slow));
+    for _ in 0..random.between(1, 3) {
+        let event = match random.between(0, 3) {
+            0 => Event::PauseFeeds(random.between(200, 2_000)),
+            1 => Event::CrashMaintainer(random.between(200, 2_500)),
+            2 => Event::Crash(machine(random), random.between(200, 2_500)),
+            _ => Event::Drain(machine(random)),
+        };
+        plan.events.push((begin + random.between(0, 1_200), event));
+    }
+    let last = begin + random.between(300, 2_000);
+    let end = match random.between(0, 2) {
+        0 => Event::CrashLeader(random.between(200, 2_500)),
+        1 => Event::CrashBoth(random.between(200, 2_500)),
+        _ => Event::PauseLeader(random.between(2_500, 6_000)),
+    };
+    plan.events.push((last, end));
+    let event = Event::Drain(machine(random));
+    plan.events.push((last + random.between(500, 6_000), event));
 }
 
 fn fault(random: &mut Random, machines: u32) -> Event {

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use coordinator::backend::memory::{Disk, open};
-use coordinator::backend::{LocalStore, Store};
-use coordinator::{CoordinatorHandle, Layout, Members};
+use coordinator::backend::{LeaseId, LocalStore, Store};
+use coordinator::{Layout, Members};
 use futures_util::FutureExt;
 use heartbeatpb::config::{ChangefeedInfo, ChangefeedStatusDoc, ReplicaConfig, UpstreamInfo};
 use heartbeatpb::{ChangefeedId, Gid, NodeId, TableId, Ts, WallTime, simulated};
@@ -83,6 +83,10 @@ struct Simulation<'a> {
     members_version: u64,
     feeds: Vec<ChangefeedId>,
     people: People,
+    /// Leases of processes that were killed: when they were renewed last.
+    leases: BTreeMap<NodeId, (LeaseId, u64)>,
+    /// Machines whose process ends by itself at a time.
+    doomed: Vec<(u32, u64)>,
     next_rows: u64,
     gaps: (u64, u64),
     paused_feeds_until: Option<u64>,
@@ -116,6 +120,8 @@ impl<'a> Simulation<'a> {
             members_version: 0,
             feeds,
             people: People::default(),
+            leases: BTreeMap::new(),
+            doomed: Vec::new(),
             next_rows: 0,
             gaps: (0, 0),
             paused_feeds_until: None,
@@ -286,7 +292,21 @@ impl<'a> Simulation<'a> {
         self.world.lock().bury(&node.id);
         self.starting.insert(machine, now + restart);
         // Its lease goes on until it ends.
-        self.people.leases.insert(node.id.clone(), (node.lease, node.renewed));
+        self.leases.insert(node.id.clone(), (node.lease, node.renewed));
+    }
+
+    fn pause(&mut self, machine: u32, now: u64, millis: u64) {
+        let Some(node) = self.nodes.get_mut(&machine) else { return };
+        node.paused_until = Some(now + millis);
+        if let Some(process) = self.world.lock().processes.get_mut(&node.id) {
+            process.paused = true;
+        }
+    }
+
+    fn slow(&self, machine: Option<u32>, until: u64, extra: u64) {
+        if let Some(node) = machine.and_then(|machine| self.node_of(machine)) {
+            self.world.lock().slow.insert(node, (until, extra));
+        }
     }
 
     fn happen(&mut self, event: &Event, now: u64) {
@@ -294,26 +314,24 @@ impl<'a> Simulation<'a> {
         match *event {
             Event::Crash(machine, restart) => self.crash(machine, now, restart),
             Event::CrashLeader(restart) => {
-                if let Some(machine) = self.leader() {
-                    self.crash(machine, now, restart);
-                }
+                self.leader().into_iter().for_each(|machine| self.crash(machine, now, restart));
             }
             Event::CrashMaintainer(restart) => {
-                let reader = self.world.lock().feeds.values().find_map(|feed| feed.reader.clone());
-                let machine =
-                    self.nodes.values().find(|node| Some(&node.id) == reader.as_ref().map(|r| &r.node));
-                if let Some(machine) = machine.map(|node| node.machine) {
-                    self.crash(machine, now, restart);
-                }
+                self.maintainer().into_iter().for_each(|machine| self.crash(machine, now, restart));
             }
-            Event::Pause(machine, millis) => {
-                if let Some(node) = self.nodes.get_mut(&machine) {
-                    node.paused_until = Some(now + millis);
-                    if let Some(process) = self.world.lock().processes.get_mut(&node.id) {
-                        process.paused = true;
-                    }
-                }
+            Event::CrashBoth(restart) => {
+                let both = [self.leader(), self.maintainer()];
+                both.into_iter().flatten().for_each(|machine| self.crash(machine, now, restart));
             }
+            Event::Pause(machine, millis) => self.pause(machine, now, millis),
+            Event::PauseLeader(millis) => {
+                self.leader().into_iter().for_each(|machine| self.pause(machine, now, millis));
+            }
+            Event::PauseMaintainer(millis) => {
+                self.maintainer().into_iter().for_each(|machine| self.pause(machine, now, millis));
+            }
+            Event::SlowLeader(extra, millis) => self.slow(self.leader(), now + millis, extra),
+            Event::SlowMaintainer(extra, millis) => self.slow(self.maintainer(), now + millis, extra),
             Event::Cut(one, other, millis) => {
                 if let (Some(one), Some(other)) = (self.node_of(one), self.node_of(other)) {
                     self.world.lock().cut(&one, &other, millis);
@@ -421,6 +439,12 @@ impl<'a> Simulation<'a> {
         self.nodes.values().find(|node| node.coordinator().is_some()).map(|node| node.machine)
     }
 
+    /// Where a changefeed's maintainer is, by its reader.
+    fn maintainer(&self) -> Option<u32> {
+        let reader = self.world.lock().feeds.values().find_map(|feed| feed.reader.clone())?;
+        self.nodes.values().find(|node| node.id == reader.node).map(|node| node.machine)
+    }
+
     /// Leases, members, processes that wake or start, and people.
     fn housekeeping(&mut self, now: u64) {
         self.wake(now);
@@ -453,18 +477,27 @@ impl<'a> Simulation<'a> {
     }
 
     fn meet_people(&mut self, now: u64) {
-        let leader: Option<CoordinatorHandle> =
-            self.nodes.values().filter(|node| node.paused_until.is_none()).find_map(Node::coordinator);
-        let host =
-            self.nodes.values().find(|node| node.paused_until.is_none() && node.coordinator().is_some());
-        if let (Some(handle), Some(host)) = (leader, host) {
+        let leader = self
+            .nodes
+            .values()
+            .filter(|node| node.paused_until.is_none())
+            .find_map(|node| Some((node.coordinator()?, node)));
+        if let Some((handle, host)) = leader {
             self.people.ask(&handle, host, now);
         }
         if let Some((node, machine)) = self.people.emptied(now, &self.world) {
-            self.note(format!("{node} is empty and is stopped"));
-            if self.nodes.get(&machine).is_some_and(|present| present.id == node) {
-                self.crash(machine, now, 500);
-            }
+            self.stop(&node, machine, now, "is empty and is stopped");
+        }
+        if let Some((node, machine)) = self.people.restarted() {
+            self.stop(&node, machine, now, "is not to be emptied any more and is started again");
+        }
+    }
+
+    /// A person ends a process, and another one starts in its place.
+    fn stop(&mut self, node: &NodeId, machine: u32, now: u64, why: &str) {
+        if self.nodes.get(&machine).is_some_and(|present| present.id == *node) {
+            self.note(format!("{node} {why}"));
+            self.crash(machine, now, 500);
         }
     }
 
@@ -502,15 +535,14 @@ impl<'a> Simulation<'a> {
                 dead.push(node.machine);
             }
         }
-        let people: Vec<(NodeId, coordinator::backend::LeaseId)> = self
-            .people
+        let orphans: Vec<(NodeId, LeaseId)> = self
             .leases
             .iter()
             .filter(|(_, (_, renewed))| now - renewed >= LEASE)
             .map(|(node, (lease, _))| (node.clone(), *lease))
             .collect();
-        for (node, lease) in people {
-            self.people.leases.remove(&node);
+        for (node, lease) in orphans {
+            self.leases.remove(&node);
             ended.push((node, lease));
         }
         for (node, lease) in ended {
@@ -521,11 +553,11 @@ impl<'a> Simulation<'a> {
                 self.note(format!("{} fences itself", node.id));
             }
             // The process ends by itself and is started again.
-            self.people.doomed.push((machine, now + 200));
+            self.doomed.push((machine, now + 200));
         }
         let doomed: Vec<u32> =
-            self.people.doomed.iter().filter(|(_, at)| *at <= now).map(|(machine, _)| *machine).collect();
-        self.people.doomed.retain(|(_, at)| *at > now);
+            self.doomed.iter().filter(|(_, at)| *at <= now).map(|(machine, _)| *machine).collect();
+        self.doomed.retain(|(_, at)| *at > now);
         for machine in doomed {
             if self.nodes.get(&machine).is_some_and(|node| node.fenced) {
                 self.crash(machine, now, 300);
@@ -534,7 +566,7 @@ impl<'a> Simulation<'a> {
     }
 
     /// A lease is over: the downstream refuses the process from now on, and only then the others learn of it.
-    fn end_lease(&mut self, node: &NodeId, lease: coordinator::backend::LeaseId) {
+    fn end_lease(&mut self, node: &NodeId, lease: LeaseId) {
         {
             let mut world = self.world.lock();
             world.note(format!("the lease of {node} ends"));

@@ -40,6 +40,8 @@ pub(super) struct World {
     pub(super) processes: BTreeMap<NodeId, Process>,
     /// Pairs that cannot talk before a time, both ways; the smaller id first.
     pub(super) cuts: BTreeMap<(NodeId, NodeId), u64>,
+    /// What these processes send takes longer: until when, and by how many milliseconds.
+    pub(super) slow: BTreeMap<NodeId, (u64, u64)>,
     /// Nobody reaches the metadata store before this time.
     pub(super) store_down_until: u64,
     pub(super) wire: Wire,
@@ -60,6 +62,7 @@ impl World {
             random: Random::new(seed, 1),
             processes: BTreeMap::new(),
             cuts: BTreeMap::new(),
+            slow: BTreeMap::new(),
             store_down_until: 0,
             wire: Wire::default(),
             feeds: BTreeMap::new(),
@@ -103,6 +106,11 @@ impl World {
         one == other || self.cuts.get(&pair(one, other)).is_none_or(|until| *until <= self.now)
     }
 
+    /// Milliseconds that the network adds to what a process sends.
+    pub(super) fn slowness(&self, from: &NodeId) -> u64 {
+        self.slow.get(from).filter(|(until, _)| *until > self.now).map_or(0, |(_, extra)| *extra)
+    }
+
     /// Breaks the connection of two processes.
     pub(super) fn cut(&mut self, one: &NodeId, other: &NodeId, millis: u64) {
         let until = self.now + millis;
@@ -120,6 +128,7 @@ impl World {
     /// All faults end.
     pub(super) fn heal(&mut self) {
         self.cuts.clear();
+        self.slow.clear();
         self.store_down_until = 0;
         self.wire.faults = super::wire::Faults::default();
         for process in self.processes.values_mut() {
@@ -132,6 +141,7 @@ impl World {
     pub(super) fn bury(&mut self, node: &NodeId) {
         let fenced = self.processes.remove(node).is_none_or(|process| process.fenced);
         self.emptied.remove(node);
+        self.slow.remove(node);
         self.cuts.retain(|(one, other), _| one != node && other != node);
         self.wire.forget(node);
         let mut feeds = std::mem::take(&mut self.feeds);
