@@ -155,8 +155,7 @@ impl CoordinatorHandle {
     /// # Errors
     /// [`Error::NodeNotExists`], or [`Error::Drain`] when no epoch can be had for the drain.
     pub async fn drain_node(&self, node: &NodeId) -> Result<DrainView, Error> {
-        let clock = u64::try_from(WallTime::now().0).ok().and_then(|micros| micros.checked_mul(1_000));
-        match self.ask(Command::Drain { node: node.clone(), clock }).await? {
+        match self.ask(Command::Drain { node: node.clone(), clock: clock_nanos() }).await? {
             Reply::Drain(view) => Ok(*view),
             Reply::Info(_) | Reply::Checkpoint(_) | Reply::One(_) | Reply::Many(_) | Reply::Done => {
                 Err(Error::Stopped)
@@ -201,7 +200,12 @@ impl CoordinatorHandle {
     }
 }
 
+/// The time of day in nanoseconds since 1970; `None` when the clock is out of any range.
+fn clock_nanos() -> Option<u64> {
+    u64::try_from(WallTime::now().0).ok()?.checked_mul(1_000)
+}
+
 /// A number that makes epochs fresh across deletion and creation; correctness rests on compare-and-set.
 pub(crate) fn epoch_candidate() -> u64 {
-    u64::try_from(WallTime::now().0).ok().and_then(|micros| micros.checked_mul(1_000)).unwrap_or(1)
+    clock_nanos().unwrap_or(1)
 }
