@@ -18,6 +18,7 @@
 
 mod admin;
 mod apply;
+mod backoff;
 mod bounds;
 mod catalog;
 mod conn;

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::admin;
 use super::apply::{Step, Tables};
+use super::backoff::Backoff;
 use super::bounds::Bounds;
 use super::catalog::CatalogTable;
 use super::conn::{Connection, Purpose};
@@ -45,11 +46,6 @@ const PUBLISH_BYTES: usize = 1 << 20;
 const GATHER: Duration = Duration::from_millis(1);
 /// Bytes of an open transaction between two looks at the store's room.
 const ROOM_EVERY: usize = 1 << 20;
-/// Pauses between connection attempts: the first, and the longest.
-const BACKOFF_FIRST: Duration = Duration::from_millis(100);
-const BACKOFF_LAST: Duration = Duration::from_secs(10);
-/// A connection that stood this long begins a new series of attempts.
-const BACKOFF_FORGET: Duration = Duration::from_secs(30);
 
 /// Everything a reader is started with.
 pub(crate) struct Reader {
@@ -105,7 +101,7 @@ impl Reader {
         let mut backoff = Backoff::default();
         loop {
             session.progress.set_phase(ReaderPhase::Connecting);
-            let began = Instant::now();
+            let (began, resolved) = (Instant::now(), session.resolved);
             let error = match session.follow().await {
                 Ok(Ended::Shutdown) => return Ok(()),
                 Err(error) if error.is_retryable() && !matches!(error, Error::Closed { .. }) => error,
@@ -118,10 +114,7 @@ impl Reader {
             session.progress.set_phase(ReaderPhase::Connecting);
             session.progress.reconnects.fetch_add(1, Ordering::Relaxed);
             session.progress.set_last_error(Some(error.chain()));
-            if began.elapsed() > BACKOFF_FORGET {
-                backoff = Backoff::default();
-            }
-            let pause = backoff.next();
+            let pause = backoff.after(began.elapsed(), session.resolved > resolved);
             tracing::warn!(
                 changefeed = %session.spec.changefeed,
                 error = error.chain(),
@@ -133,23 +126,6 @@ impl Reader {
                 () = tokio::time::sleep(pause) => {}
             }
         }
-    }
-}
-
-/// Doubling pauses, each shortened by a random part so that readers do not come back in step.
-struct Backoff(Duration);
-
-impl Default for Backoff {
-    fn default() -> Self {
-        Self(BACKOFF_FIRST)
-    }
-}
-
-impl Backoff {
-    fn next(&mut self) -> Duration {
-        let pause = self.0;
-        self.0 = (pause * 2).min(BACKOFF_LAST);
-        pause.mul_f64(rand::random_range(0.5..=1.0))
     }
 }
 
