@@ -70,6 +70,15 @@ pub const SINK_URI_INVALID: &str = "CDC:ErrSinkURIInvalid";
 pub const SINK_UNKNOWN_PROTOCOL: &str = "CDC:ErrSinkUnknownProtocol";
 /// The downstream does not answer, a connection broke, or it is short of memory, disk or connections.
 pub const SINK_UNAVAILABLE: &str = "CDC:ErrSinkUnavailable";
+/// A sink may not write any more: its tables were given to other nodes, or a newer sink of its node has taken its
+/// place. It stops for good; the changefeed starts again by itself.
+pub const SINK_FENCED: &str = "CDC:ErrSinkFenced";
+/// A transaction of a lost node does not end, and its tables cannot start elsewhere until it has. Let the sink's user
+/// end sessions (`GRANT pg_signal_backend`), or end the session by hand.
+pub const SINK_FENCE_BLOCKED: &str = "CDC:ErrSinkFenceBlocked";
+/// A newer maintainer has taken the downstream over; the old one ends. After the metadata store was restored from an
+/// old copy: delete the changefeed's rows of the table `fences` in the sink's schema.
+pub const SINK_FENCE_SUPERSEDED: &str = "CDC:ErrSinkFenceSuperseded";
 /// The sink was closed, as when its node stops.
 pub const SINK_CLOSED: &str = "CDC:ErrSinkClosed";
 /// A task of the sink ended for a reason of our own.
