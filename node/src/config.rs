@@ -1,13 +1,29 @@
 //! Server configuration: defaults, then the TOML file, then flags that were given.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use heartbeatpb::config::HumanDuration;
 use serde::{Deserialize, Serialize};
+
+pub(crate) mod nearest;
+mod security;
+mod store;
+
+pub use security::{RedactMode, SecuritySection};
+pub use store::{StoreKind, StoreSection};
 
 /// Port that a server listens on when nothing else is said.
 pub const DEFAULT_ADDR: &str = "127.0.0.1:8300";
 
-/// Configuration of one server process (api-cli-config §10, the part that applies to one node).
+/// Longest time to live of a node's lease: so long nobody takes the work of a dead node over.
+const LONGEST_SESSION: Duration = Duration::from_secs(600);
+/// Shortest time to live of a node's lease: writing stops a second before it may end, and it is renewed in thirds.
+const SHORTEST_SESSION: Duration = Duration::from_secs(2);
+/// Longest time for which a node that disappeared is kept.
+const LONGEST_REMOVAL_DELAY: Duration = Duration::from_secs(600);
+
+/// Configuration of one server process (api-cli-config §10).
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ServerConfig {
@@ -17,8 +33,17 @@ pub struct ServerConfig {
     pub addr: String,
     /// `host:port` that other nodes and clients are told; `addr` when empty.
     pub advertise_addr: String,
-    /// Where the metadata store and the event store live.
+    /// Where the event store lives, and the metadata store when it is embedded.
     pub data_dir: PathBuf,
+    /// Time to live of the lease under which this node is a member of its cluster. Others take its work over so long
+    /// after it was last heard of, and it stops writing a second earlier.
+    pub capture_session_ttl: HumanDuration,
+    /// How long a node is kept whose registration disappeared without a goodbye.
+    pub capture_removal_delay: HumanDuration,
+    /// Where the cluster keeps its metadata.
+    pub store: StoreSection,
+    /// Certificates, and who may ask.
+    pub security: SecuritySection,
     /// File for the log; empty is standard error.
     pub log_file: String,
     /// `error`, `warn`, `info`, `debug` or a tracing filter directive.
@@ -35,6 +60,26 @@ pub struct ServerConfig {
 pub struct LogConfig {
     /// `text` or `json`.
     pub format: LogFormat,
+    /// How the log file is put aside.
+    pub file: LogFileConfig,
+}
+
+/// `[log.file]`: when the log file is put aside, and how long those that were are kept. 0 is without a limit.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct LogFileConfig {
+    /// MiB at which the file is put aside, under the time of that moment.
+    pub max_size: u64,
+    /// Days for which files that were put aside are kept.
+    pub max_days: u64,
+    /// How many of them are kept.
+    pub max_backups: usize,
+}
+
+impl Default for LogFileConfig {
+    fn default() -> Self {
+        Self { max_size: 300, max_days: 0, max_backups: 0 }
+    }
 }
 
 /// Form of a log line.
@@ -72,6 +117,10 @@ impl Default for ServerConfig {
             addr: DEFAULT_ADDR.to_owned(),
             advertise_addr: String::new(),
             data_dir: PathBuf::from("./millrace_data"),
+            capture_session_ttl: HumanDuration::from_secs(3),
+            capture_removal_delay: HumanDuration(Duration::from_millis(500)),
+            store: StoreSection::default(),
+            security: SecuritySection::default(),
             log_file: String::new(),
             log_level: "info".to_owned(),
             log: LogConfig::default(),
@@ -120,7 +169,7 @@ impl ServerConfig {
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         toml::from_str(&text).map_err(|e| ConfigError::Parse {
             path: path.to_owned(),
-            what: e.to_string().trim_end().to_owned(),
+            what: e.to_string().trim_end().to_owned() + &meant(e.message()),
         })
     }
 
@@ -155,13 +204,29 @@ impl ServerConfig {
             if let Err(what) = check_host_port(&self.advertise_addr) {
                 return invalid("advertise-addr", what);
             }
-            let host = self.advertise_addr.rsplit_once(':').map_or("", |(host, _)| host);
-            if ["0.0.0.0", "[::]", "::", ""].contains(&host) {
+            if is_everywhere(&self.advertise_addr) {
                 return invalid("advertise-addr", "must be an address that others can reach".to_owned());
             }
         }
         if self.data_dir.as_os_str().is_empty() {
             return invalid("data-dir", "must not be empty".to_owned());
+        }
+        let ttl = self.capture_session_ttl.0;
+        if !(SHORTEST_SESSION..=LONGEST_SESSION).contains(&ttl) || ttl.subsec_nanos() > 0 {
+            return invalid("capture-session-ttl", "must be whole seconds from 2s to 10m".to_owned());
+        }
+        if self.capture_removal_delay.0 > LONGEST_REMOVAL_DELAY {
+            return invalid("capture-removal-delay", "must be at most 10m".to_owned());
+        }
+        self.store.validate().or_else(|(key, what)| invalid(key, what))?;
+        self.security.validate().or_else(|(key, what)| invalid(key, what))?;
+        if self.store.kind == StoreKind::Etcd && self.advertise_addr.is_empty() && is_everywhere(&self.addr) {
+            let what =
+                format!("must be given in a cluster when addr is {}: others cannot reach that", self.addr);
+            return invalid("advertise-addr", what);
+        }
+        if let Some(what) = self.log_file_problem() {
+            return invalid("log-file", what);
         }
         if self.event_store.memory_bytes < 8 << 20 {
             return invalid("event-store.memory-bytes", "must be at least 8388608 (8 MiB)".to_owned());
@@ -173,11 +238,65 @@ impl ServerConfig {
     }
 }
 
+impl ServerConfig {
+    /// Why the log file cannot be where it is: rotation puts files beside it, and the data directory is the server's.
+    fn log_file_problem(&self) -> Option<String> {
+        if self.log_file.is_empty() {
+            return None;
+        }
+        let (file, dir) = (normal(self.log_file.as_ref()), normal(&self.data_dir));
+        let dir_shown = self.data_dir.display();
+        if file == dir {
+            return Some(format!("is the data directory {dir_shown}; name a file beside it"));
+        }
+        // The server makes and removes what is in these.
+        let part =
+            ["meta", "log", "sink", "tmp"].into_iter().find(|part| file.starts_with(dir.join(part)))?;
+        Some(format!(
+            "lies where the server keeps its own files, {part} in the data directory {dir_shown}; choose another \
+             place, for example {}",
+            self.data_dir.join("millrace.log").display()
+        ))
+    }
+}
+
+/// The path without `.` and `..`, from the root. Links are not followed: nothing may exist yet.
+fn normal(path: &Path) -> PathBuf {
+    let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let mut out = PathBuf::new();
+    for part in whole.components() {
+        if part == std::path::Component::ParentDir {
+            out.pop();
+        } else {
+            out.push(part);
+        }
+    }
+    out
+}
+
+/// What was probably meant by a key that nobody knows; nothing for other mistakes.
+fn meant(message: &str) -> String {
+    let key = message.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next());
+    let known = serde_json::to_value(ServerConfig::default()).map(|value| nearest::keys_of(&value));
+    match (key, known) {
+        (Some(key), Ok(known)) => {
+            nearest::nearest(key, &known).map_or_else(String::new, |near| format!("\ndid you mean {near}?"))
+        }
+        _ => String::new(),
+    }
+}
+
 /// Whether `text` is a name such as `orders-to-kafka`: alphanumeric words joined by single hyphens.
 #[must_use]
 pub fn is_name(text: &str) -> bool {
     !text.is_empty()
         && text.split('-').all(|word| !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphanumeric()))
+}
+
+/// Whether the host of `host:port` stands for every address of a machine.
+fn is_everywhere(text: &str) -> bool {
+    let host = text.rsplit_once(':').map_or("", |(host, _)| host);
+    ["0.0.0.0", "[::]", "::", ""].contains(&host)
 }
 
 fn check_host_port(text: &str) -> Result<(), String> {
@@ -202,15 +321,32 @@ mod tests {
     #[test]
     fn bad_values_are_named() {
         type Change = fn(&mut ServerConfig);
-        let cases: [(&str, Change); 8] = [
+        let cases: [(&str, Change); 19] = [
             ("cluster-id", |c| c.cluster_id = "a--b".into()),
             ("cluster-id", |c| c.cluster_id = "owner".into()),
             ("addr", |c| c.addr = "localhost".into()),
             ("addr", |c| c.addr = "localhost:99999".into()),
             ("advertise-addr", |c| c.advertise_addr = "0.0.0.0:8300".into()),
             ("data-dir", |c| c.data_dir = PathBuf::new()),
+            ("capture-session-ttl", |c| c.capture_session_ttl = HumanDuration::from_secs(1)),
+            ("capture-session-ttl", |c| c.capture_session_ttl = HumanDuration(Duration::from_millis(2_500))),
+            ("capture-removal-delay", |c| c.capture_removal_delay = HumanDuration::from_secs(601)),
+            ("store.endpoints", |c| c.store.kind = StoreKind::Etcd),
+            ("store.endpoints", |c| c.store.endpoints = vec!["http://a:2379".into()]),
+            ("store.path", |c| {
+                c.store = StoreSection::etcd("http://a:2379");
+                c.store.path = PathBuf::from("meta");
+            }),
+            ("store.prefix", |c| c.store.prefix = "/team".into()),
+            ("advertise-addr", |c| {
+                c.store = StoreSection::etcd("http://a:2379");
+                c.addr = "0.0.0.0:8300".into();
+            }),
             ("event-store.memory-bytes", |c| c.event_store.memory_bytes = 1),
             ("log-level", |c| c.log_level = "millrace=nonsense".into()),
+            ("log-file", |c| c.log_file = "./millrace_data".into()),
+            ("log-file", |c| c.log_file = "x/../millrace_data/log/server.log".into()),
+            ("security.mtls", |c| c.security.mtls = true),
         ];
         for (key, change) in cases {
             let mut config = ServerConfig::default();
@@ -227,5 +363,10 @@ mod tests {
         let error = ServerConfig::load(&dir).unwrap_err().to_string();
         std::fs::remove_file(&dir).unwrap();
         assert!(error.contains("foo"), "{error}");
+        assert_eq!(meant("unknown field `addres`, expected one of"), "\ndid you mean addr?");
+        assert_eq!(meant("invalid type"), "");
+        let beside =
+            ServerConfig { log_file: "./millrace_data/server.log".to_owned(), ..ServerConfig::default() };
+        beside.validate().unwrap();
     }
 }

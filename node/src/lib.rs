@@ -11,13 +11,17 @@
 
 pub mod cli;
 pub mod config;
+mod connect;
 mod http;
 pub mod metrics;
 pub mod quickstart;
+pub mod serve;
 pub mod shutdown;
 mod sinks;
 pub mod telemetry;
+pub mod tls;
 mod upstream;
 mod wiring;
 
-pub use wiring::Node;
+pub use http::password;
+pub use wiring::{Node, Surroundings};

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use node::cli::{CliArgs, CliError};
-use node::config::{LogFormat, ServerConfig};
+use node::config::{LogFormat, ServerConfig, StoreKind};
 use node::quickstart::QuickstartArgs;
 
 /// Change data capture that scales out.
@@ -27,6 +27,23 @@ enum Command {
     Quickstart(Box<QuickstartArgs>),
     /// Print the version.
     Version,
+    /// Print the line of a user for the server's file of passwords (security.client-password-file).
+    Password {
+        /// Name of the user. The password is asked for, or read from standard input.
+        #[arg(long)]
+        user: String,
+    },
+    /// Print the script that completes commands in a shell.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write those of all commands.
+    Man {
+        /// Write the page of every command into this directory.
+        #[arg(long)]
+        dir: Option<PathBuf>,
+    },
 }
 
 /// Flags that are given override the configuration file.
@@ -47,6 +64,22 @@ struct ServerArgs {
     /// Name that isolates clusters.
     #[arg(long)]
     cluster_id: Option<String>,
+    /// etcd endpoints with commas between, such as http://10.0.0.1:2379,http://10.0.0.2:2379: makes servers with the
+    /// same ones a cluster. Without it this server is alone and keeps its metadata in its data directory.
+    #[arg(long, value_name = "ENDPOINTS")]
+    store: Option<String>,
+    /// Certificates of the authorities that nodes and clients are checked against, PEM. With --cert and --key: TLS.
+    #[arg(long, value_name = "FILE", requires_all = ["cert", "key"])]
+    ca: Option<PathBuf>,
+    /// Certificate chain of this server, PEM.
+    #[arg(long, value_name = "FILE", requires_all = ["ca", "key"])]
+    cert: Option<PathBuf>,
+    /// Private key of this server, PEM.
+    #[arg(long, value_name = "FILE", requires_all = ["ca", "cert"])]
+    key: Option<PathBuf>,
+    /// Common names that certificates of clients may have, with commas between; clients need one then.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    cert_allowed_cn: Option<Vec<String>>,
     /// File for the log; standard error by default.
     #[arg(long)]
     log_file: Option<String>,
@@ -70,6 +103,11 @@ impl ServerArgs {
             advertise_addr,
             data_dir,
             cluster_id,
+            store,
+            ca,
+            cert,
+            key,
+            cert_allowed_cn,
             log_file,
             log_level,
             log_format,
@@ -78,6 +116,18 @@ impl ServerArgs {
         config.advertise_addr = advertise_addr.unwrap_or(config.advertise_addr);
         config.data_dir = data_dir.unwrap_or(config.data_dir);
         config.cluster_id = cluster_id.unwrap_or(config.cluster_id);
+        if let Some(endpoints) = store {
+            config.store.kind = StoreKind::Etcd;
+            config.store.endpoints =
+                endpoints.split(',').map(|endpoint| endpoint.trim().to_owned()).collect();
+        }
+        let security = &mut config.security;
+        // Clap has seen to it that all three are given, or none: files of two sources do not fit together.
+        security.ca_path = ca.unwrap_or_else(|| std::mem::take(&mut security.ca_path));
+        security.cert_path = cert.unwrap_or_else(|| std::mem::take(&mut security.cert_path));
+        security.key_path = key.unwrap_or_else(|| std::mem::take(&mut security.key_path));
+        security.cert_allowed_cn =
+            cert_allowed_cn.unwrap_or_else(|| std::mem::take(&mut security.cert_allowed_cn));
         config.log_file = log_file.unwrap_or(config.log_file);
         config.log_level = log_level.unwrap_or(config.log_level);
         config.log.format = log_format.unwrap_or(config.log.format);
@@ -145,6 +195,29 @@ async fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Cli(args) => Ok(node::cli::run(args).await?),
         Command::Quickstart(args) => node::quickstart::run(*args).await,
+        Command::Password { user } => {
+            let password = node::cli::ask_password(&format!("Password of {user}: "))?;
+            Ok(node::cli::say(&node::password::line(&user, &password).map_err(anyhow::Error::msg)?)?)
+        }
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "millrace", &mut script);
+            Ok(node::cli::say(&String::from_utf8_lossy(&script).trim_end())?)
+        }
+        Command::Man { dir } => manual(dir.as_deref()),
         Command::Version => Ok(node::cli::say(&format_args!("millrace {}", env!("CARGO_PKG_VERSION")))?),
     }
+}
+
+/// Prints the page of the program, or writes one for each command.
+fn manual(dir: Option<&std::path::Path>) -> anyhow::Result<()> {
+    let command = Arguments::command();
+    if let Some(dir) = dir {
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        return clap_mangen::generate_to(command, dir)
+            .with_context(|| format!("cannot write manual pages into {}", dir.display()));
+    }
+    let mut page = Vec::new();
+    clap_mangen::Man::new(command).render(&mut page)?;
+    Ok(node::cli::say(&String::from_utf8_lossy(&page).trim_end())?)
 }

@@ -70,6 +70,8 @@ pub(crate) struct UpstreamHub {
     written: Mutex<BTreeMap<Gid, Arc<AtomicU64>>>,
     /// Starting and stopping a reader awaits; one at a time keeps their order.
     transition: tokio::sync::Mutex<()>,
+    /// The node may not read for anybody any more.
+    fenced: CancellationToken,
 }
 
 /// What a reader of this changefeed is asked for.
@@ -95,6 +97,11 @@ pub(crate) fn feed_spec(
 }
 
 impl UpstreamHub {
+    /// This node.
+    pub(crate) fn node(&self) -> &heartbeatpb::NodeId {
+        &self.node
+    }
+
     pub(crate) fn new(node: heartbeatpb::NodeId, log: LogService) -> Self {
         Self {
             node,
@@ -102,6 +109,7 @@ impl UpstreamHub {
             readers: Mutex::default(),
             written: Mutex::default(),
             transition: tokio::sync::Mutex::default(),
+            fenced: CancellationToken::new(),
         }
     }
 
@@ -172,9 +180,22 @@ impl UpstreamHub {
         };
         if let Some(reader) = reader {
             reader.shutdown.cancel();
-            if let Err(error) = reader.task.await {
-                tracing::error!(%error, "a log reader ended abnormally");
+            match reader.task.await {
+                Err(error) if !error.is_cancelled() => {
+                    tracing::error!(%error, "a log reader ended abnormally");
+                }
+                Ok(()) | Err(_) => {}
             }
+        }
+    }
+
+    /// Ends every reader where it stands, without another word to its upstream: this node may have lost its
+    /// changefeeds to others. Does not wait, and none starts any more.
+    pub(crate) fn fence(&self) {
+        self.fenced.cancel();
+        for reader in self.readers.lock().values() {
+            reader.shutdown.cancel();
+            reader.task.abort();
         }
     }
 
@@ -237,6 +258,10 @@ impl UpstreamHub {
             task,
         };
         self.readers.lock().insert(info.id.gid, reader);
+        if self.fenced.is_cancelled() {
+            // It began while the fence came down.
+            self.fence();
+        }
         Ok(tables
             .into_iter()
             .map(|table| maintainer::SourceTable {
@@ -259,6 +284,11 @@ impl maintainer::Upstream for UpstreamHub {
         checkpoint: Ts,
     ) -> Result<Vec<maintainer::SourceTable>, RunningError> {
         let _one_at_a_time = self.transition.lock().await;
+        if self.fenced.is_cancelled() {
+            return Err(
+                self.running_error(&logservice::Error::Closed { what: "this node has lost its lease" })
+            );
+        }
         let newer = self.readers.lock().get(&info.id.gid).is_some_and(|reader| reader.epoch > epoch);
         if newer {
             let current = MaintainerEpoch::to_wire(epoch);
@@ -268,6 +298,7 @@ impl maintainer::Upstream for UpstreamHub {
     }
 
     fn confirm(&self, changefeed: &ChangefeedId, epoch: Option<MaintainerEpoch>, persisted: Ts) {
+        // A reader of a replaced epoch is told nothing more.
         if let Some(reader) = self.readers.lock().get(&changefeed.gid).filter(|reader| reader.epoch == epoch)
         {
             reader.persisted.send_if_modified(|known| {

@@ -1,31 +1,43 @@
 //! Puts a process together, starts it, and stops it from the edge inward.
+//!
+//! ```text
+//!   start:  configuration, port, directory, store   all that can fail
+//!           modules built, their topics registered  from here on messages wait for them
+//!           modules run, the port is served         from here on they are answered
+//!           session, registered under its lease     from here on others see this node
+//!           watch over the lease, stand for election
+//!
+//!   stop:   DRAINING, STOPPING ──► coordinator resigns ──► maintainers ──► log readers ──► dispatchers
+//!           ──► (nothing writes any more) goodbye, lease given back ──► log, network, port
+//!
+//!   lost:   DRAINING, STOPPING ──► write path closed, readers and maintainers cut off ──► the process ends
+//! ```
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+mod lease;
+mod members;
+mod parts;
+mod registration;
+mod start;
+mod stop;
+mod store;
+
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use anyhow::Context;
-use coordinator::{CoordinatorConfig, Election, Layout, Neighbours};
-use dispatcher_orchestrator::Orchestrator;
-use heartbeatpb::{NodeId, NodeLiveness, WallTime};
-use logservice::{Collector, LogConfig, LogService};
-use maintainer::{LivenessCell, MaintainerManager, ManagerConfig};
-use messaging::{MessageCenter, MessagingConfig};
-use tokio::net::TcpListener;
+use coordinator::backend::Store;
+use coordinator::watchdog::Lost;
+use dispatcher_orchestrator::OrchestratorHandle;
+use heartbeatpb::{NodeId, NodeLiveness};
+use maintainer::LivenessCell;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::ServerConfig;
-use crate::http::{ApiState, router};
-use crate::sinks::Sinks;
+use self::lease::Guard;
+use self::parts::Part;
+use self::registration::Registration;
 use crate::upstream::UpstreamHub;
 
-/// How long each part may take to stop before the process goes on without it.
-const STOP_LIMIT: Duration = Duration::from_secs(10);
-/// How often the exporter forgets what nobody will ask for.
-const UPKEEP: Duration = Duration::from_secs(5);
+pub(crate) use lease::Lease;
+pub use start::Surroundings;
 
 /// Now, as documents and errors carry it.
 pub(crate) fn rfc3339_now() -> String {
@@ -47,174 +59,77 @@ pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// One part of the process: a task with its own stop signal.
-struct Part {
-    name: &'static str,
-    stop: CancellationToken,
-    task: JoinHandle<()>,
+/// Everything of this process that writes somewhere in the name of the cluster.
+#[derive(Clone)]
+struct WritePath {
+    liveness: Arc<LivenessCell>,
+    dispatchers: OrchestratorHandle,
+    upstreams: Arc<UpstreamHub>,
+    /// Ends the maintainers.
+    maintainers: CancellationToken,
+    /// Ends what is done under the session: the coordinator first of all.
+    session: CancellationToken,
+    /// Why the process cannot go on.
+    failure: watch::Sender<Option<String>>,
 }
 
-impl Part {
-    fn start<F: Future<Output = ()> + Send + 'static>(
-        name: &'static str,
-        run: impl FnOnce(CancellationToken) -> F,
-    ) -> Self {
-        let stop = CancellationToken::new();
-        let task = tokio::spawn(run(stop.clone()));
-        Self { name, stop, task }
+impl WritePath {
+    /// No new work comes, as far as others ask.
+    fn refuse_work(&self) {
+        self.liveness.advance(NodeLiveness::Draining);
+        self.liveness.advance(NodeLiveness::Stopping);
     }
 
-    async fn stop(self) {
-        self.stop.cancel();
-        match tokio::time::timeout(STOP_LIMIT, self.task).await {
-            Ok(Ok(())) => tracing::debug!(part = self.name, "stopped"),
-            Ok(Err(error)) => tracing::error!(part = self.name, %error, "ended abnormally"),
-            Err(_) => tracing::warn!(part = self.name, "did not stop in time"),
-        }
+    /// Closes it for good, at once and without waiting for anybody. The process has to end.
+    fn fence(&self, why: &str) {
+        self.refuse_work();
+        self.dispatchers.local_fence();
+        self.upstreams.fence();
+        self.session.cancel();
+        self.maintainers.cancel();
+        // Whoever is told finds that nothing is written any more.
+        self.failure.send_if_modified(|failure| {
+            let first = failure.is_none();
+            if first {
+                tracing::error!(error = why, "this node may not go on; downstream writes are stopped");
+                *failure = Some(why.to_owned());
+            }
+            first
+        });
+    }
+
+    fn on_lost(&self, lost: Lost) {
+        self.fence(&format!("[{}] {lost}", lost.code()));
     }
 }
 
 /// A running server. Stop it with [`Node::stop`]; dropping it leaves its tasks running until the runtime ends.
 pub struct Node {
+    id: NodeId,
     address: std::net::SocketAddr,
-    liveness: Arc<LivenessCell>,
-    upstreams: Arc<UpstreamHub>,
-    /// Why the process cannot go on.
-    failed: watch::Receiver<Option<String>>,
-    /// Writers of the set of nodes; a reader takes their end for the end of the process.
-    _membership: (watch::Sender<BTreeSet<NodeId>>, watch::Sender<coordinator::Members>),
-    /// In the order in which they stop.
-    parts: Vec<Part>,
+    write_path: WritePath,
+    store: Arc<dyn Store>,
+    registration: Registration,
+    guard: Guard,
+    leader: watch::Receiver<Option<NodeId>>,
+    members: watch::Receiver<coordinator::Members>,
+    /// In the order in which they stop: before the log readers, after them, and when the node has said goodbye.
+    deciding: Vec<Part>,
+    writing: Vec<Part>,
+    serving: Vec<Part>,
 }
 
 impl std::fmt::Debug for Node {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Node").field("address", &self.address).finish_non_exhaustive()
+        f.debug_struct("Node").field("id", &self.id).field("address", &self.address).finish_non_exhaustive()
     }
 }
 
 impl Node {
-    /// Builds a server and starts it. Whatever can fail on bad configuration fails before anything runs.
-    ///
-    /// # Errors
-    /// When the configuration is wrong, the address is taken, or the data directory cannot be used.
-    pub async fn start(config: ServerConfig) -> anyhow::Result<Self> {
-        config.validate()?;
-        // Another provider may have been installed by the program that embeds this node: either serves.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let metrics = crate::telemetry::init_metrics()?;
-        describe_metrics();
-        let data_dir = absolute(&config.data_dir)?;
-        let listener = TcpListener::bind(&config.addr)
-            .await
-            .with_context(|| format!("cannot listen on {}", config.addr))?;
-        let address = listener.local_addr()?;
-        let store_dir = data_dir.join("meta");
-        let store = tokio::task::spawn_blocking(move || coordinator::backend::redb::open(&store_dir))
-            .await?
-            .context("cannot open the metadata store")?;
-        let store: Arc<dyn coordinator::backend::Store> = Arc::new(store);
-        let advertised = if config.advertise_addr.is_empty() {
-            address.to_string()
-        } else {
-            config.advertise_addr.clone()
-        };
-        let layout = Layout::new(&config.cluster_id)?;
-
-        let node = NodeId::random();
-        let center = MessageCenter::new(node.clone(), MessagingConfig::default());
-        let log = LogService::new(
-            center.clone(),
-            LogConfig {
-                dir: data_dir.join("log"),
-                memory_bytes: usize::try_from(config.event_store.memory_bytes).unwrap_or(usize::MAX),
-                disk_bytes: config.event_store.disk_bytes,
-            },
-        );
-        let upstreams = Arc::new(UpstreamHub::new(node.clone(), log.clone()));
-        let liveness = Arc::new(LivenessCell::default());
-        let (collector, collector_handle) = Collector::new(center.clone());
-        let sinks = Arc::new(Sinks { data_dir: data_dir.join("sink"), upstreams: Arc::clone(&upstreams) });
-        let (orchestrator, fence) = Orchestrator::new(center.clone(), Arc::new(collector_handle), sinks);
-        // One node is the whole cluster; its set of members never changes.
-        let (nodes_sender, nodes) = watch::channel(BTreeSet::from([node.clone()]));
-        let (members_sender, members) =
-            watch::channel(Arc::new(BTreeMap::from([(node.clone(), advertised.clone())])));
-        let managed: Arc<dyn maintainer::Upstream> = Arc::clone(&upstreams) as Arc<dyn maintainer::Upstream>;
-        let manager = MaintainerManager::new(
-            center.clone(),
-            managed,
-            ManagerConfig {
-                node_epoch: u64::try_from(WallTime::now().0).unwrap_or(1).max(1),
-                liveness: Arc::clone(&liveness),
-                nodes: nodes.clone(),
-            },
-        );
-        let settings = CoordinatorConfig::default();
-        let session = store
-            .session(settings.session_ttl)
-            .await
-            .context("cannot open a session of the metadata store")?;
-        let neighbours = Neighbours {
-            center: center.clone(),
-            members: members.clone(),
-            retention: Arc::clone(&upstreams) as Arc<dyn coordinator::RetentionHook>,
-            clock: Arc::clone(&upstreams) as Arc<dyn coordinator::UpstreamClock>,
-        };
-        let (election, leader) = Election::new(store, layout, neighbours, settings, liveness.watch());
-        let app = router(ApiState {
-            node: node.clone(),
-            members: members.clone(),
-            cluster_id: config.cluster_id.clone(),
-            config: serde_json::to_value(&config)?,
-            data_dir: data_dir.join("sink"),
-            started: Instant::now(),
-            leader,
-            upstreams: Arc::clone(&upstreams),
-            placements: manager.placements(),
-            metrics: metrics.clone(),
-            liveness: Arc::clone(&liveness),
-        });
-
-        let http = Part::start("http", move |stop| async move {
-            let served = axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await;
-            if let Err(error) = served {
-                tracing::error!(%error, "the HTTP server failed");
-            }
-        });
-        let upkeep = Part::start("metrics upkeep", move |stop| async move {
-            let mut tick = tokio::time::interval(UPKEEP);
-            while !stop.is_cancelled() {
-                tokio::select! {
-                    () = stop.cancelled() => {}
-                    _ = tick.tick() => metrics.run_upkeep(),
-                }
-            }
-        });
-        let log_part = Part::start("log service", move |stop| async move { log.run(stop).await });
-        let collector = Part::start("event collector", move |stop| collector.run(stop));
-        let orchestrator = Part::start("dispatcher orchestrator", move |stop| async move {
-            orchestrator.run(stop).await;
-        });
-        let manager = Part::start("maintainer manager", move |stop| manager.run(stop));
-        let (failure, failed) = watch::channel(None);
-        let fenced = Arc::clone(&liveness);
-        let election = Part::start("coordinator", move |stop| async move {
-            if let Err(error) = election.run(session, stop).await {
-                // The metadata store is lost: this process may not write any more. No new work comes, then the write path
-                // is closed, then the process ends.
-                fenced.advance(NodeLiveness::Draining);
-                fenced.advance(NodeLiveness::Stopping);
-                fence.local_fence();
-                let why = error_chain(&error);
-                tracing::error!(error = why, "the coordinator failed; downstream writes are stopped");
-                failure.send_replace(Some(why));
-            }
-        });
-        let parts = vec![http, election, manager, orchestrator, collector, log_part, upkeep];
-        tracing::info!(nodeID = %node, addr = %address, "server is ready");
-        let membership = (nodes_sender, members_sender);
-        Ok(Self { address, liveness, upstreams, failed, _membership: membership, parts })
+    /// The id under which it is a member of its cluster; another one at each start.
+    #[must_use]
+    pub fn id(&self) -> &NodeId {
+        &self.id
     }
 
     /// Where the API listens.
@@ -223,9 +138,21 @@ impl Node {
         self.address
     }
 
+    /// Who leads the cluster, as far as this node knows.
+    #[must_use]
+    pub fn leader(&self) -> Option<NodeId> {
+        self.leader.borrow().clone()
+    }
+
+    /// Who is in the cluster and where they are reached, as far as this node knows.
+    #[must_use]
+    pub fn members(&self) -> coordinator::Members {
+        Arc::clone(&self.members.borrow())
+    }
+
     /// Waits until the process cannot go on: it has stopped to write and is to be stopped and started anew. Returns why.
     pub async fn failed(&self) -> String {
-        let mut failed = self.failed.clone();
+        let mut failed = self.write_path.failure.subscribe();
         loop {
             if let Some(why) = failed.borrow_and_update().clone() {
                 return why;
@@ -235,43 +162,4 @@ impl Node {
             }
         }
     }
-
-    /// Stops everything in order; what does not stop in time is left to the end of the process.
-    ///
-    /// # Errors
-    /// None now; a failed part is logged.
-    pub async fn stop(self) -> anyhow::Result<()> {
-        tracing::info!("server is stopping");
-        self.liveness.advance(NodeLiveness::Draining);
-        self.liveness.advance(NodeLiveness::Stopping);
-        let mut parts = self.parts.into_iter();
-        for part in parts.by_ref().take(3) {
-            part.stop().await;
-        }
-        if tokio::time::timeout(STOP_LIMIT, self.upstreams.stop_all()).await.is_err() {
-            tracing::warn!("log readers did not stop in time");
-        }
-        for part in parts {
-            part.stop().await;
-        }
-        tracing::info!("server has stopped");
-        Ok(())
-    }
-}
-
-fn absolute(path: &std::path::Path) -> anyhow::Result<PathBuf> {
-    std::fs::create_dir_all(path)
-        .with_context(|| format!("cannot create the data directory {}", path.display()))?;
-    path.canonicalize().with_context(|| format!("cannot use the data directory {}", path.display()))
-}
-
-fn describe_metrics() {
-    crate::metrics::describe();
-    messaging::metrics::describe();
-    logservice::metrics::describe();
-    logservice::upstream::metrics::describe();
-    sink::metrics::describe();
-    dispatcher_manager::metrics::describe();
-    maintainer::metrics::describe();
-    coordinator::metrics::describe();
 }
