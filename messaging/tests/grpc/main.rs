@@ -4,5 +4,11 @@
 #![expect(clippy::wildcard_enum_match_arm, reason = "whatever a test does not expect fails it")]
 
 mod connect;
+mod faults;
+mod handshake;
+mod pressure;
+mod proxy;
+mod raw;
 mod reconnect;
 mod support;
+mod tls;

@@ -94,9 +94,13 @@ pub(crate) async fn listen() -> (TcpListener, String) {
 /// A node of a cluster.
 pub(crate) struct Node {
     pub(crate) id: NodeId,
+    /// Where others find it.
     pub(crate) address: String,
+    /// Where it listens.
+    pub(crate) listens: String,
     pub(crate) center: MessageCenter,
     pub(crate) transport: GrpcTransport,
+    pub(crate) tls: bool,
     /// Its view of the cluster.
     pub(crate) list: watch::Sender<Arc<List>>,
     pub(crate) stop: CancellationToken,
@@ -112,19 +116,25 @@ impl Node {
     }
 
     pub(crate) fn on(id: &str, listener: TcpListener, address: &str, tls: Option<PeerTls>) -> Self {
+        let listens = listener.local_addr().unwrap().to_string();
         let center = MessageCenter::new(id.into(), MessagingConfig::default());
         let (list, peers) = watch::channel(Arc::default());
         let transport = GrpcTransport::new(center.clone(), address, tls.clone(), peers);
         center.connect(transport.handle());
+        let (certificates, tls) = (tls.clone(), tls.is_some());
         let stop = CancellationToken::new();
         let running = tokio::spawn(transport.clone().run(stop.clone()));
         let serving = tokio::spawn({
             let transport = transport.clone();
-            async move { serve(listener, &transport, tls.as_ref(), CancellationToken::new()).await.unwrap() }
+            async move {
+                serve(listener, &transport, certificates.as_ref(), CancellationToken::new()).await.unwrap()
+            }
         });
         Self {
             id: id.into(),
             address: address.to_owned(),
+            listens,
+            tls,
             center,
             transport,
             list,
