@@ -1,16 +1,18 @@
 //! The stored documents under conflicts, lost answers, and a coordinator that was replaced.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+#[path = "store/bindings.rs"]
+#[expect(dead_code, reason = "other suites use more of it")]
+mod bindings;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use coordinator::backend::memory::Disk;
 use coordinator::backend::{
-    Compare, KeyValue, Leadership, LeaseId, LocalStore, Op, Session, Snapshot, Store, StoreError, Txn,
-    TxnOutcome, Watch, memory,
+    Compare, KeyValue, Leadership, LeaseId, Op, Session, Snapshot, Store, StoreError, Txn, TxnOutcome, Watch,
 };
 use coordinator::drain::{DrainDoc, NodeName};
 use coordinator::meta::{CheckpointWrite, Meta, Stored};
@@ -20,10 +22,15 @@ use heartbeatpb::config::{
 };
 use heartbeatpb::{ChangefeedId, MaintainerEpoch, RunningError, Ts};
 
+use self::bindings::Binding;
+
+/// Longer than any test: nobody renews it.
+const TTL: Duration = Duration::from_secs(300);
+
 /// A store that loses answers, reports conflicts, and counts what it was sent.
 #[derive(Clone)]
 struct Flaky {
-    inner: LocalStore,
+    inner: Arc<dyn Store>,
     lose_answers: Arc<AtomicUsize>,
     conflicts: Arc<AtomicUsize>,
     writes: Arc<AtomicUsize>,
@@ -106,23 +113,23 @@ struct World {
 }
 
 impl World {
-    async fn new() -> Self {
+    async fn new(binding: &Binding) -> Self {
         let store = Flaky {
-            inner: memory::open(&Disk::new()).unwrap(),
+            inner: binding.open().await,
             lose_answers: Arc::default(),
             conflicts: Arc::default(),
             writes: Arc::default(),
             largest: Arc::default(),
         };
         let layout = Layout::new("default").unwrap();
-        let lease = store.grant(Duration::from_secs(10)).await.unwrap();
+        let lease = store.grant(TTL).await.unwrap();
         let fence = store.campaign(&layout.owner_prefix(), lease, "n").await.unwrap();
         let meta = Meta::new(Arc::new(store.clone()), layout.clone(), fence);
         Self { store, meta, layout, lease }
     }
 
-    async fn with(name: &str, epoch: u64) -> (Self, ChangefeedId) {
-        let world = Self::new().await;
+    async fn with(binding: &Binding, name: &str, epoch: u64) -> (Self, ChangefeedId) {
+        let world = Self::new(binding).await;
         let stored = stored(name, epoch);
         world.meta.create(&stored).await.unwrap();
         world.store.writes.store(0, Ordering::Relaxed);
@@ -159,10 +166,42 @@ fn checkpoint(id: &ChangefeedId, checkpoint: u64, epoch: u64) -> CheckpointWrite
     CheckpointWrite { id: id.clone(), checkpoint: Ts(checkpoint), epoch: MaintainerEpoch::from_wire(epoch) }
 }
 
-#[tokio::test]
+/// Makes one test of each function for each binding.
+macro_rules! suite {
+    ($($test:ident),* $(,)?) => {
+        suite!(@binding memory: $($test),*);
+        suite!(@binding etcd: $($test),*);
+    };
+    (@binding $binding:ident: $($test:ident),*) => {
+        mod $binding {
+            use super::bindings::Binding;
+            $(
+                #[tokio::test(flavor = "multi_thread")]
+                async fn $test() {
+                    super::$test(&Binding::$binding().await).await;
+                }
+            )*
+        }
+    };
+}
+
+suite! {
+    loading_repairs_what_is_incomplete_and_skips_what_is_unreadable,
+    a_name_is_created_once_and_both_documents_together,
+    an_epoch_is_larger_than_the_stored_one_and_than_the_candidate,
+    a_conflict_is_read_again_and_a_lost_answer_is_recognised,
+    pause_and_resume_change_both_documents_at_one_revision,
+    a_resume_whose_answer_was_lost_can_be_repeated,
+    an_intent_to_remove_survives_checkpoints_and_finished_stops,
+    many_checkpoints_are_split_into_transactions,
+    a_replaced_coordinator_writes_nothing,
+    an_update_keeps_identity_state_and_epoch,
+    the_state_of_drains_reads_back_and_what_cannot_be_read_counts_as_nothing,
+}
+
 // behaviour: coordinator-BE-1
-async fn loading_repairs_what_is_incomplete_and_skips_what_is_unreadable() {
-    let (world, good) = World::with("good", 5).await;
+async fn loading_repairs_what_is_incomplete_and_skips_what_is_unreadable(binding: &Binding) {
+    let (world, good) = World::with(binding, "good", 5).await;
     let layout = &world.layout;
     world.raw(layout.info("default", "bad"), b"{").await;
     world.raw(layout.info("default", "legacy"), br#"{"sink-uri":"blackhole://","start-ts":7}"#).await;
@@ -182,11 +221,10 @@ async fn loading_repairs_what_is_incomplete_and_skips_what_is_unreadable() {
     assert_eq!(again, all, "the assigned identity and the statuses were written back");
 }
 
-#[tokio::test]
 // behaviour: coordinator-BE-2
 // behaviour: coordinator-BE-7
-async fn a_name_is_created_once_and_both_documents_together() {
-    let (world, id) = World::with("a", 5).await;
+async fn a_name_is_created_once_and_both_documents_together(binding: &Binding) {
+    let (world, id) = World::with(binding, "a", 5).await;
     assert_eq!(world.meta.get("default", "a").await.unwrap().info.id, id);
     let other = stored("a", 9);
     assert!(matches!(world.meta.create(&other).await, Err(Error::AlreadyExists(_))));
@@ -197,11 +235,10 @@ async fn a_name_is_created_once_and_both_documents_together() {
     world.meta.create(&stored("c", 1)).await.expect("it was stored although the answer was lost");
 }
 
-#[tokio::test]
 // behaviour: coordinator-BE-3
 // behaviour: coordinator-BE-4
-async fn an_epoch_is_larger_than_the_stored_one_and_than_the_candidate() {
-    let (world, id) = World::with("a", 5).await;
+async fn an_epoch_is_larger_than_the_stored_one_and_than_the_candidate(binding: &Binding) {
+    let (world, id) = World::with(binding, "a", 5).await;
     assert_eq!(epoch(&world.meta.bump_epoch(&id, 3, |_| Ok(())).await.unwrap()), 6);
     let bumped = world.meta.bump_epoch(&id, 9, |_| Ok(())).await.unwrap();
     assert_eq!(epoch(&bumped), 9);
@@ -214,11 +251,10 @@ async fn an_epoch_is_larger_than_the_stored_one_and_than_the_candidate() {
     assert_eq!(world.writes(), writes, "nothing was written");
 }
 
-#[tokio::test(start_paused = true)]
 // behaviour: coordinator-BE-6
 // behaviour: coordinator-BE-14
-async fn a_conflict_is_read_again_and_a_lost_answer_is_recognised() {
-    let (world, id) = World::with("a", 5).await;
+async fn a_conflict_is_read_again_and_a_lost_answer_is_recognised(binding: &Binding) {
+    let (world, id) = World::with(binding, "a", 5).await;
     world.store.conflicts.store(1, Ordering::Relaxed);
     assert_eq!(epoch(&world.meta.bump_epoch(&id, 1, |_| Ok(())).await.unwrap()), 6);
     world.store.conflicts.store(1, Ordering::Relaxed);
@@ -237,12 +273,11 @@ async fn a_conflict_is_read_again_and_a_lost_answer_is_recognised() {
     assert!(matches!(world.meta.get("default", "a").await, Err(Error::NotExists(_))));
 }
 
-#[tokio::test]
 // behaviour: coordinator-BE-5
 // behaviour: coordinator-BE-8
 // behaviour: coordinator-BE-9
-async fn pause_and_resume_change_both_documents_at_one_revision() {
-    let (world, id) = World::with("a", 5).await;
+async fn pause_and_resume_change_both_documents_at_one_revision(binding: &Binding) {
+    let (world, id) = World::with(binding, "a", 5).await;
     let error = RunningError {
         time: "t".to_owned(),
         node: "n".to_owned(),
@@ -275,9 +310,8 @@ async fn pause_and_resume_change_both_documents_at_one_revision() {
     assert_eq!(world.meta.get("default", "a").await.unwrap().status.checkpoint_ts, Ts(3));
 }
 
-#[tokio::test]
-async fn a_resume_whose_answer_was_lost_can_be_repeated() {
-    let (world, id) = World::with("a", 5).await;
+async fn a_resume_whose_answer_was_lost_can_be_repeated(binding: &Binding) {
+    let (world, id) = World::with(binding, "a", 5).await;
     let before = world.meta.pause(&id).await.unwrap().info.epoch;
     world.meta.resume(&id, 1, before, Some(Ts(3))).await.unwrap();
     let again = world.meta.resume(&id, 1, before, Some(Ts(4))).await.unwrap();
@@ -285,12 +319,11 @@ async fn a_resume_whose_answer_was_lost_can_be_repeated() {
     assert_eq!(epoch(&again), 7);
 }
 
-#[tokio::test]
 // behaviour: coordinator-BE-10
 // behaviour: coordinator-BE-12
 // behaviour: coordinator-OP-21
-async fn an_intent_to_remove_survives_checkpoints_and_finished_stops() {
-    let (world, id) = World::with("a", 5).await;
+async fn an_intent_to_remove_survives_checkpoints_and_finished_stops(binding: &Binding) {
+    let (world, id) = World::with(binding, "a", 5).await;
     world.meta.set_progress(&id, Progress::None).await.unwrap();
     assert_eq!(world.writes(), 0, "an equal progress is not written");
     world.meta.set_progress(&id, Progress::Removing).await.unwrap();
@@ -300,10 +333,9 @@ async fn an_intent_to_remove_survives_checkpoints_and_finished_stops() {
     assert_eq!((stored.status.progress, stored.status.checkpoint_ts), (Progress::Removing, Ts(20)));
 }
 
-#[tokio::test]
 // behaviour: coordinator-BE-11
-async fn many_checkpoints_are_split_into_transactions() {
-    let world = World::new().await;
+async fn many_checkpoints_are_split_into_transactions(binding: &Binding) {
+    let world = World::new(binding).await;
     let mut writes = Vec::new();
     for n in 0..300 {
         let stored = stored(&format!("f{n}"), 1);
@@ -321,14 +353,13 @@ async fn many_checkpoints_are_split_into_transactions() {
     assert!(all.iter().all(|stored| stored.status.checkpoint_ts == Ts(20)), "no checkpoint moves back");
 }
 
-#[tokio::test]
 // behaviour: coordinator-BE-13
-async fn a_replaced_coordinator_writes_nothing() {
-    let (world, id) = World::with("a", 5).await;
+async fn a_replaced_coordinator_writes_nothing(binding: &Binding) {
+    let (world, id) = World::with(binding, "a", 5).await;
     world.store.resign(&world.layout.owner_prefix(), world.lease).await.unwrap();
-    let lease = world.store.grant(Duration::from_secs(10)).await.unwrap();
+    let lease = world.store.grant(TTL).await.unwrap();
     world.store.campaign(&world.layout.owner_prefix(), lease, "n2").await.unwrap();
-    let before = world.store.scan("").await.unwrap().revision;
+    let before = world.store.scan("").await.unwrap().found;
     let meta = &world.meta;
     assert!(matches!(meta.create(&stored("b", 1)).await, Err(Error::NotOwner)));
     assert!(matches!(meta.bump_epoch(&id, 1, |_| Ok(())).await, Err(Error::NotOwner)));
@@ -337,12 +368,11 @@ async fn a_replaced_coordinator_writes_nothing() {
     assert!(matches!(meta.update_checkpoints(&[checkpoint(&id, 20, 5)]).await, Err(Error::NotOwner)));
     assert!(matches!(meta.delete(&id).await, Err(Error::NotOwner)));
     assert!(matches!(meta.put_drain(&DrainDoc::default()).await, Err(Error::NotOwner)));
-    assert_eq!(world.store.scan("").await.unwrap().revision, before);
+    assert_eq!(world.store.scan("").await.unwrap().found, before);
 }
 
-#[tokio::test]
-async fn an_update_keeps_identity_state_and_epoch() {
-    let (world, id) = World::with("a", 5).await;
+async fn an_update_keeps_identity_state_and_epoch(binding: &Binding) {
+    let (world, id) = World::with(binding, "a", 5).await;
     let mut info = world.meta.get("default", "a").await.unwrap().info;
     info.sink_uri = "file:///tmp/x".to_owned();
     assert!(matches!(world.meta.update(&info).await, Err(Error::UpdateRefused { .. })));
@@ -361,9 +391,8 @@ async fn an_update_keeps_identity_state_and_epoch() {
     assert!(world.meta.get("default", "a").await.is_ok(), "another incarnation of the name is not deleted");
 }
 
-#[tokio::test]
-async fn the_state_of_drains_reads_back_and_what_cannot_be_read_counts_as_nothing() {
-    let (world, _) = World::with("a", 5).await;
+async fn the_state_of_drains_reads_back_and_what_cannot_be_read_counts_as_nothing(binding: &Binding) {
+    let (world, _) = World::with(binding, "a", 5).await;
     assert_eq!(world.meta.get_drain().await.unwrap(), None);
     let doc = DrainDoc { epoch: 7, target: Some(NodeName("n2".to_owned())), ..DrainDoc::default() };
     world.meta.put_drain(&doc).await.unwrap();

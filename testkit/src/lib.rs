@@ -1,12 +1,14 @@
 //! Real servers and workloads for tests. Only ever a dev-dependency.
 //!
-//! [`PgServer`] starts a private PostgreSQL in a temporary directory and removes it when it is dropped.
+//! [`PgServer`] starts a private PostgreSQL in a temporary directory and removes it when it is dropped; [`Etcd`] does
+//! the same with an etcd of one member or several.
 //! [`Millrace`] runs the real program as a process that can be killed, [`Api`] talks to it, [`Load`] changes
 //! tables in every way that is known to be hard, and [`compare()`] says what differs at the end. The programs
 //! in `src/bin` put these together: `crash` kills, `drain` measures, `dev` is for a person to play with.
 
 pub mod api;
 pub mod compare;
+pub mod etcd;
 pub mod load;
 pub mod postgres;
 pub mod process;
@@ -16,6 +18,7 @@ pub mod sim;
 
 pub use api::Api;
 pub use compare::{Comparison, compare};
+pub use etcd::{Etcd, EtcdBuilder};
 pub use load::Load;
 pub use postgres::{PgServer, PgServerBuilder, StopMode};
 pub use process::{Millrace, Usage};

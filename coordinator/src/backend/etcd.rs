@@ -307,11 +307,11 @@ impl Store for EtcdStore {
             let own = candidates.found.iter().find(|kv| kv.key == key).ok_or(StoreError::LeaseGone)?;
             let own = (own.create_revision, own.mod_revision);
             // Whoever stood before us has to go first.
-            let ahead = candidates.found.iter().filter(|kv| kv.create_revision < own.0);
-            let Some(ahead) = ahead.max_by_key(|kv| kv.create_revision) else {
+            if candidates.found.iter().all(|kv| kv.create_revision >= own.0) {
                 return Ok(Leadership { key, revision: own.1 });
-            };
-            let mut watch = self.watch(&ahead.key, candidates.revision + 1).await?;
+            }
+            // Our own candidacy may go too, with its lease.
+            let mut watch = self.watch(&under, candidates.revision + 1).await?;
             match watch.next().await {
                 Ok(_) | Err(StoreError::Compacted) => {}
                 Err(error) => return Err(error),

@@ -61,7 +61,7 @@ impl Watch for EtcdWatch {
                 return Ok(batch.events);
             }
         }
-        Err(StoreError::Compacted)
+        Err(StoreError::Invalid("the watch has ended"))
     }
 
     fn progress(&self) -> Revision {
@@ -81,16 +81,17 @@ pub(super) fn follow(
     // Revisions begin at one; zero would mean "from now on".
     let seen = from.saturating_sub(1);
     let follower = Follower { pool, keys, prefix, seen, out: sender.clone() };
+    let broken = Arc::clone(&follower.pool);
     tokio::spawn(async move {
-        tokio::select! {
+        let end = tokio::select! {
             biased;
-            () = closed.cancelled() => {}
-            () = sender.closed() => {}
-            error = follower.run() => {
-                // The reader may be gone by now.
-                let _ = sender.send(Err(error)).await;
-            }
-        }
+            () = closed.cancelled() => StoreError::Unavailable("the store was closed".to_owned()),
+            () = sender.closed() => return,
+            () = broken.broken.cancelled() => StoreError::Broken("an earlier call found out why".to_owned()),
+            error = follower.run() => error,
+        };
+        // The reader may be gone by now.
+        let _ = sender.send(Err(end)).await;
     });
     EtcdWatch { batches, seen }
 }
@@ -124,7 +125,7 @@ impl Follower {
             tracing::debug!(endpoint = endpoint.url, failure, "a watch is opened anew");
             self.pool.leave(&endpoint);
             failures = if self.seen > before { 1 } else { failures + 1 };
-            if failures % self.pool.endpoints().len().max(1) == 0 {
+            if failures.is_multiple_of(self.pool.endpoints().len().max(1)) {
                 tokio::time::sleep(REOPEN).await;
             }
         }
