@@ -3,29 +3,61 @@
 mod capture;
 mod changefeed;
 mod client;
+mod credentials;
+mod hidden;
+mod resume;
+pub mod store;
 mod table;
 mod update;
 
 use clap::{Args, Subcommand};
-use serde_json::Value;
+use serde_json::{Value, json};
+
+use self::credentials::CredentialArgs;
 
 pub use client::{ApiError, Client};
+pub use credentials::ask_password;
 
 /// Options shared by every client command.
 #[derive(Args, Debug)]
 pub struct CliArgs {
     /// Address of any server of the cluster.
-    #[arg(long, global = true, env = "MILLRACE_SERVER", default_value = "http://127.0.0.1:8300")]
+    #[arg(long, global = true, env = "MILLRACE_SERVER", default_value = "127.0.0.1:8300")]
     server: String,
+    #[command(flatten)]
+    credentials: CredentialArgs,
+    /// Print every result as JSON.
+    #[arg(long, global = true)]
+    json: bool,
+    /// Keyspace of changefeeds; there is one, `default`.
+    #[arg(short, long, global = true, default_value = "default", value_parser = parse_keyspace, hide = true)]
+    keyspace: String,
+    /// Taken for the sake of older scripts; this client writes no log.
+    #[arg(long, global = true, default_value = "warn", hide = true)]
+    log_level: String,
+    /// Not taken any more: name a server.
+    #[arg(long, global = true, hide = true, value_parser = refuse_pd)]
+    pd: Option<String>,
     #[command(subcommand)]
     command: CliCommand,
+}
+
+fn parse_keyspace(text: &str) -> Result<String, String> {
+    if text == "default" {
+        return Ok(text.to_owned());
+    }
+    Err("keyspaces are not enabled; leave it out, or write default".to_owned())
+}
+
+fn refuse_pd(_: &str) -> Result<String, String> {
+    Err("there is no PD here; name any server of the cluster with --server".to_owned())
 }
 
 #[derive(Subcommand, Debug)]
 enum CliCommand {
     /// Create, list, query, pause, resume and remove changefeeds.
     #[command(subcommand)]
-    Changefeed(changefeed::ChangefeedCommand),
+    Changefeed(Box<changefeed::ChangefeedCommand>),
     /// List the servers of the cluster, and empty one before it is stopped.
     #[command(subcommand)]
     Capture(capture::CaptureCommand),
@@ -34,6 +66,13 @@ enum CliCommand {
     Tso(TsoCommand),
     /// State of the server that is asked.
     Status,
+    /// The last operations that people asked for.
+    Operations,
+    /// Write user, password and certificates to ~/.millrace/credentials, for later commands.
+    ConfigureCredentials,
+    /// What only helps to find a fault.
+    #[command(subcommand, hide = true)]
+    Unsafe(hidden::UnsafeCommand),
 }
 
 #[derive(Subcommand, Debug)]
@@ -51,7 +90,7 @@ enum TsoCommand {
 #[non_exhaustive]
 pub enum CliError {
     /// The server answered with an error, or did not answer.
-    #[error(transparent)]
+    #[error("{0}{hint}", hint = hint(.0))]
     Api(#[from] ApiError),
     /// The arguments are wrong.
     #[error("{0}")]
@@ -62,6 +101,14 @@ pub enum CliError {
     /// Standard output takes nothing more.
     #[error("cannot write to standard output")]
     Output(#[from] std::io::Error),
+}
+
+/// What helps against an error of credentials.
+fn hint(error: &ApiError) -> String {
+    match error {
+        ApiError::Refused { status: 401, .. } => format!("; {}", credentials::HINT),
+        ApiError::Refused { .. } | ApiError::Unreachable { .. } | ApiError::Address(_) => String::new(),
+    }
 }
 
 impl CliError {
@@ -82,21 +129,65 @@ impl CliError {
     }
 }
 
+/// A client, and how results are printed.
+struct Session {
+    client: Client,
+    json: bool,
+}
+
+impl std::ops::Deref for Session {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl Session {
+    /// Prints a result: words for people, or the value.
+    fn tell(&self, words: &dyn std::fmt::Display, value: &Value) -> Result<(), CliError> {
+        if self.json { print_json(value) } else { say(words) }
+    }
+
+    /// Refuses a server that speaks another version of the API.
+    async fn check_version(&self) -> Result<(), CliError> {
+        let status = self.get("/api/v2/status").await?;
+        let theirs = status["version"].as_str().unwrap_or_default();
+        let major = |version: &str| version.trim_start_matches('v').split('.').next().map(str::to_owned);
+        if major(theirs) == major(env!("CARGO_PKG_VERSION")) {
+            return Ok(());
+        }
+        let own = env!("CARGO_PKG_VERSION");
+        Err(CliError::Usage(format!(
+            "the server is of version {theirs:?} and this client of {own}: use a client of the server's major version"
+        )))
+    }
+}
+
 /// Runs one client command and prints its result to standard output.
 ///
 /// # Errors
 /// When the arguments are wrong or the server refuses.
 pub async fn run(args: CliArgs) -> Result<(), CliError> {
-    let client = Client::new(&args.server)?;
+    if let CliCommand::ConfigureCredentials = args.command {
+        let path = credentials::configure(&args.credentials)?;
+        return say(&format_args!("Credentials are kept in {}", path.display()));
+    }
+    let credentials = args.credentials.resolve(&args.server)?;
+    let session = Session { client: Client::with(&args.server, credentials)?, json: args.json };
+    session.check_version().await?;
     match args.command {
-        CliCommand::Changefeed(command) => changefeed::run(&client, command).await,
-        CliCommand::Capture(command) => capture::run(&client, command).await,
+        CliCommand::Changefeed(command) => changefeed::run(&session, *command).await,
+        CliCommand::Capture(command) => capture::run(&session, command).await,
         CliCommand::Tso(TsoCommand::Query { upstream_uri }) => {
-            let body = serde_json::json!({ "upstream": { "uri": upstream_uri } });
-            let answer = client.post("/api/v2/tso", &body).await?;
-            say(&answer["position"])
+            let body = json!({ "upstream": { "uri": upstream_uri } });
+            let answer = session.post("/api/v2/tso", &body).await?;
+            session.tell(&answer["position"], &answer)
         }
-        CliCommand::Status => print_json(&client.get("/api/v2/status").await?),
+        CliCommand::Status => print_json(&session.get("/api/v2/status").await?),
+        CliCommand::Operations => print_json(&session.get("/api/v2/operations").await?["items"]),
+        CliCommand::Unsafe(command) => hidden::run(&session, command).await,
+        CliCommand::ConfigureCredentials => Ok(()),
     }
 }
 

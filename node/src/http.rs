@@ -1,12 +1,21 @@
 //! The HTTP API: routes and the state behind them (api-cli-config §1–8, the part that one node serves).
 
+mod access;
+mod auth;
 mod capture;
 mod changefeed;
 mod debug;
 mod error;
+mod facts;
+mod forward;
 mod models;
+mod openapi;
+mod operations;
+mod page;
+pub mod password;
 mod server;
 mod status;
+mod store;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -16,13 +25,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Router;
-use axum::routing::{any, get, post, put};
-use coordinator::CoordinatorHandle;
-use metrics_exporter_prometheus::PrometheusHandle;
+use axum::routing::{any, delete, get, post, put};
+use coordinator::backend::Store;
+use coordinator::{CoordinatorHandle, Layout};
 use serde_json::{Value, json};
 
 use crate::upstream::UpstreamHub;
 
+pub(crate) use access::Access;
 pub(crate) use error::ApiFailure;
 
 /// Largest request body: a changefeed configuration is a few KiB.
@@ -32,6 +42,8 @@ const MAX_BODY_BYTES: usize = 2 << 20;
 pub(crate) struct ApiState {
     pub(crate) node: heartbeatpb::NodeId,
     pub(crate) members: tokio::sync::watch::Receiver<coordinator::Members>,
+    /// The node that leads, as far as this one knows.
+    pub(crate) leading: tokio::sync::watch::Receiver<Option<heartbeatpb::NodeId>>,
     pub(crate) cluster_id: String,
     /// The configuration in effect.
     pub(crate) config: Value,
@@ -40,8 +52,13 @@ pub(crate) struct ApiState {
     pub(crate) leader: tokio::sync::watch::Receiver<Option<CoordinatorHandle>>,
     pub(crate) upstreams: Arc<UpstreamHub>,
     pub(crate) placements: maintainer::PlacementHandle,
-    pub(crate) metrics: PrometheusHandle,
+    pub(crate) metrics: crate::telemetry::MetricsHandle,
     pub(crate) liveness: Arc<maintainer::LivenessCell>,
+    pub(crate) access: Access,
+    /// Certificates, when nodes talk over TLS.
+    pub(crate) tls: Option<Arc<crate::tls::Tls>>,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) layout: Layout,
 }
 
 impl ApiState {
@@ -64,15 +81,22 @@ type Shared = Arc<ApiState>;
 /// The coordinator, or why there is none to ask.
 fn leader(state: &ApiState) -> Result<CoordinatorHandle, ApiFailure> {
     state.leader().ok_or_else(|| {
-        ApiFailure::new("CDC:ErrOwnerNotFound", "the coordinator is starting; ask again in a moment")
+        ApiFailure::new(
+            "CDC:ErrOwnerNotFound",
+            "this node does not coordinate any more; ask again in a moment",
+        )
     })
 }
 
 /// The routes.
 pub(crate) fn router(state: ApiState) -> Router {
+    let state = Arc::new(state);
     let feeds = Router::new()
         .route("/", get(changefeed::list).post(changefeed::create))
-        .route("/{id}", get(changefeed::get).put(changefeed::update).delete(changefeed::remove))
+        .route(
+            "/{id}",
+            get(changefeed::get).put(changefeed::update).patch(changefeed::patch).delete(changefeed::remove),
+        )
         .route("/{id}/pause", post(changefeed::pause))
         .route("/{id}/resume", post(changefeed::resume))
         .route("/{id}/status", get(status::status))
@@ -88,14 +112,22 @@ pub(crate) fn router(state: ApiState) -> Router {
         .route("/status", get(server::status))
         .route("/health", get(server::health))
         .route("/log", post(server::set_log_level))
+        .route("/log/redact", post(server::set_redaction))
         .route("/tso", post(server::tso))
+        .route("/openapi.json", get(openapi::document))
+        .route("/internal/facts", post(facts::answer))
+        .route("/operations", get(operations::list))
+        .route("/operations/{id}", get(operations::get))
+        .route("/unsafe/metadata", get(store::metadata))
+        .route("/unsafe/resolve_lock", post(store::no_locks))
+        .route("/unsafe/service_gc_safepoint", delete(store::no_safepoint))
         .route("/captures", get(capture::list))
         .route("/captures/{node}/drain", get(capture::progress).put(capture::drain).delete(capture::cancel))
         .route("/owner/resign", post(capture::resign))
         .route("/processors", get(server::no_processors))
         .route("/processors/{id}/{node}", get(server::no_tables))
         .route("/verify_table", post(changefeed::verify_table))
-        .route("/get_all_tables", post(changefeed::verify_table))
+        .route("/get_all_tables", post(changefeed::all_tables))
         .nest("/changefeeds", feeds);
     let v1_feeds = Router::new()
         .route("/", get(v1::list).post(v1::create))
@@ -115,7 +147,7 @@ pub(crate) fn router(state: ApiState) -> Router {
         .route("/captures/drain", put(capture::drain_v1))
         .route("/owner/resign", post(capture::resign_v1));
     Router::new()
-        .route("/", get(server::index))
+        .route("/", get(page::page))
         .route("/status", get(server::status))
         .route("/livez", get(server::livez))
         .route("/readyz", get(server::readyz))
@@ -128,7 +160,8 @@ pub(crate) fn router(state: ApiState) -> Router {
         .method_not_allowed_fallback(server::wrong_method)
         .layer(axum::extract::DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(axum::middleware::map_response(error::in_json))
-        .with_state(Arc::new(state))
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&state), access::pass))
+        .with_state(state)
 }
 
 /// Parses a JSON object, or says what is wrong with it without quoting it: bodies hold credentials.

@@ -23,6 +23,9 @@ enum Command {
     Server(Box<ServerArgs>),
     /// Talk to a running server.
     Cli(CliArgs),
+    /// Move the metadata of a stopped cluster from one store to another.
+    #[command(subcommand)]
+    Store(node::cli::store::StoreCommand),
     /// Run a server in a temporary directory and watch rows flow.
     Quickstart(Box<QuickstartArgs>),
     /// Print the version.
@@ -194,6 +197,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
             }
         }
         Command::Cli(args) => Ok(node::cli::run(args).await?),
+        Command::Store(command) => Ok(node::cli::store::run(command).await?),
         Command::Quickstart(args) => node::quickstart::run(*args).await,
         Command::Password { user } => {
             let password = node::cli::ask_password(&format!("Password of {user}: "))?;

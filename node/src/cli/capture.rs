@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::{ApiError, CliError, Client, items, print_json, say};
+use super::{ApiError, CliError, Session, items, print_json};
 
 /// Polls in a row without an answer after which watching a drain ends.
 const PATIENCE: u32 = 3;
@@ -57,18 +57,19 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| format!("{text:?} is not a duration; write for example 20s or 5m"))
 }
 
-pub(super) async fn run(client: &Client, command: CaptureCommand) -> Result<(), CliError> {
+pub(super) async fn run(client: &Session, command: CaptureCommand) -> Result<(), CliError> {
     match command {
         CaptureCommand::List => list(client).await,
         CaptureCommand::Drain(args) if args.cancel => {
             client.delete(&path(&args.capture_id)).await?;
-            say(&format_args!("Cancel drain successfully!\nID: {}", args.capture_id))
+            let words = format!("Cancel drain successfully!\nID: {}", args.capture_id);
+            client.tell(&words, &json!({ "id": args.capture_id, "cancelled": true }))
         }
         CaptureCommand::Drain(args) => drain(client, &args).await,
     }
 }
 
-async fn list(client: &Client) -> Result<(), CliError> {
+async fn list(client: &Session) -> Result<(), CliError> {
     let captures = client.get("/api/v2/captures").await?;
     let rows: Vec<Value> = items(&captures)
         .map(|c| {
@@ -86,9 +87,10 @@ fn path(id: &str) -> String {
 }
 
 /// Asks until nothing remains; what remains goes to standard error whenever it changes.
-async fn drain(client: &Client, args: &DrainArgs) -> Result<(), CliError> {
+async fn drain(client: &Session, args: &DrainArgs) -> Result<(), CliError> {
     let deadline = (!args.timeout.is_zero()).then(|| Instant::now() + args.timeout);
     let (mut told, mut silent) = (String::new(), 0);
+    let mut pace = Pace::default();
     let mut remaining = None;
     loop {
         match client.put(&path(&args.capture_id), &json!({})).await {
@@ -100,12 +102,15 @@ async fn drain(client: &Client, args: &DrainArgs) -> Result<(), CliError> {
                     )
                 })?;
                 if left == 0 {
-                    return say(&format_args!("Drain capture successfully!\nID: {}", args.capture_id));
+                    let words = format!("Drain capture successfully!\nID: {}", args.capture_id);
+                    return client.tell(&words, &json!({ "id": args.capture_id, "drained": true }));
                 }
                 remaining = Some(left);
                 let now = progress(left, &answer);
+                let rest = pace.rest(Instant::now(), left);
                 if now != told {
-                    eprintln!("{now}");
+                    let about = rest.map_or_else(String::new, |rest| format!(", about {rest} s"));
+                    eprintln!("{now}{about}");
                     told = now;
                 }
             }
@@ -123,6 +128,27 @@ async fn drain(client: &Client, args: &DrainArgs) -> Result<(), CliError> {
             )));
         }
         tokio::time::sleep(args.interval).await;
+    }
+}
+
+/// How fast a drain gets on, since something first moved.
+#[derive(Debug, Default)]
+struct Pace {
+    began: Option<(Instant, u64)>,
+}
+
+impl Pace {
+    /// Seconds that the rest will take at the pace so far; none before something has moved.
+    fn rest(&mut self, now: Instant, left: u64) -> Option<u64> {
+        let (since, most) = *self.began.get_or_insert((now, left));
+        if left > most {
+            // More came, as from a changefeed that had not reported.
+            self.began = Some((now, left));
+            return None;
+        }
+        let done = most - left;
+        let millis = u64::try_from((now - since).as_millis()).unwrap_or(u64::MAX);
+        (done > 0).then(|| millis.saturating_mul(left).div_ceil(done).div_ceil(1000))
     }
 }
 
@@ -166,6 +192,18 @@ mod tests {
         assert_eq!(progress(1, &json!({})), "remaining: 1 (the server's confirmation)");
         let other = json!({ "waiting_for": "the drain of node a to end" });
         assert_eq!(progress(1, &other), "waiting for the drain of node a to end");
+    }
+
+    #[test]
+    fn the_rest_is_estimated_by_the_pace_so_far() {
+        let (mut pace, began) = (Pace::default(), Instant::now());
+        let at = |seconds| began + Duration::from_secs(seconds);
+        assert_eq!(pace.rest(at(0), 10), None);
+        assert_eq!(pace.rest(at(2), 10), None, "nothing has moved");
+        assert_eq!(pace.rest(at(4), 8), Some(16), "2 in 4 s, 8 are left");
+        assert_eq!(pace.rest(at(8), 2), Some(2));
+        assert_eq!(pace.rest(at(9), 30), None, "more came");
+        assert_eq!(pace.rest(at(10), 29), Some(29));
     }
 
     #[test]

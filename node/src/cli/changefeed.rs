@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use heartbeatpb::config::{ConfigError, ReplicaConfig};
 use serde_json::{Map, Value, json};
 
-use super::{ApiError, CliError, Client, items, print_json, say, table, update};
+use super::{ApiError, CliError, Session, items, print_json, resume, say, table, update};
+use crate::config::nearest;
 
 #[derive(Subcommand, Debug)]
 pub(super) enum ChangefeedCommand {
@@ -28,13 +30,7 @@ pub(super) enum ChangefeedCommand {
     /// Stop a changefeed; its position is kept.
     Pause(IdArg),
     /// Continue a paused, failed or finished changefeed.
-    Resume {
-        #[command(flatten)]
-        id: IdArg,
-        /// Continue from this position instead of the checkpoint.
-        #[arg(long)]
-        overwrite_checkpoint_ts: Option<u64>,
-    },
+    Resume(resume::ResumeArgs),
     /// Remove a changefeed, with its slot and publication.
     Remove(IdArg),
     /// Change a stopped or failed changefeed.
@@ -81,12 +77,12 @@ pub(super) struct CreateArgs {
     /// Where changes go: postgres://…, file:///dir?protocol=canal-json, blackhole://.
     #[arg(long, env = "MILLRACE_SINK_URI", hide_env_values = true)]
     sink_uri: String,
-    /// Start at this position; 0 is now.
-    #[arg(long, default_value_t = 0)]
-    start_ts: u64,
+    /// Start at this position, a number or for example pg:16/B374D848; 0 is now.
+    #[arg(long, default_value = "0")]
+    start_ts: String,
     /// Stop at this position; 0 is never.
-    #[arg(long, default_value_t = 0)]
-    target_ts: u64,
+    #[arg(long, default_value = "0")]
+    target_ts: String,
     /// Replica configuration, TOML.
     #[arg(long)]
     config: Option<PathBuf>,
@@ -99,23 +95,49 @@ pub(super) struct CreateArgs {
     /// Print the names of the tables.
     #[arg(short, long)]
     verbose: bool,
+    /// Where schemas are registered, for protocols that need it.
+    #[arg(long, value_name = "URL")]
+    schema_registry: Option<String>,
+    #[command(flatten)]
+    old: OldArgs,
 }
 
-pub(super) async fn run(client: &Client, command: ChangefeedCommand) -> Result<(), CliError> {
+/// Flags of older scripts that mean nothing here.
+#[derive(Args, Debug)]
+pub(super) struct OldArgs {
+    #[arg(long, hide = true)]
+    tz: Option<String>,
+    #[arg(long, hide = true)]
+    sort_engine: Option<String>,
+    #[arg(long, hide = true, value_parser = refuse_sort_dir)]
+    sort_dir: Option<String>,
+    #[arg(long, hide = true)]
+    disable_gc_check: bool,
+    #[arg(long, hide = true)]
+    upstream_pd: Option<String>,
+    #[arg(long, hide = true)]
+    upstream_ca: Option<String>,
+    #[arg(long, hide = true)]
+    upstream_cert: Option<String>,
+    #[arg(long, hide = true)]
+    upstream_key: Option<String>,
+}
+
+fn refuse_sort_dir(_: &str) -> Result<String, String> {
+    Err("the directory is that of the server: set its data-dir".to_owned())
+}
+
+pub(super) async fn run(client: &Session, command: ChangefeedCommand) -> Result<(), CliError> {
     match command {
         ChangefeedCommand::Create(args) => create(client, *args).await,
         ChangefeedCommand::List { all } => list(client, all).await,
         ChangefeedCommand::Query { id, simple } => query(client, &id.changefeed_id, simple).await,
         ChangefeedCommand::Pause(id) => {
             client.post(&path(&id.changefeed_id, "/pause"), &json!({})).await?;
-            say(&format_args!("Pause changefeed successfully!\nID: {}", id.changefeed_id))
+            let words = format!("Pause changefeed successfully!\nID: {}", id.changefeed_id);
+            client.tell(&words, &json!({ "id": id.changefeed_id, "state": "stopped" }))
         }
-        ChangefeedCommand::Resume { id, overwrite_checkpoint_ts } => {
-            let body = overwrite_checkpoint_ts
-                .map_or_else(|| json!({}), |ts| json!({ "overwrite_checkpoint_ts": ts }));
-            client.post(&path(&id.changefeed_id, "/resume"), &body).await?;
-            say(&format_args!("Resume changefeed successfully!\nID: {}", id.changefeed_id))
-        }
+        ChangefeedCommand::Resume(args) => resume::resume(client, &args).await,
         ChangefeedCommand::Remove(id) => remove(client, &id.changefeed_id).await,
         ChangefeedCommand::Update(args) => update::update(client, &args).await,
         ChangefeedCommand::Statistics(args) => update::statistics(client, &args).await,
@@ -132,14 +154,19 @@ pub(super) fn path(id: &str, rest: &str) -> String {
     format!("/api/v2/changefeeds/{id}{rest}")
 }
 
-async fn create(client: &Client, args: CreateArgs) -> Result<(), CliError> {
+async fn create(client: &Session, args: CreateArgs) -> Result<(), CliError> {
     let mut replica = match &args.config {
         None => Map::new(),
         Some(file) => read_config(file)?,
     };
+    let mut set = |section: &str, key: &str, value: Value| {
+        replica.entry(section).or_insert_with(|| json!({}))[key] = value;
+    };
     if args.no_initial_copy {
-        let copy = replica.entry("initial_copy").or_insert_with(|| json!({}));
-        copy["enabled"] = json!(false);
+        set("initial-copy", "enabled", json!(false));
+    }
+    if let Some(registry) = &args.schema_registry {
+        set("sink", "schema-registry", json!(registry));
     }
     let mut body = json!({
         "start_ts": args.start_ts, "target_ts": args.target_ts, "sink_uri": args.sink_uri,
@@ -158,26 +185,35 @@ async fn create(client: &Client, args: CreateArgs) -> Result<(), CliError> {
         if !args.no_confirm && !confirm("Leave them out and go on?")? {
             return Err(CliError::Aborted);
         }
-        body["replica_config"]["ignore_ineligible_table"] = json!(true);
+        body["replica_config"]["ignore-ineligible-table"] = json!(true);
     }
     let info = client.post("/api/v2/changefeeds", &body).await?;
+    for warning in info["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        eprintln!("warning: {warning}");
+    }
+    if client.json {
+        return print_json(&info);
+    }
     say(&format_args!(
         "Create changefeed successfully!\nID: {}\nInfo: {info}",
         info["id"].as_str().unwrap_or_default()
     ))?;
+    print_tables(&tables, args.verbose)
+}
+
+/// How many tables there are of each kind, and which.
+fn print_tables(tables: &Value, names: bool) -> Result<(), CliError> {
     for (label, key) in [
         ("IneligibleTablesCount", "ineligible_tables"),
         ("EligibleTablesCount", "eligible_tables"),
         ("AllTablesCount", "all_tables"),
     ] {
-        say(&format_args!("{label}: {}", count(key)))?;
-        if args.verbose {
-            let names: Vec<String> = tables[key].as_array().into_iter().flatten().map(name_of).collect();
+        let all = tables[key].as_array().map_or(&[][..], Vec::as_slice);
+        say(&format_args!("{label}: {}", all.len()))?;
+        if names {
+            let names: Vec<String> = all.iter().map(name_of).collect();
             say(&format_args!("  [{}]", names.join(", ")))?;
         }
-    }
-    for warning in info["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-        eprintln!("warning: {warning}");
     }
     Ok(())
 }
@@ -185,8 +221,8 @@ async fn create(client: &Client, args: CreateArgs) -> Result<(), CliError> {
 fn read_config(file: &PathBuf) -> Result<Map<String, Value>, CliError> {
     let usage = |what: String| CliError::Usage(format!("{}: {what}", file.display()));
     let text = std::fs::read_to_string(file).map_err(|e| usage(e.to_string()))?;
-    let config = heartbeatpb::config::ReplicaConfig::from_toml(&text).map_err(|e| usage(e.to_string()))?;
-    match config.to_api() {
+    // As it is stored: the API's own form would hide the secrets.
+    match parse_config(&text).map_err(usage)?.to_value() {
         Value::Object(map) => Ok(map),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
             Err(usage("is not a table of keys".to_owned()))
@@ -194,9 +230,22 @@ fn read_config(file: &PathBuf) -> Result<Map<String, Value>, CliError> {
     }
 }
 
+/// Reads a configuration file strictly; a key that nobody knows is told with the nearest one that is known.
+pub(super) fn parse_config(text: &str) -> Result<ReplicaConfig, String> {
+    match ReplicaConfig::from_toml(text) {
+        Ok(config) => Ok(config),
+        Err(ConfigError::UnknownKeys(keys)) => {
+            let known = nearest::keys_of(&ReplicaConfig::default().to_value());
+            let told: Vec<String> = keys.iter().map(|key| nearest::told(key, &known)).collect();
+            Err(format!("unknown keys: {}", told.join(", ")))
+        }
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 fn accepts_ineligible(body: &Value) -> bool {
     let config = &body["replica_config"];
-    config["force_replicate"] == true || config["ignore_ineligible_table"] == true
+    config["force-replicate"] == true || config["ignore-ineligible-table"] == true
 }
 
 fn name_of(table: &Value) -> String {
@@ -214,7 +263,7 @@ pub(super) fn confirm(question: &str) -> Result<bool, CliError> {
     Ok(line.trim().eq_ignore_ascii_case("y"))
 }
 
-async fn list(client: &Client, all: bool) -> Result<(), CliError> {
+async fn list(client: &Session, all: bool) -> Result<(), CliError> {
     let answer =
         client.get(if all { "/api/v2/changefeeds?state=all" } else { "/api/v2/changefeeds" }).await?;
     let rows: Vec<Value> = items(&answer)
@@ -231,7 +280,7 @@ async fn list(client: &Client, all: bool) -> Result<(), CliError> {
     print_json(&Value::Array(rows))
 }
 
-async fn query(client: &Client, id: &str, simple: bool) -> Result<(), CliError> {
+async fn query(client: &Session, id: &str, simple: bool) -> Result<(), CliError> {
     if simple {
         print_json(&client.get(&path(id, "/status")).await?)
     } else {
@@ -239,18 +288,25 @@ async fn query(client: &Client, id: &str, simple: bool) -> Result<(), CliError> 
     }
 }
 
-async fn remove(client: &Client, id: &str) -> Result<(), CliError> {
+async fn remove(client: &Session, id: &str) -> Result<(), CliError> {
     let info = match client.get(&path(id, "")).await {
         Ok(info) => info,
         Err(ApiError::Refused { code, .. }) if code == "CDC:ErrChangeFeedNotExists" => {
-            return say(&"Changefeed not found.");
+            return client.tell(&"Changefeed not found.", &json!({ "id": id, "found": false }));
         }
         Err(e) => return Err(e.into()),
     };
     client.delete(&path(id, "")).await?;
-    say(&format_args!(
-        "Changefeed remove successfully.\nID: {id}\nCheckpointTs: {}\nSinkURI: {}",
-        info["checkpoint_ts"],
-        info["sink_uri"].as_str().unwrap_or_default()
-    ))
+    match client.get(&path(id, "")).await {
+        Err(ApiError::Refused { code, .. }) if code == "CDC:ErrChangeFeedNotExists" => {}
+        Err(error) => return Err(error.into()),
+        Ok(_) => {
+            let words = format!("changefeed {id} is still there after its removal; remove it again");
+            return Err(CliError::Usage(format!("[CDC:ErrChangeFeedDeletionUnfinished]{words}")));
+        }
+    }
+    let (checkpoint, sink) = (&info["checkpoint_ts"], info["sink_uri"].as_str().unwrap_or_default());
+    let words =
+        format!("Changefeed remove successfully.\nID: {id}\nCheckpointTs: {checkpoint}\nSinkURI: {sink}");
+    client.tell(&words, &json!({ "id": id, "checkpoint_ts": checkpoint, "sink_uri": sink }))
 }

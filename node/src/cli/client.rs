@@ -1,14 +1,17 @@
 //! A small JSON client of the HTTP API.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
+use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, StatusCode, Uri};
-use hyper_util::client::legacy::Client as HttpClient;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use rustls::ClientConfig;
 use serde_json::Value;
+
+use crate::connect::{self, ConnectError};
 
 /// A call may wait for a changefeed to stop; a person interrupts earlier if she wants to.
 const CALL_TIMEOUT: Duration = Duration::from_secs(120);
@@ -51,11 +54,27 @@ impl ApiError {
     }
 }
 
+/// Who asks, and how the connection is made safe.
+#[derive(Clone, Default)]
+pub(super) struct Credentials {
+    /// User and password.
+    pub(super) login: Option<(String, String)>,
+    /// TLS, when the server has it.
+    pub(super) tls: Option<Arc<ClientConfig>>,
+}
+
 /// A client of one server.
-#[derive(Debug)]
 pub struct Client {
     base: String,
-    http: HttpClient<HttpConnector, Full<Bytes>>,
+    address: String,
+    tls: Option<Arc<ClientConfig>>,
+    authorization: Option<HeaderValue>,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("base", &self.base).finish_non_exhaustive()
+    }
 }
 
 impl Client {
@@ -64,14 +83,44 @@ impl Client {
     /// # Errors
     /// When the address has another form.
     pub fn new(server: &str) -> Result<Self, ApiError> {
-        let base = server.trim_end_matches('/').to_owned();
-        let valid = base.parse::<Uri>().is_ok_and(|uri| {
-            uri.scheme_str() == Some("http") && uri.authority().is_some_and(|a| a.host() != "")
-        });
-        if !valid {
-            return Err(ApiError::Address(server.to_owned()));
+        Self::with(server, Credentials::default())
+    }
+
+    /// A client with credentials. Without a scheme the address is `https` when there is TLS to speak it.
+    ///
+    /// # Errors
+    /// When the address is none, has a path, a query or a user, or is `https` without TLS.
+    pub(super) fn with(server: &str, credentials: Credentials) -> Result<Self, ApiError> {
+        // It may hold a password by mistake.
+        let refused = || ApiError::Address(server.rsplit('@').next().unwrap_or_default().to_owned());
+        let Credentials { login, tls } = credentials;
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let base = server.strip_suffix('/').unwrap_or(server);
+        let base = if base.contains("://") { base.to_owned() } else { format!("{scheme}://{base}") };
+        let uri: Uri = base.parse().map_err(|_| refused())?;
+        let authority = uri.authority().ok_or_else(refused)?;
+        let plain = authority.host() != "" && !authority.as_str().contains('@');
+        if !plain || uri.path() != "/" || uri.query().is_some() {
+            return Err(refused());
         }
-        Ok(Self { base, http: HttpClient::builder(TokioExecutor::new()).build_http() })
+        let (tls, default) = match uri.scheme_str() {
+            Some("http") => (None, 80),
+            Some("https") if tls.is_some() => (tls, 443),
+            Some(_) | None => return Err(refused()),
+        };
+        let address = match authority.port_u16() {
+            Some(_) => authority.as_str().to_owned(),
+            None => format!("{}:{default}", authority.host()),
+        };
+        let authorization = login.map(|(user, password)| {
+            let encoded = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
+            // Base64 has only characters that a header may have.
+            let mut value =
+                HeaderValue::try_from(format!("Basic {encoded}")).unwrap_or(HeaderValue::from_static(""));
+            value.set_sensitive(true);
+            value
+        });
+        Ok(Self { base, address, tls, authorization })
     }
 
     /// GET.
@@ -109,19 +158,26 @@ impl Client {
     async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, ApiError> {
         let unreachable = |what: String| ApiError::Unreachable { server: self.base.clone(), what };
         let payload = body.map_or_else(Bytes::new, |body| Bytes::from(body.to_string()));
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
-            .uri(format!("{}{path}", self.base))
-            .header("content-type", "application/json")
+            .uri(path)
+            .header(CONTENT_TYPE, "application/json")
+            .header(ACCEPT, "application/json")
             .header("x-client-version", env!("CARGO_PKG_VERSION"))
             .body(Full::new(payload))
             .map_err(|_| ApiError::Address(self.base.clone()))?;
-        let answer = tokio::time::timeout(CALL_TIMEOUT, self.http.request(request))
+        if let Some(authorization) = &self.authorization {
+            request.headers_mut().insert(AUTHORIZATION, authorization.clone());
+        }
+        let asked = async {
+            let answer = connect::send(&self.address, self.tls.clone(), request).await?;
+            let status = answer.status();
+            Ok::<_, ConnectError>((status, answer.into_body().collect().await?.to_bytes()))
+        };
+        let (status, bytes) = tokio::time::timeout(CALL_TIMEOUT, asked)
             .await
             .map_err(|_| unreachable(format!("timed out after {} s", CALL_TIMEOUT.as_secs())))?
-            .map_err(|e| unreachable(root_cause(&e)))?;
-        let status = answer.status();
-        let bytes = answer.into_body().collect().await.map_err(|e| unreachable(e.to_string()))?.to_bytes();
+            .map_err(|error| unreachable(root_cause(&error)))?;
         let value: Value = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
         if status == StatusCode::OK || status == StatusCode::ACCEPTED {
             return Ok(value);
@@ -141,4 +197,46 @@ fn root_cause(error: &dyn std::error::Error) -> String {
         cause = next;
     }
     cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    // behaviour: api-L-2
+    fn an_address_has_a_host_and_no_path_and_a_password_stays_out_of_it() {
+        let tls = || {
+            let login = Some(("ann".to_owned(), "s3cr3t".to_owned()));
+            Credentials { login, tls: Some(crate::tls::client(None, None).unwrap()) }
+        };
+        for (server, credentials, base, address) in [
+            ("http://h:1", Credentials::default(), "http://h:1", "h:1"),
+            ("http://h:1/", Credentials::default(), "http://h:1", "h:1"),
+            ("h:1", Credentials::default(), "http://h:1", "h:1"),
+            ("h", Credentials::default(), "http://h", "h:80"),
+            ("[::1]:1", Credentials::default(), "http://[::1]:1", "[::1]:1"),
+            ("h:1", tls(), "https://h:1", "h:1"),
+            ("https://h", tls(), "https://h", "h:443"),
+        ] {
+            let client = Client::with(server, credentials).unwrap();
+            assert_eq!((client.base.as_str(), client.address.as_str()), (base, address), "{server}");
+        }
+        for bad in [
+            "",
+            "http://",
+            "http://h/a",
+            "http://h?a=b",
+            "ftp://h",
+            "https://h",
+            "u:s3cr3t@h:1",
+            "http://u:s3cr3t@h",
+        ] {
+            let error = Client::new(bad).unwrap_err().to_string();
+            assert!(error.contains("not a server address") && !error.contains("s3cr3t"), "{bad}: {error}");
+        }
+        let client = Client::with("h", tls()).unwrap();
+        assert_eq!(client.authorization.as_ref().unwrap(), "Basic YW5uOnMzY3IzdA==");
+        assert!(!format!("{client:?} {:?}", client.authorization).contains("YW5u"), "it is not printed");
+    }
 }

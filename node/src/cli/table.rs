@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::changefeed::{IdArg, path};
-use super::{ApiError, CliError, Client, items, print_json, say};
+use super::{ApiError, CliError, Session, items, print_json, say};
 
 /// A table of a changefeed.
 #[derive(Args, Debug)]
@@ -43,31 +43,31 @@ fn tell(result: Result<Value, ApiError>) -> Result<(), CliError> {
     }
 }
 
-async fn ask(client: &Client, what: &str, table: &TableArg, more: &str) -> Result<(), CliError> {
+async fn ask(client: &Session, what: &str, table: &TableArg, more: &str) -> Result<(), CliError> {
     let query = format!("/{what}?tableID={}&mode={}{more}", table.table_id, table.mode);
     tell(client.post(&path(&table.id.changefeed_id, &query), &json!({})).await)
 }
 
 /// `move_table` moves a table that is whole, `move_split_table` all parts of one that is divided.
-pub(super) async fn move_table(client: &Client, what: &str, args: &MoveArgs) -> Result<(), CliError> {
+pub(super) async fn move_table(client: &Session, what: &str, args: &MoveArgs) -> Result<(), CliError> {
     let more = format!("&targetNodeID={}&wait={}", args.target_node_id, args.wait);
     ask(client, what, &args.table, &more).await
 }
 
-pub(super) async fn split(client: &Client, table: &TableArg) -> Result<(), CliError> {
+pub(super) async fn split(client: &Session, table: &TableArg) -> Result<(), CliError> {
     ask(client, "split_table_by_region_count", table, "").await
 }
 
-pub(super) async fn merge(client: &Client, table: &TableArg) -> Result<(), CliError> {
+pub(super) async fn merge(client: &Session, table: &TableArg) -> Result<(), CliError> {
     ask(client, "merge_table", table, "").await
 }
 
-pub(super) async fn tables(client: &Client, id: &str) -> Result<(), CliError> {
+pub(super) async fn tables(client: &Session, id: &str) -> Result<(), CliError> {
     let answer = client.get(&path(id, "/tables")).await?;
     print_json(&Value::Array(items(&answer).cloned().collect()))
 }
 
-pub(super) async fn dispatcher_count(client: &Client, id: &str) -> Result<(), CliError> {
+pub(super) async fn dispatcher_count(client: &Session, id: &str) -> Result<(), CliError> {
     let answer = client.get(&path(id, "/get_dispatcher_count")).await?;
     say(&answer["count"])
 }

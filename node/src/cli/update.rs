@@ -4,13 +4,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use heartbeatpb::config::{ReplicaConfig, mask_uri};
+use heartbeatpb::config::mask_uri;
 use serde_json::{Map, Value, json};
 use time::PrimitiveDateTime;
 use time::macros::format_description;
 
-use super::changefeed::{IdArg, confirm, path};
-use super::{CliError, Client, print_json, say};
+use super::changefeed::{IdArg, confirm, parse_config, path};
+use super::{CliError, Session, print_json};
 
 /// Failures in a row after which statistics end.
 const PATIENCE: u32 = 3;
@@ -22,6 +22,14 @@ pub(super) struct UpdateArgs {
     /// Stop at this position.
     #[arg(long)]
     target_ts: Option<u64>,
+    /// Where schemas are registered, for protocols that need it.
+    #[arg(long, value_name = "URL")]
+    schema_registry: Option<String>,
+    /// Print the tables of the changefeed too.
+    #[arg(short, long)]
+    verbose: bool,
+    #[command(flatten)]
+    old: super::changefeed::OldArgs,
     /// Where changes go from now on.
     #[arg(long, env = "MILLRACE_SINK_URI", hide_env_values = true)]
     sink_uri: Option<String>,
@@ -34,12 +42,15 @@ pub(super) struct UpdateArgs {
 }
 
 /// Shows what would change, asks, and changes it.
-pub(super) async fn update(client: &Client, args: &UpdateArgs) -> Result<(), CliError> {
+pub(super) async fn update(client: &Session, args: &UpdateArgs) -> Result<(), CliError> {
     let id = &args.id.changefeed_id;
-    let changes = match &args.config {
+    let mut changes = match &args.config {
         None => json!({}),
         Some(file) => read_changes(file)?,
     };
+    if let Some(registry) = &args.schema_registry {
+        merge(&mut changes, &json!({ "sink": { "schema_registry": registry } }));
+    }
     let current = client.get(&path(id, "")).await?;
     let mut config = current["config"].clone();
     merge(&mut config, &changes);
@@ -59,7 +70,10 @@ pub(super) async fn update(client: &Client, args: &UpdateArgs) -> Result<(), Cli
         body.insert("sink_uri".to_owned(), json!(uri));
     }
     if body.is_empty() {
-        return say(&"The changefeed is like that already, do nothing.");
+        return client.tell(
+            &"The changefeed is like that already, do nothing.",
+            &json!({ "id": id, "changed": false }),
+        );
     }
     for line in &told {
         eprintln!("  {line}");
@@ -68,14 +82,18 @@ pub(super) async fn update(client: &Client, args: &UpdateArgs) -> Result<(), Cli
         return Err(CliError::Aborted);
     }
     let info = client.put(&path(id, ""), &Value::Object(body)).await?;
-    say(&format_args!("Update changefeed config successfully!\nID: {id}\nInfo: {info}"))
+    client.tell(&format_args!("Update changefeed config successfully!\nID: {id}\nInfo: {info}"), &info)?;
+    if args.verbose && !client.json {
+        super::table::tables(client, id).await?;
+    }
+    Ok(())
 }
 
 /// The keys of a file, as the API names them. Unknown ones and wrong values are refused here.
 fn read_changes(file: &PathBuf) -> Result<Value, CliError> {
     let usage = |what: String| CliError::Usage(format!("{}: {what}", file.display()));
     let text = std::fs::read_to_string(file).map_err(|e| usage(e.to_string()))?;
-    ReplicaConfig::from_toml(&text).map_err(|e| usage(e.to_string()))?;
+    parse_config(&text).map_err(usage)?;
     let table: toml::Table = toml::from_str(&text).map_err(|e| usage(e.to_string()))?;
     let value = serde_json::to_value(table).map_err(|e| usage(e.to_string()))?;
     Ok(api_keys(value))
@@ -128,7 +146,7 @@ pub(super) struct StatisticsArgs {
 }
 
 /// Prints how far the target and the whole changefeed are behind, until it is interrupted.
-pub(super) async fn statistics(client: &Client, args: &StatisticsArgs) -> Result<(), CliError> {
+pub(super) async fn statistics(client: &Session, args: &StatisticsArgs) -> Result<(), CliError> {
     let mut failures = 0;
     loop {
         match client.get(&path(&args.id.changefeed_id, "/synced")).await {

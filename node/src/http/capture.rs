@@ -24,10 +24,10 @@ const LONGEST_ID: usize = 128;
 /// The members of the cluster as the API shows them.
 fn members(state: &ApiState) -> Vec<Value> {
     let members = state.members.borrow();
-    let leads = state.leader().is_some();
+    let leading = state.leading.borrow().clone();
     let member = |(id, address): (&NodeId, &String)| {
         json!({
-            "id": id.as_str(), "is_owner": leads && *id == state.node,
+            "id": id.as_str(), "is_owner": leading.as_ref() == Some(id),
             "address": address, "cluster_id": state.cluster_id,
         })
     };

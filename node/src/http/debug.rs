@@ -4,24 +4,23 @@ use std::fmt::Write as _;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::header;
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::IntoResponse;
 use coordinator::ChangefeedView;
 use serde_json::Value;
 
-use super::status::held_by;
-use super::{ApiState, Shared};
+use super::{ApiState, Shared, facts};
 
 /// The configuration that is in effect, defaults included. It has no secrets.
 pub(super) async fn config(State(state): State<Shared>) -> Json<Value> {
     Json(state.config.clone())
 }
 
-pub(super) async fn info(State(state): State<Shared>) -> impl IntoResponse {
+pub(super) async fn info(State(state): State<Shared>, headers: HeaderMap) -> impl IntoResponse {
     let mut text = String::new();
     let own = node(&state, &mut text);
     let rest = match own {
-        Ok(()) => cluster(&state, &mut text).await,
+        Ok(()) => cluster(&state, headers.get(header::AUTHORIZATION), &mut text).await,
         Err(error) => Err(error),
     };
     // Writing to a string does not fail.
@@ -36,11 +35,18 @@ fn node(state: &ApiState, out: &mut String) -> std::fmt::Result {
     writeln!(out, "  up for {} s", state.started.elapsed().as_secs())
 }
 
-async fn cluster(state: &ApiState, out: &mut String) -> std::fmt::Result {
+async fn cluster(state: &ApiState, credentials: Option<&HeaderValue>, out: &mut String) -> std::fmt::Result {
     for (node, address) in &**state.members.borrow() {
         writeln!(out, "member {node} at {address}")?;
     }
-    let Some(leader) = state.leader() else { return writeln!(out, "coordinator: not here") };
+    let Some(leader) = state.leader() else {
+        let leading = state.leading.borrow().clone();
+        return writeln!(
+            out,
+            "coordinator: {}",
+            leading.map_or("nobody".to_owned(), |node| node.to_string())
+        );
+    };
     writeln!(out, "coordinator: here, version {}", leader.version())?;
     match leader.drain_progress().await {
         Ok(Some(drain)) => writeln!(out, "drain {drain:?}")?,
@@ -49,8 +55,9 @@ async fn cluster(state: &ApiState, out: &mut String) -> std::fmt::Result {
     }
     match leader.list(None).await {
         Ok(feeds) => {
-            for feed in &feeds {
-                changefeed(state, feed, out).await?;
+            let facts = facts::of_all(state, &feeds, credentials, true).await;
+            for (feed, facts) in feeds.iter().zip(&facts) {
+                changefeed(feed, facts.held.as_ref(), out)?;
             }
             Ok(())
         }
@@ -58,7 +65,7 @@ async fn cluster(state: &ApiState, out: &mut String) -> std::fmt::Result {
     }
 }
 
-async fn changefeed(state: &ApiState, feed: &ChangefeedView, out: &mut String) -> std::fmt::Result {
+fn changefeed(feed: &ChangefeedView, held: Option<&Value>, out: &mut String) -> std::fmt::Result {
     let info = &feed.info;
     writeln!(out, "changefeed {} ({}), {:?}", info.id, info.state.shown(), feed.group)?;
     writeln!(out, "  epoch {}", info.epoch.map_or_else(|| "none".to_owned(), |epoch| epoch.to_string()))?;
@@ -69,7 +76,7 @@ async fn changefeed(state: &ApiState, feed: &ChangefeedView, out: &mut String) -
     if let Some(waits) = &feed.waiting_for {
         writeln!(out, "  waits for {waits}")?;
     }
-    if let Some(held) = held_by(state, feed).await {
+    if let Some(held) = held {
         writeln!(out, "  held for {} s: {}", held["seconds"], held["by"].as_str().unwrap_or_default())?;
     }
     let reported = feed.errors.iter().filter(|error| info.error.as_ref() != Some(error));

@@ -13,6 +13,8 @@ pub(crate) struct ApiFailure {
     pub(crate) code: String,
     /// Text for people.
     pub(crate) message: String,
+    /// When it does not follow from the code.
+    status: Option<StatusCode>,
 }
 
 /// Codes that are the caller's to mend, beside those that need a person.
@@ -63,7 +65,7 @@ const UNAVAILABLE: [&str; 6] = [
 impl ApiFailure {
     /// An error with a code.
     pub(crate) fn new(code: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { code: code.into(), message: message.into() }
+        Self { code: code.into(), message: message.into(), status: None }
     }
 
     /// A request that cannot be understood or is not allowed.
@@ -71,7 +73,22 @@ impl ApiFailure {
         Self::new("CDC:ErrAPIInvalidParam", message)
     }
 
+    /// A body over the limit.
+    pub(crate) fn too_large() -> Self {
+        let words = format!("the request body is too large: at most {} bytes", super::MAX_BODY_BYTES);
+        Self { status: Some(StatusCode::PAYLOAD_TOO_LARGE), ..Self::invalid(words) }
+    }
+
     fn status(&self) -> StatusCode {
+        if let Some(status) = self.status {
+            return status;
+        }
+        match self.code.as_str() {
+            super::auth::NOT_FOUND | super::auth::UNAUTHORIZED => return StatusCode::UNAUTHORIZED,
+            "CDC:ErrAPINotFound" => return StatusCode::NOT_FOUND,
+            "CDC:ErrAPIGone" => return StatusCode::GONE,
+            _ => {}
+        }
         if BAD_REQUEST.contains(&self.code.as_str()) || codes::needs_person(&self.code) {
             StatusCode::BAD_REQUEST
         } else if UNAVAILABLE.contains(&self.code.as_str()) {
@@ -93,15 +110,12 @@ pub(crate) async fn in_json(response: Response) -> Response {
     if !status.is_client_error() || json_already {
         return response;
     }
-    let words = if status == StatusCode::PAYLOAD_TOO_LARGE {
-        format!("the request body is too large: at most {} bytes", super::MAX_BODY_BYTES)
-    } else {
-        let words = axum::body::to_bytes(response.into_body(), FRAMEWORK_WORDS).await.unwrap_or_default();
-        String::from_utf8_lossy(&words).into_owned()
-    };
-    let mut failure = ApiFailure::invalid(words).into_response();
-    *failure.status_mut() = status;
-    failure
+    if status == StatusCode::PAYLOAD_TOO_LARGE {
+        return ApiFailure::too_large().into_response();
+    }
+    let words = axum::body::to_bytes(response.into_body(), FRAMEWORK_WORDS).await.unwrap_or_default();
+    let words = String::from_utf8_lossy(&words).into_owned();
+    ApiFailure { status: Some(status), ..ApiFailure::invalid(words) }.into_response()
 }
 
 impl IntoResponse for ApiFailure {
@@ -114,9 +128,15 @@ impl IntoResponse for ApiFailure {
         };
         let mut response =
             (status, Json(json!({ "error_msg": text, "error_code": self.code }))).into_response();
+        let headers = response.headers_mut();
         if status == StatusCode::SERVICE_UNAVAILABLE {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"millrace\""));
+        }
+        // For the log and the record of the operation.
+        response.extensions_mut().insert(self);
         response
     }
 }

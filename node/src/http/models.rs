@@ -2,6 +2,7 @@
 
 use heartbeatpb::{Ts, WallTime};
 use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 use time::OffsetDateTime;
 use time::macros::format_description;
 
@@ -59,6 +60,46 @@ pub(super) fn time_text(time: Option<WallTime>) -> Option<String> {
     time.format(&format).ok()
 }
 
+/// Puts the keys of `changes` into `base`: objects key by key, null takes a key away, everything else replaces.
+pub(super) fn merge(base: Value, changes: Value) -> Value {
+    match (base, changes) {
+        (Value::Object(mut base), Value::Object(changes)) => {
+            for (key, value) in changes {
+                if value.is_null() {
+                    base.remove(&key);
+                } else {
+                    let old = base.remove(&key).unwrap_or(Value::Null);
+                    base.insert(key, merge(old, value));
+                }
+            }
+            Value::Object(base)
+        }
+        (_, changes) => changes,
+    }
+}
+
+/// A document as TOML. What TOML cannot say is left out: nulls, and the identity, whose halves are too large.
+pub(super) fn toml_text(mut value: Value) -> Result<String, ApiFailure> {
+    if let Some(map) = value.as_object_mut() {
+        map.remove("gid");
+    }
+    without_nulls(&mut value);
+    toml::to_string(&value).map_err(|error| {
+        ApiFailure::new("CDC:ErrInternal", format!("the answer cannot be written as TOML: {error}"))
+    })
+}
+
+fn without_nulls(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|_, value| !value.is_null());
+            map.values_mut().for_each(without_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(without_nulls),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
 /// Checks a changefeed name from a path or a body.
 pub(super) fn check_name(name: &str) -> Result<(), ApiFailure> {
     if heartbeatpb::config::is_valid_name(name) {
@@ -81,6 +122,35 @@ mod tests {
             assert!(parse_position(bad).unwrap_err().contains("not a position"), "{bad}");
         }
         assert_eq!(position_text("postgres://h/d", Ts(0x16_B374_D848)), "pg:16/B374D848");
+    }
+
+    #[test]
+    // behaviour: api-A-7
+    fn a_changefeed_as_toml_is_read_back_without_a_loss() {
+        use heartbeatpb::config::ReplicaConfig;
+        let mut config = ReplicaConfig::default();
+        config.filter.rules = vec!["shop.*".to_owned()];
+        config.initial_copy.parallel = 7;
+        let value = serde_json::json!({ "id": "a", "start_ts": 7, "gid": { "low": u64::MAX }, "none": null, "config": config.to_value() });
+        let text = toml_text(value).unwrap();
+        let table: toml::Table = toml::from_str(&text).unwrap();
+        assert_eq!(
+            (table["start_ts"].as_integer(), table.get("gid"), table.get("none")),
+            (Some(7), None, None)
+        );
+        let back = ReplicaConfig::from_toml(&toml::to_string(&table["config"]).unwrap()).unwrap();
+        assert_eq!(back.to_value(), config.to_value());
+    }
+
+    #[test]
+    fn a_merge_changes_what_is_named() {
+        use serde_json::json;
+        let base = json!({ "a": { "b": 1, "c": [1, 2] }, "d": "x" });
+        assert_eq!(merge(base.clone(), json!({})), base);
+        assert_eq!(
+            merge(base, json!({ "a": { "c": [3] }, "d": null, "e": { "f": null, "g": 1 } })),
+            json!({ "a": { "b": 1, "c": [3] }, "e": { "f": null, "g": 1 } })
+        );
     }
 
     #[test]

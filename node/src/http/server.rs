@@ -1,22 +1,19 @@
 //! Endpoints about the server itself.
 
 use std::fmt::Write as _;
-use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{StatusCode, Uri, header};
-use axum::response::{Html, IntoResponse, Response};
+use axum::response::{IntoResponse, Response};
 use heartbeatpb::NodeLiveness;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::models::{millis_of, position_text};
 use super::{ApiFailure, Shared, parse_body};
-
-/// How long a scrape waits for the list of changefeeds.
-const SCRAPE_PATIENCE: Duration = Duration::from_secs(1);
+use crate::config::RedactMode;
 
 pub(super) async fn status(State(state): State<Shared>) -> Json<Value> {
     Json(json!({
@@ -69,21 +66,10 @@ pub(super) async fn readyz(State(state): State<Shared>) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], text).into_response()
 }
 
+/// Asks nobody: a control plane that is stuck must not hold up the scrape that tells about it.
 pub(super) async fn metrics(State(state): State<Shared>) -> impl IntoResponse {
-    // A control plane that is stuck must not hold up the scrape that tells about it.
-    let feeds = match state.leader() {
-        Some(leader) => {
-            tokio::time::timeout(SCRAPE_PATIENCE, leader.list(None)).await.ok().and_then(Result::ok)
-        }
-        None => None,
-    };
-    let own = crate::metrics::collect();
-    let mut text = state.metrics.render();
-    if let Some(feeds) = feeds {
-        text = crate::metrics::current(&text, &feeds);
-    }
-    text.push_str(&own);
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
+    crate::metrics::collect();
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], state.metrics.render())
 }
 
 #[derive(Deserialize)]
@@ -101,6 +87,31 @@ pub(super) async fn set_log_level(body: Bytes) -> Result<Json<Value>, ApiFailure
     crate::telemetry::set_log_level(&log_level).map_err(ApiFailure::invalid)?;
     tracing::warn!(level = log_level, "log level changed");
     Ok(Json(json!({})))
+}
+
+/// Hides more of values in the log, never less (api-cli-config §4.1).
+pub(super) async fn set_redaction(
+    State(state): State<Shared>,
+    body: Bytes,
+) -> Result<Json<Value>, ApiFailure> {
+    #[derive(Deserialize, Default)]
+    #[serde(default)]
+    struct Body {
+        redact_info_log: String,
+    }
+    let body: Body = parse_body(&body)?;
+    let wanted = RedactMode::parse(&body.redact_info_log)
+        .ok_or_else(|| ApiFailure::invalid("redact_info_log must be off, marker or on"))?;
+    let mut current = state.access.redact.lock();
+    let previous = *current;
+    if wanted < previous {
+        return Err(ApiFailure::invalid(format!(
+            "redact_info_log is {}, and can be made stricter only until the server is started anew",
+            previous.name()
+        )));
+    }
+    *current = wanted;
+    Ok(Json(json!({ "previous_mode": previous.name(), "current_mode": wanted.name() })))
 }
 
 #[derive(Deserialize)]
@@ -133,17 +144,6 @@ pub(super) async fn no_processors() -> Json<Value> {
 
 pub(super) async fn no_tables() -> Json<Value> {
     Json(json!({ "table_ids": null }))
-}
-
-pub(super) async fn index(State(state): State<Shared>) -> Html<String> {
-    Html(format!(
-        "<!doctype html><title>Millrace</title><h1>Millrace {}</h1><p>node {}</p><ul>\
-         <li><a href=\"/api/v2/changefeeds?state=all\">changefeeds</a>\
-         <li><a href=\"/api/v2/captures\">nodes</a><li><a href=\"/debug/info\">everything as text</a>\
-         <li><a href=\"/config\">configuration</a><li><a href=\"/metrics\">metrics</a></ul>",
-        env!("CARGO_PKG_VERSION"),
-        state.node
-    ))
 }
 
 pub(super) async fn not_found(uri: Uri) -> Response {

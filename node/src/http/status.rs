@@ -2,36 +2,37 @@
 
 use axum::Json;
 use axum::extract::{Path, State};
-use coordinator::{ChangefeedView, UpstreamClock};
+use axum::http::HeaderMap;
+use coordinator::ChangefeedView;
 use heartbeatpb::config::ChangefeedState;
-use heartbeatpb::{RunningError, WallTime};
+use heartbeatpb::{ChangefeedId, RunningError, WallTime};
 use maintainer::{Holder, Standstill};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::changefeed::{error_value, find};
-use super::{ApiFailure, ApiState, Shared};
+use super::{ApiFailure, ApiState, Shared, facts};
 
 pub(super) async fn status(
     State(state): State<Shared>,
     Path(name): Path<String>,
+    headers: HeaderMap,
 ) -> Result<Json<Value>, ApiFailure> {
     let feed = find(&state, &name).await?;
-    let id = &feed.info.id;
-    let resolved = state.upstreams.resolved(id).unwrap_or(feed.checkpoint).max(feed.checkpoint);
+    let facts = facts::of(&state, &feed, &headers).await;
     let mut value = json!({
         "state": feed.info.state.shown().name(),
-        "resolved_ts": resolved,
+        "resolved_ts": facts.resolved(feed.checkpoint),
         "checkpoint_ts": feed.checkpoint,
     });
-    if let Some((key, error)) = last_error(&feed, state.upstreams.time_of(id, feed.checkpoint)) {
+    if let Some((key, error)) = last_error(&feed, facts.time_of(feed.checkpoint)) {
         value[key] = error_value(error);
     }
     if let Some(waits) = &feed.waiting_for {
         value["waiting_for"] = json!(waits);
     }
-    if let Some(held) = held_by(&state, &feed).await {
+    if let Some(held) = facts.held {
         value["held_by"] = held;
     }
     Ok(Json(value))
@@ -59,14 +60,10 @@ fn time_of(error: &RunningError) -> Option<i64> {
     i64::try_from(time.unix_timestamp_nanos() / 1000).ok()
 }
 
-/// What the checkpoint stands at, by its maintainer, if that is here; `null` for a changefeed that is not to run.
-pub(super) async fn held_by(state: &ApiState, feed: &ChangefeedView) -> Option<Value> {
-    if feed.node.as_ref() != Some(&state.node) {
-        return None;
-    }
-    let standstill = state.placements.standstill(&feed.info.id).await.ok()??;
-    let reader = state.upstreams.progress(&feed.info.id);
-    Some(held_value(&standstill, &reader))
+/// What the checkpoint stands at, by its maintainer, if that is here and the changefeed is to run.
+pub(super) async fn local_held(state: &ApiState, id: &ChangefeedId, reader: &Value) -> Option<Value> {
+    let standstill = state.placements.standstill(id).await.ok()??;
+    Some(held_value(&standstill, reader))
 }
 
 /// A node that gets no further because nothing is read says so itself.

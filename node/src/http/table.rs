@@ -2,15 +2,16 @@
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
 use axum::http::StatusCode;
-use heartbeatpb::{ChangefeedId, NodeId, TableId, codes};
-use maintainer::{PlacementError, PlacementHandle};
+use heartbeatpb::{NodeId, TableId, codes};
+use maintainer::PlacementError;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::capture::node_id;
-use super::{ApiFailure, ApiState, Shared, changefeed, parse_body};
+use super::forward::Maintained;
+use super::{ApiFailure, Shared, parse_body};
 
 type Answer = Result<Json<Value>, ApiFailure>;
 
@@ -78,100 +79,67 @@ impl TableQuery {
     }
 }
 
-/// The changefeed, and the way to its maintainer, which must be on this node.
-async fn maintained(state: &ApiState, name: &str) -> Result<(ChangefeedId, PlacementHandle), ApiFailure> {
-    let feed = changefeed::find(state, name).await?;
-    let elsewhere = |what: String| Err(ApiFailure::new(codes::MAINTAINER_NOT_FOUND, what));
-    match &feed.node {
-        Some(node) if *node == state.node => Ok((feed.info.id.clone(), state.placements.clone())),
-        Some(node) => {
-            let address = state.members.borrow().get(node).cloned();
-            let at = address.map_or_else(String::new, |address| format!(" at {address}"));
-            elsewhere(format!("changefeed {name} is looked after by node {node}{at}; ask there"))
+impl TableQuery {
+    /// Asks the maintainer for a change; there is nothing to change where nothing writes redo logs.
+    async fn change(&self, change: impl Future<Output = Result<(), PlacementError>>) -> Answer {
+        if !self.is_redo() {
+            change.await?;
         }
-        None => {
-            let why = feed.waiting_for.map_or_else(String::new, |what| format!("; it waits for {what}"));
-            elsewhere(format!(
-                "changefeed {name} has no maintainer, its state is {}{why}",
-                feed.info.state.shown()
-            ))
-        }
+        Ok(Json(json!({})))
     }
-}
-
-fn done(result: Result<(), PlacementError>) -> Answer {
-    Ok(result.map(|()| Json(json!({})))?)
 }
 
 pub(super) async fn move_table(
     State(state): State<Shared>,
-    Path(name): Path<String>,
+    Maintained(id): Maintained,
     Query(query): Query<TableQuery>,
 ) -> Answer {
     let (table, target, wait) = (query.table()?, query.target()?, query.wait()?);
-    let (id, placements) = maintained(&state, &name).await?;
-    if query.is_redo() {
-        return done(Ok(()));
-    }
-    done(placements.move_table(&id, table, target, wait).await)
+    query.change(state.placements.move_table(&id, table, target, wait)).await
 }
 
 pub(super) async fn move_split_table(
     State(state): State<Shared>,
-    Path(name): Path<String>,
+    Maintained(id): Maintained,
     Query(query): Query<TableQuery>,
 ) -> Answer {
     let (table, target, wait) = (query.table()?, query.target()?, query.wait()?);
-    let (id, placements) = maintained(&state, &name).await?;
-    if query.is_redo() {
-        return done(Ok(()));
-    }
-    done(placements.move_split_table(&id, table, target, wait).await)
+    query.change(state.placements.move_split_table(&id, table, target, wait)).await
 }
 
 pub(super) async fn split_table(
     State(state): State<Shared>,
-    Path(name): Path<String>,
+    Maintained(id): Maintained,
     Query(query): Query<TableQuery>,
 ) -> Answer {
     let table = query.table()?;
-    let (id, placements) = maintained(&state, &name).await?;
-    if query.is_redo() {
-        return done(Ok(()));
-    }
-    done(placements.split_table(&id, table, None).await)
+    query.change(state.placements.split_table(&id, table, None)).await
 }
 
 pub(super) async fn merge_table(
     State(state): State<Shared>,
-    Path(name): Path<String>,
+    Maintained(id): Maintained,
     Query(query): Query<TableQuery>,
 ) -> Answer {
     let table = query.table()?;
-    let (id, placements) = maintained(&state, &name).await?;
-    if query.is_redo() {
-        return done(Ok(()));
-    }
-    done(placements.merge_table(&id, table).await)
+    query.change(state.placements.merge_table(&id, table)).await
 }
 
 pub(super) async fn dispatcher_count(
     State(state): State<Shared>,
-    Path(name): Path<String>,
+    Maintained(id): Maintained,
     Query(query): Query<TableQuery>,
 ) -> Answer {
-    let (id, placements) = maintained(&state, &name).await?;
-    let count = if query.is_redo() { 0 } else { placements.dispatcher_count(&id).await? };
+    let count = if query.is_redo() { 0 } else { state.placements.dispatcher_count(&id).await? };
     Ok(Json(json!({ "count": count })))
 }
 
 pub(super) async fn tables(
     State(state): State<Shared>,
-    Path(name): Path<String>,
+    Maintained(id): Maintained,
     Query(query): Query<TableQuery>,
 ) -> Answer {
-    let (id, placements) = maintained(&state, &name).await?;
-    let tables = if query.is_redo() { Default::default() } else { placements.tables(&id).await? };
+    let tables = if query.is_redo() { Default::default() } else { state.placements.tables(&id).await? };
     let items: Vec<Value> = tables
         .iter()
         .map(|(node, tables)| json!({ "node_id": node.as_str(), "table_ids": tables }))
@@ -181,7 +149,7 @@ pub(super) async fn tables(
 
 pub(super) async fn move_table_v1(
     State(state): State<Shared>,
-    Path(name): Path<String>,
+    Maintained(id): Maintained,
     body: Bytes,
 ) -> Result<(StatusCode, Json<Value>), ApiFailure> {
     #[derive(Deserialize, Default)]
@@ -193,7 +161,6 @@ pub(super) async fn move_table_v1(
     let body: Body = parse_body(&body)?;
     let table = body.table_id.ok_or_else(|| ApiFailure::invalid("table_id is missing"))?;
     let target = node_id(&body.capture_id)?;
-    let (id, placements) = maintained(&state, &name).await?;
-    placements.move_table(&id, TableId(table), target, true).await?;
+    state.placements.move_table(&id, TableId(table), target, true).await?;
     Ok((StatusCode::ACCEPTED, Json(json!({}))))
 }

@@ -16,8 +16,9 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::{ApiState, router};
+use super::{Access, ApiState, router};
 use crate::cli::{ApiError, CliArgs, CliError, Client};
+use crate::config::SecuritySection;
 use crate::upstream::UpstreamHub;
 
 const LEADER: &str = "n1";
@@ -25,6 +26,9 @@ const LEADER: &str = "n1";
 struct Cluster {
     client: Client,
     address: String,
+    /// Of every node, the leader first.
+    addresses: Vec<String>,
+    leading: watch::Sender<Option<NodeId>>,
     nodes: BTreeMap<&'static str, Arc<LivenessCell>>,
     alive: watch::Sender<BTreeSet<NodeId>>,
     members: watch::Sender<coordinator::Members>,
@@ -43,15 +47,28 @@ struct Arguments {
 
 impl Cluster {
     async fn start() -> Self {
+        Self::start_with(&SecuritySection::default()).await
+    }
+
+    async fn start_with(security: &SecuritySection) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (network, stop) = (Network::new(1), CancellationToken::new());
         let names = [LEADER, "n2", "n3"];
         let alive = watch::Sender::new(names.iter().map(|name| NodeId::from(*name)).collect());
-        let known = names.iter().map(|name| (NodeId::from(*name), format!("{name}:8300"))).collect();
+        let mut ports = Vec::new();
+        for _ in names {
+            ports.push(tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap());
+        }
+        let addresses: Vec<String> =
+            ports.iter().map(|port| port.local_addr().unwrap().to_string()).collect();
+        let known =
+            names.iter().zip(&addresses).map(|(name, at)| (NodeId::from(*name), at.clone())).collect();
         let members = watch::Sender::new(Arc::new(known));
+        let leading = watch::Sender::new(Some(NodeId::from(LEADER)));
         let mut tasks = Vec::new();
         let mut nodes = BTreeMap::new();
         let mut state = None;
+        let mut followers = Vec::new();
         for name in names {
             let center = MessageCenter::new(name.into(), MessagingConfig::default());
             network.join(&center);
@@ -70,6 +87,8 @@ impl Cluster {
             tasks.push(tokio::spawn(manager.run(stop.clone())));
             if name == LEADER {
                 state = Some((center, hub, liveness, placements));
+            } else {
+                followers.push((name, hub, liveness, placements));
             }
         }
         let (center, upstreams, liveness, placements) = state.unwrap();
@@ -85,29 +104,40 @@ impl Cluster {
         let liveness_view = watch::Sender::new(NodeLiveness::Alive);
         let session = store.session(config.session_ttl).await.unwrap();
         let layout = Layout::new("default").unwrap();
-        let (election, leader) = Election::new(store, layout, neighbours, config, liveness_view.subscribe());
+        let (election, leader) =
+            Election::new(Arc::clone(&store), layout.clone(), neighbours, config, liveness_view.subscribe());
         let stopped = stop.clone();
         tasks.push(tokio::spawn(async move { election.run(session, stopped).await.unwrap() }));
-        let app = router(ApiState {
-            node: LEADER.into(),
-            members: members.subscribe(),
-            cluster_id: "default".to_owned(),
-            config: json!({}),
-            data_dir: dir.path().join("sink"),
-            started: Instant::now(),
-            leader,
-            upstreams,
-            placements,
-            metrics: metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle(),
-            liveness,
-        });
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = format!("http://{}", listener.local_addr().unwrap());
-        tasks.push(tokio::spawn(async move { axum::serve(listener, app).await.unwrap() }));
+        followers.insert(0, (LEADER, upstreams, liveness, placements));
+        for ((name, upstreams, liveness, placements), port) in followers.into_iter().zip(ports) {
+            let leads = name == LEADER;
+            let app = router(ApiState {
+                node: name.into(),
+                members: members.subscribe(),
+                leading: leading.subscribe(),
+                cluster_id: "default".to_owned(),
+                config: json!({}),
+                data_dir: dir.path().join("sink"),
+                started: Instant::now(),
+                leader: if leads { leader.clone() } else { watch::channel(None).1 },
+                upstreams,
+                placements,
+                metrics: crate::telemetry::init_metrics().unwrap(),
+                liveness,
+                access: Access::new(security).unwrap(),
+                tls: None,
+                store: Arc::clone(&store),
+                layout: layout.clone(),
+            });
+            tasks.push(tokio::spawn(crate::serve::Server::new(port, app).run(stop.clone())));
+        }
+        let address = format!("http://{}", addresses[0]);
         let client = Client::new(&address).unwrap();
         let cluster = Self {
             client,
             address,
+            addresses,
+            leading,
             nodes,
             alive,
             members,
@@ -158,6 +188,8 @@ fn drain(node: &str) -> String {
     format!("/api/v2/captures/{node}/drain")
 }
 
+mod forwarding;
+
 fn code(result: Result<Value, ApiError>) -> String {
     result.unwrap_err().code().to_owned()
 }
@@ -171,7 +203,7 @@ async fn a_node_is_drained_by_request_until_nothing_remains() {
     assert_eq!((&captures["total"], &captures["items"]), (&json!(3), &bare));
     let owners: Vec<&Value> = bare.as_array().unwrap().iter().map(|node| &node["is_owner"]).collect();
     assert_eq!(owners, [true, false, false]);
-    assert_eq!(bare[1]["address"], "n2:8300");
+    assert_eq!(bare[1]["address"], cluster.addresses[1]);
 
     assert_eq!(code(client.get(&drain("n2")).await), "CDC:ErrSchedulerRequestFailed", "none is under way");
     // Other nodes may not have said what they can do: something remains.
