@@ -24,6 +24,12 @@ pub enum Error {
         /// What is wrong and what to do.
         what: String,
     },
+    /// Another has taken the sink's place: it writes nothing any more, and stays so. A new sink may.
+    #[error("{what}")]
+    Fenced {
+        /// Who has.
+        what: String,
+    },
     /// The sink is closed.
     #[error("the sink is closed")]
     Closed,
@@ -37,15 +43,16 @@ impl Error {
             Error::Config(_) => "CDC:ErrSinkURIInvalid",
             Error::Unavailable { .. } => "CDC:ErrSinkUnavailable",
             Error::Rejected { code, .. } => code,
+            Error::Fenced { .. } => heartbeatpb::codes::SINK_FENCED,
             Error::Closed => "CDC:ErrSinkClosed",
         }
     }
 
-    /// Whether trying again can succeed without a person's help.
+    /// Whether trying again, with a new sink, can succeed without a person's help.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
-            Error::Unavailable { .. } | Error::Closed => true,
+            Error::Unavailable { .. } | Error::Fenced { .. } | Error::Closed => true,
             Error::Config(_) | Error::Rejected { .. } => false,
         }
     }

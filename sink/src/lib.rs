@@ -9,11 +9,18 @@
 //! - **SK-3** No error text and no log line holds a row value or a password.
 //! - **SK-4** PostgreSQL: progress is written in the transaction of the rows it speaks of, and only from the
 //!   position that this sink has seen; so a row change is applied exactly once, whoever replays it.
+//! - **SK-5** PostgreSQL: after [`fence()`] has answered, no transaction of the sinks that were meant commits, neither
+//!   one in flight nor a later one; a fenced sink ends with [`Error::Fenced`] and never writes again.
+//!
+//! How a sink that lost its place is kept from writing is told in `postgres/registration.rs`. Files need no fence:
+//! each dispatcher writes files of its own, and a late one holds rows that its successor writes too, under their
+//! commit ts. A black hole keeps nothing.
 
 mod blackhole;
 mod causality;
 pub mod encode;
 mod error;
+mod fence;
 mod file;
 pub mod metrics;
 mod open;
@@ -25,6 +32,7 @@ mod testing;
 pub use blackhole::BlackholeSink;
 pub use causality::{Causality, SHARDS, Shard};
 pub use error::Error;
+pub use fence::{FenceRequest, Fenced, Whom, fence, has_fence};
 pub use file::{
     FileConfig, FileSink, Replay, ReplayError, ReplayedTable, Rows, metrics as file_metrics, replay,
 };

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use heartbeatpb::ChangefeedId;
 use heartbeatpb::config::ReplicaConfig;
+use heartbeatpb::{ChangefeedId, MaintainerEpoch, NodeId};
 use url::Url;
 
 use crate::blackhole::BlackholeSink;
@@ -17,6 +17,10 @@ use crate::{Error, Sink};
 pub struct SinkOptions {
     /// The changefeed that writes.
     pub changefeed: ChangefeedId,
+    /// The node on which the sink runs. A newer sink of a node takes the place of the older ones of its changefeed.
+    pub node: NodeId,
+    /// Epoch of the maintainer that wants the sink.
+    pub epoch: Option<MaintainerEpoch>,
     /// Directory of the node for what a sink spools; a sink makes its own place below it.
     pub data_dir: PathBuf,
     /// The changefeed's configuration; its `[sink]` part says how files are written.
@@ -24,10 +28,16 @@ pub struct SinkOptions {
 }
 
 impl SinkOptions {
-    /// Options with the configuration at its defaults.
+    /// Options with the configuration at its defaults, for a sink of a node of its own.
     #[must_use]
     pub fn new(changefeed: ChangefeedId, data_dir: impl Into<PathBuf>) -> Self {
-        Self { changefeed, data_dir: data_dir.into(), replica: ReplicaConfig::default() }
+        Self {
+            changefeed,
+            node: NodeId::random(),
+            epoch: None,
+            data_dir: data_dir.into(),
+            replica: ReplicaConfig::default(),
+        }
     }
 }
 
@@ -49,14 +59,15 @@ pub struct SinkCheck {
     pub warnings: Vec<String>,
 }
 
-enum Target {
+/// What a URI names.
+pub(crate) enum Target {
     Postgres,
     File,
     Blackhole(Url),
 }
 
 /// Parses the URI as far as needed to choose the sink. Error texts never quote it: it may hold a password.
-fn target(uri: &str) -> Result<Target, Error> {
+pub(crate) fn target(uri: &str) -> Result<Target, Error> {
     let scheme = uri.split_once(':').map_or("", |(scheme, _)| scheme);
     match scheme.to_ascii_lowercase().as_str() {
         "postgres" | "postgresql" => Ok(Target::Postgres),
@@ -78,7 +89,8 @@ fn target(uri: &str) -> Result<Target, Error> {
 ///
 /// # Errors
 /// [`Error::Config`] for a wrong URI, [`Error::Unavailable`] when the downstream does not answer,
-/// [`Error::Rejected`] when it refuses the user or a permission is missing.
+/// [`Error::Rejected`] when it refuses the user or a permission is missing, [`Error::Fenced`] when the changefeed has
+/// gone on without this node.
 pub async fn open(uri: &str, options: &SinkOptions) -> Result<Arc<dyn Sink>, Error> {
     match target(uri)? {
         Target::Postgres => Ok(Arc::new(PostgresSink::open(uri, options).await?)),

@@ -4,7 +4,7 @@
 //! (`route.rs`). Workers take batches of a queue, turn them into few statements (`plan.rs`) and run them in
 //! one transaction together with the queue's progress (`apply.rs`, `progress.rs`). What a transaction's
 //! failure means is decided in `connection.rs`; what the target tables must look like in `target.rs`; how they change in
-//! `ddl.rs`.
+//! `ddl.rs`. Every transaction that writes holds to the sink's `registration.rs`, by which `fence.rs` can end it.
 //!
 //! Several dispatchers may write one table, each a key range of it, on one node or on many. Progress is kept by key
 //! range (`pieces.rs`), so that a row change is applied once however often and at whatever checkpoints the table is
@@ -20,11 +20,13 @@ mod apply;
 mod config;
 mod connection;
 mod ddl;
+mod fence;
 mod keys;
 mod pieces;
 mod plan;
 mod progress;
 mod queues;
+mod registration;
 mod route;
 mod shared;
 mod sql;
@@ -41,6 +43,8 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+
+pub(crate) use fence::fence;
 
 use config::PgConfig;
 use connection::{Backoff, Connection, Failure, classify};
@@ -99,7 +103,12 @@ macro_rules! with_control {
                 Err(failure) => {
                     // Whatever the transaction was, it is over.
                     *guard = None;
-                    break Err(failure.into_error());
+                    let error = failure.into_error();
+                    if matches!(error, Error::Fenced { .. }) {
+                        // Nothing else can be written either.
+                        $self.shared.fail(registration::fenced());
+                    }
+                    break Err(error);
                 }
             }
         }
@@ -107,7 +116,7 @@ macro_rules! with_control {
 }
 
 impl PostgresSink {
-    /// Connects and prepares the sink's own tables.
+    /// Connects, prepares the sink's own tables, and registers: earlier sinks of the node write no more.
     ///
     /// # Errors
     /// See [`crate::open`].
@@ -116,9 +125,15 @@ impl PostgresSink {
         let connection = Connection::open(&config).await.map_err(Failure::into_error)?;
         progress::prepare(&connection.client, &config).await.map_err(Failure::into_error)?;
         ddl::prepare(&connection.client, &config).await.map_err(Failure::into_error)?;
+        registration::prepare(&connection.client, &config).await.map_err(Failure::into_error)?;
+        let gid = options.changefeed.gid.to_string();
+        let registration =
+            registration::register(&connection.client, &config, &gid, &options.node, options.epoch)
+                .await
+                .map_err(Failure::into_error)?;
         let (incoming, to_route) = unbounded_channel();
         Ok(Self {
-            shared: Arc::new(Shared::new(config, options.changefeed.clone())),
+            shared: Arc::new(Shared::new(config, options.changefeed.clone(), registration)),
             incoming,
             to_route: Mutex::new(Some(to_route)),
             control: tokio::sync::Mutex::new(Some(connection)),
@@ -178,6 +193,9 @@ impl Sink for PostgresSink {
         if ended.is_err() {
             tasks.shutdown().await;
         }
+        if shared.healthy() {
+            registration::retire(&shared.config, &shared.registration).await;
+        }
         shared.take_failure().map_or(Ok(()), Err)
     }
 
@@ -195,6 +213,7 @@ impl Sink for PostgresSink {
         if table == TableId::DDL {
             let shared = &self.shared;
             with_control!(self, connection => {
+                shared.registration.check(&connection.client).await?;
                 ddl::forget_gone(&connection.client, &shared.config.own_schema, &shared.gid, start_ts).await
             })?;
             return Ok(TableStart { start_ts, skip_dml_at_start: false });
@@ -203,13 +222,13 @@ impl Sink for PostgresSink {
         shared.open(dispatcher, span);
         let range = Range::of(span);
         let read = with_control!(self, connection => {
+            shared.registration.check(&connection.client).await?;
             let past = ddl::past(&connection.client, &shared.config.own_schema, &shared.gid, table).await;
             match past {
                 // Nobody writes it any more, so there is no progress to keep.
                 Ok(past) if past.gone => Ok((None, past.last)),
                 Ok(past) => {
-                    let read =
-                        progress::load(&connection.client, &shared.config, &shared.gid, table, &range).await;
+                    let read = progress::load(&connection.client, shared, table, &range).await;
                     read.map(|read| (Some(read), past.last))
                 }
                 Err(failure) => Err(failure),
@@ -294,7 +313,8 @@ impl Sink for PostgresSink {
         let shared = &self.shared;
         with_control!(self, connection => {
             progress::forget(&connection.client, &shared.config, &shared.gid).await?;
-            ddl::forget(&connection.client, &shared.config, &shared.gid).await
+            ddl::forget(&connection.client, &shared.config, &shared.gid).await?;
+            registration::forget_all(&connection.client, &shared.config, &shared.gid).await
         })?;
         shared.progress.lock().clear();
         Ok(())

@@ -16,6 +16,7 @@ use super::keys;
 use super::pieces::Range;
 use super::plan::{self, Group, Kind, Mode};
 use super::progress::{self, Advance, Copied, Join};
+use super::registration::Registration;
 use super::route::{Change, Holds};
 use super::sql::TextArray;
 use super::target::Target;
@@ -29,6 +30,7 @@ const PIPELINE: usize = 24;
 pub(crate) struct Writer<'s> {
     pub(crate) own_schema: &'s str,
     pub(crate) changefeed: &'s str,
+    pub(crate) registration: &'s Registration,
     pub(crate) on_existing_rows: OnExistingRows,
     pub(crate) metrics: &'s TxnMetrics,
 }
@@ -89,8 +91,7 @@ impl Writer<'_> {
             let groups = plan::plan(&table.target, table.changes.iter().copied(), mode, copy)?;
             plans.push((table.target.as_ref(), groups));
         }
-        let advance =
-            connection.prepare(&progress::advance_sql(self.own_schema), progress::ADVANCE_PARAMS).await?;
+        let advance = connection.prepare(&self.advance_sql(), progress::ADVANCE_PARAMS).await?;
         let mut prepared = Vec::new();
         for (target, groups) in &plans {
             for group in groups {
@@ -125,7 +126,12 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Begins the transaction and moves the progress, which also locks out any other writer of the queue.
+    fn advance_sql(&self) -> String {
+        progress::advance_sql(self.own_schema, self.registration.condition())
+    }
+
+    /// Begins the transaction and moves the progress, which also locks out any other writer of the queue, and of a
+    /// sink that is fenced moves nothing.
     async fn begin(
         &self,
         connection: &Connection,
@@ -135,13 +141,19 @@ impl Writer<'_> {
     ) -> Result<(), Failure> {
         let params = progress::advance_params(self.changefeed, steps);
         let params = refs(&params);
-        let begin = if deferrable { "BEGIN; SET CONSTRAINTS ALL DEFERRED" } else { "BEGIN" };
+        let begin = self.registration.begin();
+        let begin =
+            if deferrable { format!("{begin}; SET CONSTRAINTS ALL DEFERRED") } else { begin.to_owned() };
         let (begun, advanced) =
-            join(connection.client.batch_execute(begin), connection.client.execute(advance, &params)).await;
+            join(connection.client.batch_execute(&begin), connection.client.execute(advance, &params)).await;
         begun.map_err(|e| classify(e, "beginning a transaction"))?;
         let advanced = advanced.map_err(|e| classify(e, "writing progress"))?;
         if advanced != steps.len() as u64 {
+            // Somebody else moved them, or this sink is fenced: whoever reads them again finds out.
             return Err(Failure::Overtaken);
+        }
+        if steps.is_empty() {
+            self.registration.check(&connection.client).await?;
         }
         for join in joins {
             progress::join(&connection.client, self.own_schema, self.changefeed, join).await?;
@@ -157,8 +169,7 @@ impl Writer<'_> {
         TableChanges { target, clear: ranges, .. }: &TableChanges<'_, B>,
         change: &Change<B>,
     ) -> Result<(), Failure> {
-        let advance =
-            connection.prepare(&progress::advance_sql(self.own_schema), progress::ADVANCE_PARAMS).await?;
+        let advance = connection.prepare(&self.advance_sql(), progress::ADVANCE_PARAMS).await?;
         self.begin(connection, target.deferrable, &advance, steps).await?;
         // All queues move: a writer that was overtaken must not put rows behind the barrier.
         let (own, table) = (self.own_schema, target.info.id);

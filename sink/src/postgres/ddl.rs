@@ -108,11 +108,14 @@ pub(crate) async fn open(
 ) -> Result<Option<Target>, Failure> {
     let (own, feed) = (&shared.config.own_schema, &shared.gid);
     let failed = |e| classify(e, "opening a table of the target");
+    // The first lock lets a fence find the session, whose other locks would be in the way of schema changes.
     let lock = format!(
-        "SELECT pg_catalog.pg_advisory_lock_shared({LOCK_KEY}), \
-             pg_catalog.pg_advisory_lock(pg_catalog.hashtextextended($1, $3))"
+        "SELECT {share}, pg_catalog.pg_advisory_lock_shared({LOCK_KEY}), \
+             pg_catalog.pg_advisory_lock(pg_catalog.hashtextextended($1, $3))",
+        share = shared.registration.share(),
     );
     client.execute(&lock, &[feed, &TableId::DDL.0, &info.id.0]).await.map_err(failed)?;
+    shared.registration.check(client).await?;
     let past = past(client, own, feed, info.id).await?;
     let outdated = past.gone || past.last.is_some_and(|last| info.version < last);
     let target = if outdated {
@@ -156,7 +159,7 @@ pub(crate) async fn execute(connection: &Connection, shared: &Shared, ddl: &DdlE
     };
     let doing = || format!("executing {} of {named}", statement(ddl.kind));
     let run = async |text: &str| client.batch_execute(text).await.map_err(|e| classify(e, &doing()));
-    run("BEGIN").await?;
+    shared.registration.begin_checked(client).await?;
     // Waits for an attempt whose connection was lost while the server went on with it, and for who opens a table.
     let ids = named_tables(ddl);
     let lock = format!("SELECT pg_catalog.pg_advisory_xact_lock({LOCK_KEY})");
@@ -181,9 +184,13 @@ pub(crate) async fn execute(connection: &Connection, shared: &Shared, ddl: &DdlE
         // Statements such as CREATE INDEX CONCURRENTLY refuse a transaction.
         Err(error) if error.code().is_some_and(|code| code.code() == "25001") => {
             run(&format!("ROLLBACK; SET search_path = {path}, public")).await?;
+            shared.registration.share_checked(client).await?;
             let result = client.batch_execute(&ddl.query).await;
-            run("SET search_path = ''; BEGIN").await?;
+            run("SET search_path = ''").await?;
             result.map_err(|e| classify(e, &doing()))?;
+            // The session's share ends behind that of the transaction.
+            shared.registration.begin_checked(client).await?;
+            shared.registration.unshare(client).await?;
         }
         Err(error) => return Err(classify(error, &doing())),
     }

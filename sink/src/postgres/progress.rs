@@ -13,6 +13,7 @@ use super::config::PgConfig;
 use super::connection::{Failure, classify};
 use super::pieces::{self, Piece, Range, SpanProgress, Stored};
 use super::route::Position;
+use super::shared::Shared;
 use super::sql::TextArray;
 use crate::Error;
 use crate::causality::Shard;
@@ -101,21 +102,20 @@ async fn create(
 /// other bounds finds its rows gone.
 pub(crate) async fn load(
     client: &Client,
-    config: &PgConfig,
-    changefeed: &str,
+    shared: &Shared,
     table: TableId,
     span: &Range,
 ) -> Result<SpanProgress, Failure> {
-    let own = &config.own_schema;
+    let (own, changefeed) = (&shared.config.own_schema, &shared.gid);
     let found = pieces::cut(span, &read(client, own, changefeed, table, "").await?);
     if found.remove.is_empty() && found.add.is_empty() {
         return Ok(found.progress);
     }
     let failed = |e| classify(e, "reading the progress of a table");
-    client.batch_execute("BEGIN").await.map_err(failed)?;
+    shared.registration.begin_checked(client).await?;
     // One at a time; and the rows themselves wait for whoever is writing with them.
     let lock = "SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended($1 || ' ' || $2, 5577006791947779410))";
-    client.execute(lock, &[&changefeed, &table.0.to_string()]).await.map_err(failed)?;
+    client.execute(lock, &[changefeed, &table.0.to_string()]).await.map_err(failed)?;
     let cut = pieces::cut(span, &read(client, own, changefeed, table, "FOR UPDATE").await?);
     let delete = format!(
         "DELETE FROM {own}.progress AS p USING unnest($3::text[], $4::text[]) AS u(shard, s) \
@@ -130,12 +130,12 @@ pub(crate) async fn load(
     );
     if !cut.remove.is_empty() {
         let [shard, start, ..] = stored_params(&cut.remove);
-        client.execute(&delete, &[&changefeed, &table.0, &shard, &start]).await.map_err(failed)?;
+        client.execute(&delete, &[changefeed, &table.0, &shard, &start]).await.map_err(failed)?;
     }
     if !cut.add.is_empty() {
         let [shard, start, end, ts, number] = stored_params(&cut.add);
         let params: [&(dyn tokio_postgres::types::ToSql + Sync); 7] =
-            [&changefeed, &table.0, &shard, &start, &end, &ts, &number];
+            [changefeed, &table.0, &shard, &start, &end, &ts, &number];
         client.execute(&insert, &params).await.map_err(failed)?;
     }
     client.batch_execute("COMMIT").await.map_err(failed)?;
@@ -209,16 +209,17 @@ pub(crate) struct Join {
     pub(crate) range: Range,
 }
 
-/// The statement that moves the progress of several pieces; it changes as many rows as there
-/// are pieces unless someone else moved or cut one of them.
-pub(crate) fn advance_sql(own: &str) -> String {
+/// The statement that moves the progress of several pieces; it changes as many rows as there are pieces unless someone
+/// else moved or cut one of them, or the writer has lost its right to write, which is the `condition`.
+pub(crate) fn advance_sql(own: &str, condition: &str) -> String {
     format!(
         "UPDATE {own}.progress AS p SET commit_ts = u.ts::numeric, row_number = u.n::bigint \
          FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], \
              $9::text[]) AS u(changefeed, table_id, shard, ts, n, old_ts, old_n, s, e) \
          WHERE p.changefeed = u.changefeed AND p.table_id = u.table_id::bigint AND p.shard = u.shard::smallint \
              AND p.span_start = pg_catalog.decode(u.s, 'hex') AND p.span_end = pg_catalog.decode(u.e, 'hex') \
-             AND p.commit_ts = u.old_ts::numeric AND p.row_number = u.old_n::bigint"
+             AND p.commit_ts = u.old_ts::numeric AND p.row_number = u.old_n::bigint \
+             AND {condition}"
     )
 }
 

@@ -97,8 +97,7 @@ impl Queues {
         let from = match known.filter(|_| !stale) {
             Some(known) => known,
             None => {
-                let (client, config) = (&connection.client, &shared.config);
-                let read = progress::load(client, config, &shared.gid, table, &range).await?;
+                let read = progress::load(&connection.client, shared, table, &range).await?;
                 let from = read.queue(shard).clone();
                 shared.learn(dispatcher, table, read);
                 from

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::config::PgConfig;
 use super::pieces::SpanProgress;
+use super::registration::Registration;
 use super::target::Target;
 use super::worker::QueuedChange;
 use crate::Error;
@@ -34,6 +35,8 @@ pub(crate) struct Shared {
     pub(crate) changefeed: ChangefeedId,
     /// The changefeed's identity as it is written downstream.
     pub(crate) gid: String,
+    /// The right to write.
+    pub(crate) registration: Registration,
     pub(crate) queues: Mutex<Causality<QueuedChange>>,
     /// Changes were pushed or completed.
     pub(crate) work: Notify,
@@ -53,13 +56,14 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(config: PgConfig, changefeed: ChangefeedId) -> Self {
+    pub(crate) fn new(config: PgConfig, changefeed: ChangefeedId, registration: Registration) -> Self {
         Self {
             gid: changefeed.gid.to_string(),
             metrics: SinkMetrics::new(&changefeed, "TxnSink"),
             txn_metrics: TxnMetrics::new(&changefeed),
             config,
             changefeed,
+            registration,
             queues: Mutex::default(),
             work: Notify::new(),
             dispatchers: Mutex::default(),

@@ -23,6 +23,11 @@ pub(crate) fn qualified(schema: &str, name: &str) -> String {
     format!("{}.{}", quote(schema), quote(name))
 }
 
+/// A quoted string. Sessions have `standard_conforming_strings` on.
+pub(crate) fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
 /// Bytes as hex digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
@@ -118,6 +123,11 @@ mod tests {
     #[test]
     fn quotes_in_names_are_doubled() {
         assert_eq!(qualified("a\"b", "Tä"), "\"a\"\"b\".\"Tä\"");
+    }
+
+    #[test]
+    fn quotes_in_strings_are_doubled() {
+        assert_eq!(literal("it's \\"), "'it''s \\'");
     }
 
     #[test]

@@ -265,6 +265,9 @@ impl Worker {
             self.connection = Some(Connection::open(&shared.config).await?);
         }
         let Some(connection) = &mut self.connection else { return Ok(()) };
+        if self.stale {
+            shared.registration.check(&connection.client).await?;
+        }
         let groups = by_table(batch);
         let mut queues = Queues::default();
         for (held, _, changes) in &groups {
@@ -295,6 +298,7 @@ impl Worker {
         let writer = Writer {
             own_schema: &shared.config.own_schema,
             changefeed: &shared.gid,
+            registration: &shared.registration,
             on_existing_rows: shared.config.on_existing_rows,
             metrics: &shared.txn_metrics,
         };
@@ -387,7 +391,11 @@ impl Shared {
         if let Some(target) = self.known_target(info) {
             return Ok(target);
         }
-        let target = Arc::new(super::target::open(client, info, self.config.create_tables).await?);
+        // It may be created.
+        self.registration.share_checked(client).await?;
+        let opened = super::target::open(client, info, self.config.create_tables).await;
+        self.registration.unshare(client).await?;
+        let target = Arc::new(opened?);
         self.targets.lock().insert(info.id, Arc::clone(&target));
         Ok(target)
     }

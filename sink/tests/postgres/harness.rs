@@ -30,8 +30,11 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) async fn open(uri: &str, changefeed: &ChangefeedId) -> Result<Self, Error> {
-        let options = SinkOptions::new(changefeed.clone(), "unused");
-        let sink = sink::open(uri, &options).await?;
+        Self::open_with(uri, &SinkOptions::new(changefeed.clone(), "unused")).await
+    }
+
+    pub(crate) async fn open_with(uri: &str, options: &SinkOptions) -> Result<Self, Error> {
+        let sink = sink::open(uri, options).await?;
         let shutdown = CancellationToken::new();
         let (runs, token) = (Arc::clone(&sink), shutdown.clone());
         Ok(Self {

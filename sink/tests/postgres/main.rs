@@ -3,6 +3,7 @@
 mod copies;
 mod ddl;
 mod faults;
+mod fence;
 mod harness;
 mod order;
 mod schema;
