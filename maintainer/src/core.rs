@@ -4,6 +4,7 @@ mod admin;
 #[cfg(feature = "test-util")]
 pub(crate) mod bench;
 mod bootstrap;
+mod fencing;
 mod heartbeat;
 mod merge;
 mod planning;
@@ -34,6 +35,8 @@ use self::schedule::Schedule;
 use crate::barrier::{Barrier, Overdue, response};
 use crate::checkpoint::{CheckpointFold, Progress};
 use crate::drain::DrainTarget;
+use crate::fence::Whom;
+use crate::fencing::Fencing;
 use crate::placement::{IdSource, Placement};
 use crate::placements::{Answer, PlacementError};
 use crate::upstream::SourceTable;
@@ -67,6 +70,8 @@ pub(crate) enum Effect {
     OperatorStarted(operator::Kind),
     /// An operator finished at this age.
     OperatorFinished(operator::Kind, Duration),
+    /// Keep these from writing downstream, and tell how that went.
+    Fence { attempt: u64, whom: Whom },
     /// A message of another epoch was dropped.
     Stale(&'static str),
 }
@@ -80,6 +85,8 @@ pub(crate) struct Birth<'a> {
     pub(crate) is_new: bool,
     /// It only closes dispatcher managers: nothing is known of the changefeed but its id.
     pub(crate) removal_only: bool,
+    /// Writers of its downstream can be fenced.
+    pub(crate) fences: bool,
     pub(crate) ids: IdSource,
     pub(crate) now: Instant,
 }
@@ -112,6 +119,7 @@ pub(crate) struct Core {
     watch: stall::Watch,
     /// Nodes that live.
     alive: BTreeSet<NodeId>,
+    fencing: Fencing,
     bootstrapper: Bootstrapper<MaintainerBootstrapResponse>,
     tables: Option<Vec<SourceTable>>,
     /// When the upstream is to be read again; `None` while that is under way or done.
@@ -132,7 +140,7 @@ pub(crate) struct Core {
 impl Core {
     /// A maintainer that is about to start.
     pub(crate) fn new(birth: Birth<'_>) -> Self {
-        let Birth { me, info, epoch, checkpoint, is_new, removal_only, mut ids, now } = birth;
+        let Birth { me, info, epoch, checkpoint, is_new, removal_only, fences, mut ids, now } = birth;
         let mut config = DispatcherManagerConfig::of(info);
         config.epoch = epoch;
         let scheduler = &info.config.scheduler;
@@ -163,6 +171,7 @@ impl Core {
             planning: Planning::default(),
             wishes: Vec::new(),
             alive: BTreeSet::new(),
+            fencing: Fencing::new(fences && !removal_only),
             bootstrapper: Bootstrapper::default(),
             tables: None,
             load_at: (!removal_only).then_some(now),
@@ -222,7 +231,10 @@ impl Core {
         if !silent.is_empty() {
             return Some(format!("bootstrap answers of {}", silent.join(", ")));
         }
-        self.tables.is_none().then(|| "the upstream's tables".to_owned())
+        if self.tables.is_none() {
+            return Some("the upstream's tables".to_owned());
+        }
+        self.fencing.wants_sweep().then(|| "the downstream to refuse nodes that are gone".to_owned())
     }
 
     /// What the coordinator is told. Reading it changes nothing.
@@ -350,9 +362,12 @@ impl Core {
             self.load_at = None;
             out.push(Effect::Load);
         }
-        for node in self.bootstrapper.resend(now) {
-            self.ask_bootstrap(node, out);
+        if !self.fencing.is_sweeping() {
+            for node in self.bootstrapper.resend(now) {
+                self.ask_bootstrap(node, out);
+            }
         }
+        self.ask_fence(now, out);
         self.resend_post_bootstrap(now, out);
         if self.initialized {
             for (node, statuses) in self.barrier.scan(&mut self.placement, now) {

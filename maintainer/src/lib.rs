@@ -3,26 +3,52 @@
 //! the coordinator.
 //!
 //! Hears `MaintainerManagerTopic` and `MaintainerTopic`; tells `HeartbeatCollectorTopic`, `OrchestratorTopic`
-//! and `CoordinatorTopic`. What it needs from an upstream it declares as [`Upstream`]; the node plugs it in.
+//! and `CoordinatorTopic`. What it needs from an upstream and a downstream it declares as [`Upstream`] and
+//! [`DownstreamFence`]; the node plugs them in.
 //!
 //! Every decision is made in `core` and `barrier`, without clock, randomness or I/O; `maintainer` is the one task
 //! around a core, with `mailbox` in front of it; `manager` is the node's endpoint, one task too. Start reading at
 //! `core.rs`.
 //!
-//! The bootstrap. Nodes and upstream are asked at once; the take-over needs both, plans first, and cannot fail while
-//! it is carried out:
+//! The bootstrap. Nodes and upstream are asked at once; the take-over needs both, and a downstream that takes nothing
+//! any more from anybody who has not answered. It plans first, and cannot fail while it is carried out:
 //!
 //! ```text
-//!  nodes join --> ask each ----> all have answered --.
-//!    ^ silent: again after 500 ms                    +--> plan --> carry out --> trigger started --> works
-//!  start -------> load tables -> tables are known ---'     |        spans, operators and merges that were on their
-//!    ^ failed: again after 10 s                            |        way, blocking events, keys that nobody covers
-//!                                                          `--> no trigger anywhere: an error, nothing has changed
+//!  nodes join --> ask each ----> all have answered --> fence all others --.
+//!    ^ silent: again after 500 ms       ^                 | failed, busy: again after 0.5 s … 5 s
+//!    |                                  `-- a member left-'               +--> plan --> carry out --> trigger --> works
+//!  start -------> load tables -> tables are known ------------------------'     |         spans, operators and merges
+//!    ^ failed: again after 10 s                                                 |         that were on their way,
+//!                                                                               |         blocking events, keys that
+//!                                                                               |         nobody covers
+//!                                                                               `--> no trigger anywhere: an error,
+//!                                                                                    nothing has changed
 //!
 //!  merges that nodes remember:   target works            --> target stays, sources forgotten
 //!                                all sources, neighbours --> the merge goes on
 //!                                else: target has begun  --> target stays     | not begun --> sources stay
 //! ```
+//!
+//! A node that is gone may still write: it may only be slow, stopped, or cut off. Whatever it had begun has to be over,
+//! and whatever it begins later has to fail, before anybody takes its place:
+//!
+//! ```text
+//!  member --gone--> lost: not heard, not asked, given nothing; its spans and operators stay as they are, as those of a
+//!                    |    silent node, and hold the checkpoint
+//!                    |--> fence at the downstream --fenced--> gone: operators hear that it is, its spans are free
+//!                    |        failed, or it may still write (busy): again after 0.5 s … 5 s; the standstill says why;
+//!                    |        no answer for 30 s: taken for lost
+//!                    `--back in the set--> an error: it is not used under this epoch, the changefeed starts again
+//!
+//!  (a) a member goes                                    fence the node
+//!  (b) a maintainer takes over                          fence everybody but the members that have answered
+//!  (c) a member's dispatchers were closed under it      it answers with a new sink, which has fenced the older ones
+//!                                                       of its node before it was opened; one that was fenced while it
+//!                                                       ran reports so, and the changefeed starts again
+//! ```
+//!
+//! Fences carry the epoch: one that comes late from an earlier maintainer does nothing. Downstreams whose writers
+//! cannot harm each other (files, black holes) have no fence, and nobody waits for one.
 //!
 //! How a table comes to be divided. The upstream is asked outside the core, one question at a time, and everything is
 //! looked at anew when it has answered:
@@ -62,11 +88,15 @@
 //!   everybody pass only then.
 //! - **MT-7** Neither a status nor an error counts as told before it was handed over.
 //! - **MT-8** A take-over is planned as a whole; what cannot be continued never leaves a key without or with two owners.
+//! - **MT-9** Nothing is created in the place of a node that is gone, and no event is written in its place, before the
+//!   downstream takes nothing from it any more.
 
 mod barrier;
 mod checkpoint;
 mod core;
 mod drain;
+mod fence;
+mod fencing;
 mod liveness;
 mod mailbox;
 mod maintainer;
@@ -82,6 +112,7 @@ pub use core::{Holder, Place, Standstill};
 
 pub use checkpoint::{CheckpointFold, Progress};
 pub use drain::DrainTarget;
+pub use fence::{DownstreamFence, FenceOutcome, NothingToFence, Whom};
 pub use liveness::LivenessCell;
 pub use manager::{MaintainerManager, ManagerConfig};
 pub use placements::{PlacementError, PlacementHandle};

@@ -9,7 +9,7 @@ use heartbeatpb::config::ChangefeedInfo;
 use heartbeatpb::{
     ChangefeedId, CheckpointTsMessage, DispatcherId, MaintainerBootstrapResponse, MaintainerCloseResponse,
     MaintainerEpoch, MaintainerPostBootstrapResponse, MaintainerStatus, NodeId, RunningError, TableSpan, Ts,
-    WallTime,
+    WallTime, codes,
 };
 use messaging::{HeartbeatCollectorTopic, MessageCenter, OrchestratorTopic};
 use replica::Standing;
@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::core::{Birth, Core, Effect};
 use crate::drain::DrainTarget;
+use crate::fence::{DownstreamFence, FenceOutcome, Whom};
 use crate::mailbox::{Batch, Mailbox, keys};
 use crate::metrics::{MaintainerMetrics, Population};
 use crate::placements::{Reply, Wish};
@@ -35,6 +36,8 @@ const METRICS_INTERVAL: Duration = Duration::from_secs(1);
 const SLOW_EVENT: Duration = Duration::from_secs(1);
 /// The upstream has this time to say where a span can be divided.
 const POINTS_DEADLINE: Duration = Duration::from_secs(10);
+/// The downstream has this time to refuse nodes that are gone.
+const FENCE_DEADLINE: Duration = Duration::from_secs(20);
 
 /// What a maintainer hears beside heartbeats and block statuses, in the order in which it was said.
 #[derive(Debug)]
@@ -96,6 +99,7 @@ pub(crate) struct Handle {
 pub(crate) struct Setup {
     pub(crate) center: MessageCenter,
     pub(crate) upstream: Arc<dyn Upstream>,
+    pub(crate) fence: Arc<dyn DownstreamFence>,
     pub(crate) info: ChangefeedInfo,
     pub(crate) epoch: Option<MaintainerEpoch>,
     pub(crate) checkpoint: Ts,
@@ -110,6 +114,7 @@ pub(crate) struct Setup {
 pub(crate) struct Maintainer {
     center: MessageCenter,
     upstream: Arc<dyn Upstream>,
+    fence: Arc<dyn DownstreamFence>,
     info: ChangefeedInfo,
     id: ChangefeedId,
     epoch: Option<MaintainerEpoch>,
@@ -129,6 +134,8 @@ pub(crate) struct Maintainer {
     points: Option<JoinHandle<Points>>,
     /// Its number.
     question: u64,
+    /// A fence under way.
+    fencing: Option<JoinHandle<Fence>>,
     /// Who waits for an answer.
     replies: BTreeMap<u64, Reply>,
     tickets: u64,
@@ -136,6 +143,9 @@ pub(crate) struct Maintainer {
 
 /// What the upstream said to a question.
 type Points = Result<SplitPoints, String>;
+
+/// What the downstream said to a fence.
+type Fence = (u64, Result<FenceOutcome, RunningError>);
 
 /// The end of something that the log reader was asked for.
 enum ReaderStep {
@@ -146,8 +156,18 @@ enum ReaderStep {
 impl Maintainer {
     /// A maintainer and its handle.
     pub(crate) fn new(setup: Setup) -> (Self, Handle) {
-        let Setup { center, upstream, info, epoch, checkpoint, is_new, removal_only, mut drain, prompt } =
-            setup;
+        let Setup {
+            center,
+            upstream,
+            fence,
+            info,
+            epoch,
+            checkpoint,
+            is_new,
+            removal_only,
+            mut drain,
+            prompt,
+        } = setup;
         let born = now();
         let mut core = Core::new(Birth {
             me: center.node().clone(),
@@ -156,6 +176,7 @@ impl Maintainer {
             checkpoint,
             is_new,
             removal_only,
+            fences: fence.applies_to(&info),
             ids: Box::new(DispatcherId::random),
             now: born,
         });
@@ -175,6 +196,7 @@ impl Maintainer {
             metrics: MaintainerMetrics::new(&info.id),
             center,
             upstream,
+            fence,
             info,
             epoch,
             start: checkpoint,
@@ -189,6 +211,7 @@ impl Maintainer {
             reader: None,
             points: None,
             question: 0,
+            fencing: None,
             replies: BTreeMap::new(),
             tickets: 0,
         };
@@ -221,6 +244,10 @@ impl Maintainer {
                     let answer = answer.unwrap_or_else(|| Err("asking ended abnormally".to_owned()));
                     self.core.on_points(self.question, answer, started, &mut out);
                 }
+                fence = finished(&mut self.fencing) => {
+                    started = now();
+                    self.on_fence(fence, &mut out);
+                }
                 step = finished(&mut self.reader) => {
                     started = now();
                     self.on_reader(step, &mut out);
@@ -244,6 +271,9 @@ impl Maintainer {
         }
         if let Some(points) = self.points.take() {
             points.abort();
+        }
+        if let Some(fence) = self.fencing.take() {
+            fence.abort();
         }
         if let Some(reader) = self.reader.take() {
             // Only a start can be under way here: what it started is stopped below.
@@ -400,6 +430,10 @@ impl Maintainer {
                 self.metrics.operator_finished(kind, age);
                 Ok(())
             }
+            Effect::Fence { attempt, whom } => {
+                self.begin_fence(attempt, whom);
+                Ok(())
+            }
             Effect::Stale(what) => {
                 self.metrics.stale(what);
                 Ok(())
@@ -425,6 +459,49 @@ impl Maintainer {
         })) {
             before.abort();
         }
+    }
+
+    /// Asks the downstream to refuse nodes that are gone. Not for ever: it is asked again.
+    fn begin_fence(&mut self, attempt: u64, whom: Whom) {
+        let fence = Arc::clone(&self.fence);
+        let (info, epoch) = (self.info.clone(), self.epoch);
+        let me = self.center.node().to_string();
+        if let Some(before) = self.fencing.replace(tokio::spawn(async move {
+            let asked = tokio::time::timeout(FENCE_DEADLINE, fence.fence(&info, epoch, &whom)).await;
+            let result = asked.unwrap_or_else(|_| {
+                Err(RunningError {
+                    time: String::new(),
+                    node: me,
+                    code: codes::SINK_UNAVAILABLE.to_owned(),
+                    message: "the downstream did not answer in time when nodes were to be fenced".to_owned(),
+                })
+            });
+            (attempt, result)
+        })) {
+            before.abort();
+        }
+    }
+
+    /// A fence has ended. Of one that panicked the core hears nothing, and tries again when it takes it for lost.
+    fn on_fence(&mut self, fence: Option<Fence>, out: &mut Vec<Effect>) {
+        self.fencing = None;
+        let Some((attempt, result)) = fence else {
+            tracing::error!(changefeedID = %self.id, "fencing ended abnormally");
+            return;
+        };
+        match &result {
+            Ok(outcome) => {
+                for (node, why) in &outcome.busy {
+                    tracing::warn!(changefeedID = %self.id, %node, errorCode = codes::SINK_FENCE_BLOCKED, why,
+                        "a node that is gone may still write; its spans wait");
+                }
+            }
+            Err(error) => {
+                tracing::warn!(changefeedID = %self.id, errorCode = error.code, error = error.message,
+                    "cannot fence nodes that are gone; their spans wait");
+            }
+        }
+        self.core.on_fenced(attempt, result, now(), out);
     }
 
     /// Shows the status to the manager.

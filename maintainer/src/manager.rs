@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::registry::{Admission, Registry, Slot};
 use crate::drain::DrainTarget;
+use crate::fence::{DownstreamFence, NothingToFence};
 use crate::liveness::LivenessCell;
 use crate::maintainer::{Control, Maintainer, Setup, now, rfc3339};
 use crate::placements::{PlacementError, PlacementHandle, QUESTIONS, Question};
@@ -53,6 +54,7 @@ pub struct ManagerConfig {
 pub struct MaintainerManager {
     center: MessageCenter,
     upstream: Arc<dyn Upstream>,
+    fence: Arc<dyn DownstreamFence>,
     config: ManagerConfig,
     coordinator: Option<NodeId>,
     version: i64,
@@ -86,6 +88,7 @@ impl MaintainerManager {
             closes: center.register::<MaintainerTopic>(INBOX),
             center,
             upstream,
+            fence: Arc::new(NothingToFence),
             config,
             coordinator: None,
             version: 0,
@@ -97,6 +100,13 @@ impl MaintainerManager {
             stop: CancellationToken::new(),
             asked: mpsc::channel(QUESTIONS),
         }
+    }
+
+    /// Lets its maintainers fence nodes that are gone; without it, nobody waits for that.
+    #[must_use]
+    pub fn with_fence(mut self, fence: Arc<dyn DownstreamFence>) -> Self {
+        self.fence = fence;
+        self
     }
 
     /// The way in for people; good from now until the manager ends.
@@ -371,6 +381,7 @@ impl MaintainerManager {
         let (maintainer, handle) = Maintainer::new(Setup {
             center: self.center.clone(),
             upstream: Arc::clone(&self.upstream),
+            fence: Arc::clone(&self.fence),
             info,
             epoch,
             checkpoint,

@@ -48,7 +48,17 @@ impl Rig {
         ids: Box<dyn FnMut() -> DispatcherId + Send>,
     ) -> Self {
         let now = Instant::now();
-        let birth = Birth { me, info, epoch, checkpoint, is_new: false, removal_only: false, ids, now };
+        let birth = Birth {
+            me,
+            info,
+            epoch,
+            checkpoint,
+            is_new: false,
+            removal_only: false,
+            fences: false,
+            ids,
+            now,
+        };
         Self { core: Core::new(birth), now, out: Vec::new() }
     }
 
@@ -117,6 +127,7 @@ impl Rig {
             | Effect::Leave
             | Effect::OperatorStarted(_)
             | Effect::OperatorFinished(..)
+            | Effect::Fence { .. }
             | Effect::Stale(_) => None,
         };
         std::mem::take(&mut self.out).into_iter().filter_map(request).collect()

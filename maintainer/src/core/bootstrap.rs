@@ -30,7 +30,7 @@ pub(super) struct PostBootstrap {
 impl Core {
     /// The set of live nodes is `alive`.
     pub(crate) fn on_nodes(&mut self, alive: BTreeSet<NodeId>, now: Instant, out: &mut Vec<Effect>) {
-        self.alive = alive;
+        let before = std::mem::replace(&mut self.alive, alive);
         if self.stopped {
             return;
         }
@@ -39,21 +39,23 @@ impl Core {
             self.continue_removal(now, out);
             return;
         }
-        self.placement.alive.clone_from(&self.alive);
-        let change = self.bootstrapper.on_nodes(&self.alive, now);
+        self.refuse_returned(&before);
+        let change = self.bootstrapper.on_nodes(&self.members(), now);
+        self.show_nodes();
         for node in &change.removed {
-            // Its spans hold the checkpoint as absent ones before its watermark goes.
-            self.placement.drive(now, |operators, cx| operators.on_node_removed(node, cx));
-            self.fold.on_node_removed(node);
-            self.errors.remove(node);
-            self.missing.remove(node);
+            self.on_node_gone(node, now);
         }
-        for node in change.added {
-            self.ask_bootstrap(node, out);
+        self.show_nodes();
+        if !self.fencing.is_sweeping() {
+            for node in change.added {
+                self.ask_bootstrap(node, out);
+            }
         }
-        if change.completed {
+        let fewer = !change.removed.is_empty() && self.fencing.wants_sweep() && self.bootstrapper.is_ready();
+        if change.completed || fewer {
             self.on_round_complete(now, out);
         }
+        self.ask_fence(now, out);
         self.after_change(now, out);
     }
 
@@ -138,7 +140,7 @@ impl Core {
         }
     }
 
-    fn on_round_complete(&mut self, now: Instant, out: &mut Vec<Effect>) {
+    pub(super) fn on_round_complete(&mut self, now: Instant, out: &mut Vec<Effect>) {
         if self.initialized {
             // Of a node that joined later only that it answered counts. What it should not run is removed when
             // it reports it.
@@ -148,7 +150,10 @@ impl Core {
         if self.removal.is_some() {
             return;
         }
-        let Some(tables) = &self.tables else { return };
+        let members = self.bootstrapper.nodes().cloned().collect();
+        let nobody_else = self.fencing.only_these_write(&members);
+        self.ask_fence(now, out);
+        let Some(tables) = self.tables.as_ref().filter(|_| nobody_else) else { return };
         let answers: Vec<(&NodeId, &MaintainerBootstrapResponse)> = self.bootstrapper.answers().collect();
         let input = merge::Input {
             answers: &answers,

@@ -37,6 +37,13 @@ pub enum Holder {
     },
     /// The log reader has not started, so the tables are not known.
     Upstream,
+    /// Nodes are gone, and the downstream has not refused yet what they may still write. Their spans wait for that.
+    Fence {
+        /// Some of them; none when it is not known who may still write, as before a take-over.
+        nodes: Vec<NodeId>,
+        /// Why it has not.
+        why: Option<String>,
+    },
     /// The maintainer is being removed.
     Leaving,
     /// Nodes that run spans and have not reported how far they are.
@@ -92,6 +99,7 @@ impl Holder {
         match self {
             Self::Bootstrap { .. } => "bootstrap",
             Self::Upstream => "upstream",
+            Self::Fence { .. } => "fence",
             Self::Leaving => "leaving",
             Self::Silent { .. } => "silent_node",
             Self::Homeless { .. } => "homeless_span",
@@ -109,6 +117,7 @@ impl Holder {
             Self::Node { slowest, .. } => *slowest,
             Self::Bootstrap { .. }
             | Self::Upstream
+            | Self::Fence { .. }
             | Self::Leaving
             | Self::Silent { .. }
             | Self::Barrier { .. } => None,
@@ -141,6 +150,14 @@ impl std::fmt::Display for Holder {
             }
             Self::Upstream => {
                 f.write_str("the log reader has not started: the upstream's tables are not known")
+            }
+            Self::Fence { nodes, why } => {
+                match nodes.as_slice() {
+                    [] => f.write_str("earlier nodes may still write")?,
+                    nodes => write!(f, "nodes are gone and may still write: {}", names(nodes))?,
+                }
+                f.write_str("; the downstream has not refused them yet")?;
+                why.as_ref().map_or(Ok(()), |why| write!(f, " ({why})"))
             }
             Self::Leaving => f.write_str("the maintainer is being removed"),
             Self::Silent { nodes } => write!(f, "nodes have not reported how far they are: {}", names(nodes)),
@@ -217,10 +234,17 @@ impl Core {
         }
         if !self.initialized {
             let nodes: Vec<NodeId> = self.bootstrapper.silent().take(NAMED).cloned().collect();
-            return Some(if nodes.is_empty() { Holder::Upstream } else { Holder::Bootstrap { nodes } });
+            return Some(match (nodes.is_empty(), &self.tables) {
+                (false, _) => Holder::Bootstrap { nodes },
+                (true, Some(_)) if self.fencing.wants_sweep() => self.held_by_fence(Vec::new()),
+                (true, _) => Holder::Upstream,
+            });
         }
         let silent: Vec<NodeId> = self.fold.missing().take(NAMED).cloned().collect();
         if !silent.is_empty() {
+            if silent.iter().all(|node| self.fencing.is_lost(node)) {
+                return Some(self.held_by_fence(silent));
+            }
             return Some(Holder::Silent { nodes: silent });
         }
         let slowest = self.fold.slowest();
@@ -238,7 +262,14 @@ impl Core {
             return Some(Holder::Barrier { commit_ts: least, waits_for });
         }
         let (node, mark) = slowest?;
+        if self.fencing.is_lost(node) {
+            return Some(self.held_by_fence(vec![node.clone()]));
+        }
         Some(self.held_by_node(node, mark))
+    }
+
+    fn held_by_fence(&self, nodes: Vec<NodeId>) -> Holder {
+        Holder::Fence { nodes, why: self.fencing.trouble().map(str::to_owned) }
     }
 
     /// The span that nobody runs, or that an operator has, at the floor.

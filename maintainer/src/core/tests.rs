@@ -1,5 +1,6 @@
 //! Histories of one maintainer.
 
+mod fencing;
 mod joining;
 mod leaving;
 mod loads;

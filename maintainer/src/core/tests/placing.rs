@@ -38,6 +38,7 @@ impl Rig {
                 | Effect::Leave
                 | Effect::OperatorStarted(_)
                 | Effect::OperatorFinished(..)
+                | Effect::Fence { .. }
                 | Effect::Stale(_) => {}
             }
         }

@@ -60,6 +60,20 @@ impl Rig {
 
     /// A maintainer that starts at a checkpoint, whose ids begin after `last_id`.
     pub(super) fn at(start: u64, last_id: u64, edit: impl FnOnce(&mut ReplicaConfig)) -> Self {
+        Self::born(start, last_id, false, edit)
+    }
+
+    /// A maintainer whose downstream has writers that can be fenced.
+    pub(super) fn fencing() -> Self {
+        Self::born(100, 0, true, |_| {})
+    }
+
+    pub(super) fn born(
+        start: u64,
+        last_id: u64,
+        fences: bool,
+        edit: impl FnOnce(&mut ReplicaConfig),
+    ) -> Self {
         let mut config = ReplicaConfig::default();
         edit(&mut config);
         let info = ChangefeedInfo::new(
@@ -78,6 +92,7 @@ impl Rig {
             checkpoint: Ts(start),
             is_new: true,
             removal_only: false,
+            fences,
             ids: Box::new(move || {
                 next += 1;
                 DispatcherId::new(0, next)
@@ -283,6 +298,7 @@ impl Rig {
                     | Effect::Leave
                     | Effect::OperatorStarted(_)
                     | Effect::OperatorFinished(..)
+                    | Effect::Fence { .. }
                     | Effect::Stale(_) => None,
                 })
                 .collect();
@@ -488,6 +504,14 @@ pub(super) fn text(effect: &Effect) -> String {
         Effect::Leave => "leave".to_owned(),
         Effect::OperatorStarted(kind) => format!("+{}", kind.name()),
         Effect::OperatorFinished(kind, _) => format!("-{}", kind.name()),
+        Effect::Fence { attempt, whom } => {
+            let (all_but, nodes) = match whom {
+                Whom::AllBut(nodes) => ("all but ", nodes),
+                Whom::Nodes(nodes) => ("", nodes),
+            };
+            let nodes: Vec<&str> = nodes.iter().map(NodeId::as_str).collect();
+            format!("fence {attempt}: {all_but}{}", nodes.join(" "))
+        }
         Effect::Stale(what) => format!("stale {what}"),
     }
 }

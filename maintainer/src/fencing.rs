@@ -1,0 +1,202 @@
+//! Which nodes have to be fenced downstream before anybody takes their place, and how far that is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use heartbeatpb::{NodeId, RunningError};
+
+use crate::fence::{FenceOutcome, Whom};
+
+/// The first pause after an attempt that did not succeed; then twice that, and so on.
+const PAUSE: Duration = Duration::from_millis(500);
+/// The longest pause.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// An attempt that was not heard of for so long is taken for lost: the shell gives up earlier by itself.
+const LOST: Duration = Duration::from_secs(30);
+/// A downstream that could not be asked for so long is told to the coordinator as the changefeed's error.
+const TOLD_AFTER: Duration = Duration::from_secs(10);
+
+/// An attempt that was not heard of yet.
+#[derive(Debug)]
+struct Attempt {
+    number: u64,
+    whom: Whom,
+    since: Instant,
+}
+
+/// What the end of an attempt means.
+#[derive(PartialEq, Debug, Default)]
+pub(crate) struct Heard {
+    /// Lost nodes that cannot write any more.
+    pub(crate) released: Vec<NodeId>,
+    /// Whoever was no member cannot write any more.
+    pub(crate) swept: bool,
+    /// What is to be told to the coordinator.
+    pub(crate) error: Option<RunningError>,
+}
+
+/// The fences of one maintainer.
+#[derive(Debug)]
+pub(crate) struct Fencing {
+    /// Whether the downstream has writers that can be fenced.
+    applies: bool,
+    /// Members when everybody else was fenced.
+    swept: Option<BTreeSet<NodeId>>,
+    /// Members when everybody else is to be fenced.
+    sweep: Option<BTreeSet<NodeId>>,
+    /// Nodes that are gone and may still write: their spans stay theirs.
+    lost: BTreeSet<NodeId>,
+    /// Nodes that were fenced: none of them can write under this maintainer's epoch again.
+    gone: BTreeSet<NodeId>,
+    attempt: Option<Attempt>,
+    attempts: u64,
+    again_at: Option<Instant>,
+    pause: Duration,
+    /// Why the last attempt did not succeed.
+    trouble: Option<String>,
+    /// Since when the downstream cannot be asked, and when that was told.
+    failing: Option<Instant>,
+}
+
+impl Fencing {
+    pub(crate) fn new(applies: bool) -> Self {
+        Self {
+            applies,
+            swept: None,
+            sweep: None,
+            lost: BTreeSet::new(),
+            gone: BTreeSet::new(),
+            attempt: None,
+            attempts: 0,
+            again_at: None,
+            pause: PAUSE,
+            trouble: None,
+            failing: None,
+        }
+    }
+
+    /// Whether nobody but these nodes can write. If not, that is wanted from now on.
+    pub(crate) fn only_these_write(&mut self, members: &BTreeSet<NodeId>) -> bool {
+        if !self.applies || self.swept.as_ref().is_some_and(|swept| swept.is_subset(members)) {
+            return true;
+        }
+        self.sweep = Some(members.clone());
+        false
+    }
+
+    /// A node is gone. `false`: nothing of it can be written, and its spans are free.
+    pub(crate) fn lose(&mut self, node: &NodeId) -> bool {
+        if self.applies && !self.gone.contains(node) {
+            self.lost.insert(node.clone());
+        }
+        self.is_lost(node)
+    }
+
+    /// Whether a node is gone and may still write.
+    pub(crate) fn is_lost(&self, node: &NodeId) -> bool {
+        self.lost.contains(node)
+    }
+
+    /// Nodes that are gone and may still write.
+    pub(crate) fn lost(&self) -> &BTreeSet<NodeId> {
+        &self.lost
+    }
+
+    /// Whether a node can write nothing under this epoch, whatever it says.
+    pub(crate) fn is_gone(&self, node: &NodeId) -> bool {
+        self.gone.contains(node)
+    }
+
+    /// Whether everybody but the members is being fenced right now: a newcomer is not to register meanwhile.
+    pub(crate) fn is_sweeping(&self) -> bool {
+        self.attempt.as_ref().is_some_and(|attempt| matches!(attempt.whom, Whom::AllBut(_)))
+    }
+
+    /// Whether the take-over waits for a sweep.
+    pub(crate) fn wants_sweep(&self) -> bool {
+        self.sweep.is_some()
+    }
+
+    /// Why the last attempt did not succeed.
+    pub(crate) fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
+    }
+
+    /// The next attempt, when it is time for one.
+    pub(crate) fn begin(&mut self, now: Instant) -> Option<(u64, Whom)> {
+        if self.attempt.as_ref().is_some_and(|attempt| now < attempt.since + LOST)
+            || self.again_at.is_some_and(|at| now < at)
+        {
+            return None;
+        }
+        let whom = match &self.sweep {
+            Some(members) => Whom::AllBut(members.clone()),
+            None if self.lost.is_empty() => {
+                self.attempt = None;
+                return None;
+            }
+            None => Whom::Nodes(self.lost.clone()),
+        };
+        self.attempts += 1;
+        self.attempt = Some(Attempt { number: self.attempts, whom: whom.clone(), since: now });
+        Some((self.attempts, whom))
+    }
+
+    /// An attempt has ended. One that was given up may still say so: it is not heard.
+    pub(crate) fn on_done(
+        &mut self,
+        number: u64,
+        result: Result<FenceOutcome, RunningError>,
+        now: Instant,
+    ) -> Heard {
+        let mut heard = Heard::default();
+        let Some(attempt) = self.attempt.take_if(|attempt| attempt.number == number) else { return heard };
+        let busy = match result {
+            Ok(outcome) => outcome.busy,
+            Err(error) => {
+                self.trouble = Some(error.message.clone());
+                self.pause(now);
+                let since = *self.failing.get_or_insert(now);
+                if now.saturating_duration_since(since) >= TOLD_AFTER {
+                    self.failing = Some(now);
+                    heard.error = Some(error);
+                }
+                return heard;
+            }
+        };
+        self.failing = None;
+        self.trouble = (!busy.is_empty()).then(|| reasons(&busy));
+        match attempt.whom {
+            Whom::AllBut(members) => {
+                // Members may have changed meanwhile: then it is looked at again.
+                heard.swept = busy.is_empty();
+                if heard.swept {
+                    self.swept = Some(members);
+                    self.sweep = None;
+                }
+            }
+            Whom::Nodes(nodes) => {
+                heard.released = nodes.into_iter().filter(|node| !busy.contains_key(node)).collect();
+                for node in &heard.released {
+                    self.lost.remove(node);
+                    self.gone.insert(node.clone());
+                }
+            }
+        }
+        if busy.is_empty() {
+            (self.again_at, self.pause) = (None, PAUSE);
+        } else {
+            self.pause(now);
+        }
+        heard
+    }
+
+    fn pause(&mut self, now: Instant) {
+        self.again_at = Some(now + self.pause);
+        self.pause = (self.pause * 2).min(PAUSE_MAX);
+    }
+}
+
+fn reasons(busy: &BTreeMap<NodeId, String>) -> String {
+    busy.iter().map(|(node, why)| format!("node {node}: {why}")).collect::<Vec<_>>().join("; ")
+}
