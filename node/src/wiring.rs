@@ -26,7 +26,7 @@ use std::sync::Arc;
 use coordinator::backend::Store;
 use coordinator::watchdog::Lost;
 use dispatcher_orchestrator::OrchestratorHandle;
-use heartbeatpb::{NodeId, NodeLiveness};
+use heartbeatpb::{NodeId, NodeLiveness, codes};
 use maintainer::LivenessCell;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -82,6 +82,7 @@ impl WritePath {
 
     /// Closes it for good, at once and without waiting for anybody. The process has to end.
     fn fence(&self, why: &str) {
+        let why = format!("[{}] {why}", codes::CAPTURE_SUICIDE);
         self.refuse_work();
         self.dispatchers.local_fence();
         self.upstreams.fence();
@@ -92,14 +93,14 @@ impl WritePath {
             let first = failure.is_none();
             if first {
                 tracing::error!(error = why, "this node may not go on; downstream writes are stopped");
-                *failure = Some(why.to_owned());
+                *failure = Some(why);
             }
             first
         });
     }
 
     fn on_lost(&self, lost: Lost) {
-        self.fence(&format!("[{}] {lost}", lost.code()));
+        self.fence(&lost.to_string());
     }
 }
 

@@ -65,8 +65,14 @@ impl Cluster {
         let (source, target) = (source.unwrap(), target.unwrap());
         target.sql("postgres", &format!("CREATE DATABASE {TARGET}")).await.unwrap();
         load::prepare(&source.client("postgres").await.unwrap(), ROWS).await.unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let config = config.to_owned();
+        let mut dir = tempfile::tempdir().unwrap();
+        let mut config = config.to_owned();
+        if let Ok(level) = std::env::var("MILLRACE_TEST_LOG") {
+            // Somebody wants to read what happened.
+            config = format!("log-level = \"{level}\"\n{config}");
+            dir.disable_cleanup(true);
+            eprintln!("logs are in {}", dir.path().display());
+        }
         let mut cluster =
             Self { etcd: etcd.unwrap(), nodes: Vec::new(), source, target, asleep: None, config, dir };
         for _ in 0..nodes {
@@ -237,7 +243,9 @@ fn marker() -> i64 {
 }
 
 fn process(dir: &Path, endpoints: &str, file: &Path) -> Millrace {
-    let program = Path::new(env!("CARGO_BIN_EXE_millrace"));
+    // Another build of it can be put in its place, such as an optimised one.
+    let other = std::env::var_os("MILLRACE_PROGRAM");
+    let program = other.as_deref().map_or(Path::new(env!("CARGO_BIN_EXE_millrace")), Path::new);
     let file = file.display().to_string();
     Millrace::new(program, dir).unwrap().with_arguments(["--store", endpoints, "--config", &file])
 }
