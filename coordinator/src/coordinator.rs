@@ -14,12 +14,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backend::StoreError;
 use crate::config::CoordinatorConfig;
-use crate::core::{Action, Core, OpId, Reply, Write};
+use crate::core::{Action, ChangefeedView, Core, OpId, Reply, Write};
 use crate::drain::DrainDoc;
 use crate::error::Error;
 use crate::handle::{CoordinatorHandle, Request, epoch_candidate};
 use crate::meta::{CheckpointWrite, Meta, Stored};
-use crate::metrics;
+use crate::metrics::{self, CoordinatorMetrics};
 
 /// Members of the cluster with their advertised addresses.
 pub type Members = Arc<BTreeMap<NodeId, String>>;
@@ -94,6 +94,7 @@ pub struct Coordinator {
     waiting: BTreeMap<OpId, oneshot::Sender<Result<Reply, Error>>>,
     next_op: u64,
     tick: std::time::Duration,
+    metrics: CoordinatorMetrics,
 }
 
 impl std::fmt::Debug for Coordinator {
@@ -123,6 +124,7 @@ impl Coordinator {
             waiting: BTreeMap::new(),
             next_op: 0,
             tick,
+            metrics: CoordinatorMetrics::default(),
         };
         (coordinator, handle)
     }
@@ -286,7 +288,7 @@ impl Coordinator {
                     let _ = reply.send(result);
                 }
             }
-            Action::Count { kind, took } => metrics::count_operator(kind, took),
+            Action::Count { kind, took } => self.metrics.operator(kind, took),
         }
     }
 
@@ -338,14 +340,13 @@ impl Coordinator {
         });
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
         metrics::count_ownership(metrics::PERIOD.as_secs());
-        metrics::set_counts(self.core.counts());
-        let wall = WallTime::now();
-        for view in self.core.views(None, now()) {
-            let time = self.neighbours.clock.time_of(&view.info.id, view.saved_checkpoint);
-            metrics::set_changefeed(&view, time, wall);
-        }
+        self.metrics.set_counts(self.core.counts());
+        self.metrics.set_drain(self.core.drain_view(now()).as_ref());
+        let clock = &self.neighbours.clock;
+        let time = |view: &ChangefeedView| clock.time_of(&view.info.id, view.saved_checkpoint);
+        self.metrics.set_changefeeds(&self.core.views(None, now()), time, WallTime::now());
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod credit;
 mod feed;
+mod measure;
 mod pump;
 mod range;
 mod reads;
@@ -62,6 +63,8 @@ pub(crate) struct EventService {
     reads: Reads,
     /// When silent dispatchers were looked for last.
     looked: Instant,
+    /// Counts looks at what there is.
+    looks: u64,
     metrics: metrics::ServiceMetrics,
 }
 
@@ -74,6 +77,7 @@ impl EventService {
             credits: BTreeMap::new(),
             reads: Reads::default(),
             looked: Instant::now(),
+            looks: 0,
             metrics: metrics::ServiceMetrics::new(),
         }
     }
@@ -84,7 +88,8 @@ impl EventService {
         let changed = Arc::clone(&self.stores.changed);
         let mut tick = tokio::time::interval(RESOLVED_INTERVAL);
         let mut again = tokio::time::interval(READY_AGAIN);
-        for timer in [&mut tick, &mut again] {
+        let mut look = tokio::time::interval(measure::LOOK);
+        for timer in [&mut tick, &mut again, &mut look] {
             timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         }
         let mut pending = false;
@@ -106,6 +111,7 @@ impl EventService {
                     self.repeat_ready();
                     self.forget_silent();
                 }
+                _ = look.tick() => self.measure(inbox.waiting()),
                 _ = tick.tick(), if pending => {}
             }
             let unsent = self.send_rows();
@@ -174,8 +180,10 @@ impl EventService {
         feed.remove(id);
         feed.by_table.entry(span.table).or_default().push(id);
         feed.streams.insert(id, Stream::new(node.clone(), span, start));
+        let time = feed.store.time_of(start);
         let ready = ToEventCollector::Ready { changefeed: changefeed.gid, dispatcher: id };
         let _ = self.center.send::<EventCollectorTopic>(&node, ready);
+        self.metrics.registered(time);
     }
 
     fn repeat_ready(&mut self) {
@@ -236,12 +244,12 @@ impl EventService {
         }
         let again = stream.epoch > 0;
         stream.begin(epoch, start_ts, position);
+        let looked = Instant::now();
         let handshake = begun(gid, id, stream, &feed.store);
+        let took = looked.elapsed();
         feed.queue(id);
         let _ = self.center.send::<EventCollectorTopic>(from, handshake);
-        if again {
-            self.metrics.resets.increment(1);
-        }
+        self.metrics.began(took, again);
     }
 
     fn remove(&mut self, gid: Gid, id: DispatcherId, from: &NodeId) {
@@ -355,6 +363,7 @@ impl EventService {
     /// Tells caught-up dispatchers how far they are; says whether some were put off.
     fn send_resolved(&mut self) -> bool {
         let now = Instant::now();
+        let mut told = 0;
         let mut put_off = false;
         for (gid, feed) in &mut self.feeds {
             let (resolved, time) = (feed.resolved, feed.resolved_time);
@@ -382,6 +391,7 @@ impl EventService {
                     put_off = true;
                     continue;
                 }
+                told += entries.len();
                 for (head, ts) in entries.iter() {
                     if let Some(stream) = feed.streams.get_mut(&head.dispatcher) {
                         stream.resolved_sent = *ts;
@@ -389,6 +399,7 @@ impl EventService {
                 }
             }
         }
+        self.metrics.notified(told, now.elapsed());
         put_off
     }
 }

@@ -12,6 +12,7 @@
 //! - **ES-3** A scan below what was trimmed is an error, never a gap.
 
 mod copy;
+pub mod metrics;
 mod segment;
 mod state;
 mod writer;
@@ -124,6 +125,7 @@ pub struct Store {
     changefeed: ChangefeedId,
     config: StoreConfig,
     dir: StoreDir,
+    metrics: metrics::StoreMetrics,
     state: Mutex<State>,
     /// Room came back: for the writer.
     room: Notify,
@@ -151,7 +153,8 @@ impl Store {
     ) -> Result<(Arc<Self>, StoreWriter), Error> {
         let dir = StoreDir::open(&config.dir)?;
         let state = Mutex::new(State::new(start_ts));
-        let store = Arc::new(Self { changefeed, config, dir, state, room: Notify::new(), changed });
+        let metrics = metrics::StoreMetrics::new();
+        let store = Arc::new(Self { changefeed, config, dir, metrics, state, room: Notify::new(), changed });
         let writer = StoreWriter::new(Arc::clone(&store));
         Ok((store, writer))
     }
@@ -242,6 +245,7 @@ impl Store {
     pub fn trim(&self, table: TableId, checkpoint: Ts, copied: Option<Position>) {
         let freed = self.state.lock().trim(table, checkpoint, copied);
         if freed.bytes > 0 {
+            self.metrics.trimmed(freed.files.len());
             segment::remove(&freed.files);
             self.room.notify_waiters();
         }
@@ -257,6 +261,13 @@ impl Store {
             tables: state.tables.len(),
             resolved: state.resolved,
         }
+    }
+
+    /// Share of the disk that is used: at 1 the writer waits.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "a share for people")]
+    pub fn disk_ratio(&self) -> f64 {
+        self.state.lock().disk_bytes as f64 / self.config.disk_bytes.max(1) as f64
     }
 
     /// Makes waiting writers fail: the changefeed stops.
@@ -330,9 +341,11 @@ impl Store {
         let id = self.state.lock().next_segment();
         let path = Arc::new(self.dir.path.join(format!("{id:012}.seg")));
         let target = Arc::clone(&path);
+        let begun = std::time::Instant::now();
         let extents = tokio::task::spawn_blocking(move || segment::write(&target, &chunks))
             .await
             .map_err(|_| Error::Closed { what: "the event store's writer" })?;
+        self.metrics.spilled(begun.elapsed());
         match extents {
             Ok(extents) => Ok((id, path, extents)),
             // Closing removed the directory meanwhile.

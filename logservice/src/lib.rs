@@ -56,6 +56,7 @@ pub mod topic;
 pub mod upstream;
 mod wire;
 
+pub use collector::metrics as collector_metrics;
 pub use collector::{
     CheckpointSlot, Collector, CollectorHandle, Credit, Delivery, DispatcherEvent, Subscription,
 };

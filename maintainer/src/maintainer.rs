@@ -32,6 +32,10 @@ use crate::upstream::{SourceTable, SplitPoints, Upstream};
 const TICK: Duration = Duration::from_millis(100);
 /// How often gauges are set.
 const METRICS_INTERVAL: Duration = Duration::from_secs(1);
+/// How often it is looked what is least far, which visits spans.
+const LOOK: Duration = Duration::from_secs(10);
+/// A checkpoint that has stood still for so long is shown.
+const STALLED: Duration = Duration::from_secs(10);
 /// An event that takes longer is logged.
 const SLOW_EVENT: Duration = Duration::from_secs(1);
 /// The upstream has this time to say where a span can be divided.
@@ -132,8 +136,10 @@ pub(crate) struct Maintainer {
     reader: Option<JoinHandle<ReaderStep>>,
     /// A question to the upstream.
     points: Option<JoinHandle<Points>>,
-    /// Its number.
-    question: u64,
+    /// Its number, and when it was asked.
+    question: (u64, Instant),
+    /// When it was looked what is least far.
+    looked: Instant,
     /// A fence under way.
     fencing: Option<JoinHandle<Fence>>,
     /// Who waits for an answer.
@@ -210,7 +216,8 @@ impl Maintainer {
             born,
             reader: None,
             points: None,
-            question: 0,
+            question: (0, born),
+            looked: born,
             fencing: None,
             replies: BTreeMap::new(),
             tickets: 0,
@@ -242,7 +249,8 @@ impl Maintainer {
                     started = now();
                     self.points = None;
                     let answer = answer.unwrap_or_else(|| Err("asking ended abnormally".to_owned()));
-                    self.core.on_points(self.question, answer, started, &mut out);
+                    self.metrics.split_checked(started.saturating_duration_since(self.question.1));
+                    self.core.on_points(self.question.0, answer, started, &mut out);
                 }
                 fence = finished(&mut self.fencing) => {
                     started = now();
@@ -449,7 +457,7 @@ impl Maintainer {
     fn ask_points(&mut self, question: u64, span: TableSpan, pieces: usize) {
         let upstream = Arc::clone(&self.upstream);
         let (id, epoch) = (self.id.clone(), self.epoch);
-        self.question = question;
+        self.question = (question, now());
         if let Some(before) = self.points.replace(tokio::spawn(async move {
             let asked = upstream.split_points(&id, epoch, &span, pieces);
             match tokio::time::timeout(POINTS_DEADLINE, asked).await {
@@ -527,6 +535,10 @@ impl Maintainer {
         let lag = |ts| self.upstream.lag_seconds(&self.id, ts);
         self.core.on_lag(lag(progress.checkpoint));
         self.metrics.set_lag(WallTime::now(), lag(progress.checkpoint), lag(progress.resolved));
+        if now.saturating_duration_since(self.looked) >= LOOK {
+            self.looked = now;
+            self.metrics.set_standstill(self.core.standstill(now).as_ref(), STALLED);
+        }
         let (barriers, oldest) = self.core.barriers();
         let placement = self.core.placement();
         let spans = &placement.spans;

@@ -1,6 +1,7 @@
 //! Metrics of maintainers. Labels: `namespace` (the keyspace), `changefeed` (the bare name), and `mode` where a
 //! pipeline is meant.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use heartbeatpb::{ChangefeedId, WallTime};
@@ -9,6 +10,8 @@ use metrics::{
     histogram,
 };
 use operator::Kind;
+
+use crate::core::Standstill;
 
 /// Checkpoint, milliseconds since the epoch.
 pub const CHECKPOINT_TS: &str = "ticdc_maintainer_checkpoint_ts";
@@ -44,6 +47,20 @@ pub const BARRIERS: &str = "ticdc_ddl_exec_blocking";
 pub const BARRIER_OLDEST: &str = "ticdc_maintainer_barrier_oldest_seconds";
 /// Seconds from the start of a maintainer until every node had answered.
 pub const BOOTSTRAP_DURATION: &str = "ticdc_maintainer_bootstrap_duration_seconds";
+/// Seconds until the upstream said where a span can be divided. Label: `group_id`.
+pub const SPLIT_CHECK_DURATION: &str = "ticdc_maintainer_split_span_check_duration";
+/// Table of the span that is least far.
+pub const SLOW_TABLE: &str = "ticdc_scheduler_slow_table_id";
+/// Checkpoint of that span, milliseconds since the epoch.
+pub const SLOW_TABLE_CHECKPOINT: &str = "ticdc_scheduler_slow_table_checkpoint_ts";
+/// Resolved ts up to which that span could be, milliseconds since the epoch.
+pub const SLOW_TABLE_RESOLVED: &str = "ticdc_scheduler_slow_table_resolved_ts";
+/// Resolved ts of the changefeed's log, milliseconds since the epoch. The log is read where the maintainer is.
+pub const OWNER_RESOLVED_TS: &str = "ticdc_owner_resolved_ts";
+/// Seconds between it and now.
+pub const OWNER_RESOLVED_LAG: &str = "ticdc_owner_resolved_ts_lag";
+/// Seconds for which the checkpoint has stood still; there only when it does. Labels: `held_by`, the kind of what holds it; `node`, where that is.
+pub const STALLED: &str = "ticdc_maintainer_checkpoint_stalled_seconds";
 /// Messages refused because of another maintainer epoch, by `type`.
 pub const STALE_MESSAGES: &str = "ticdc_maintainer_stale_message_count";
 
@@ -66,6 +83,13 @@ pub fn describe() {
     describe_gauge!(BARRIERS, "Blocking events that are not over");
     describe_gauge!(BARRIER_OLDEST, "Age of the oldest blocking event in seconds");
     describe_histogram!(BOOTSTRAP_DURATION, "Seconds until every node had answered a new maintainer");
+    describe_histogram!(SPLIT_CHECK_DURATION, "Seconds until the upstream said where a span can be divided");
+    describe_gauge!(SLOW_TABLE, "Table of the span that is least far");
+    describe_gauge!(SLOW_TABLE_CHECKPOINT, "Checkpoint of the span that is least far, in milliseconds");
+    describe_gauge!(SLOW_TABLE_RESOLVED, "Resolved ts up to which that span could be, in milliseconds");
+    describe_gauge!(OWNER_RESOLVED_TS, "Resolved ts of the changefeed's log in milliseconds");
+    describe_gauge!(OWNER_RESOLVED_LAG, "Seconds between the resolved ts of the log and now");
+    describe_gauge!(STALLED, "Seconds for which the checkpoint has stood still");
     describe_counter!(STALE_MESSAGES, "Messages refused because of another maintainer epoch");
 }
 
@@ -88,13 +112,39 @@ pub(crate) struct Population {
     pub(crate) waiting: usize,
 }
 
-/// Handles of one changefeed, resolved once. The exporter keeps a series until the process ends. What one
-/// maintainer added it takes away when it goes, so an old one never undoes what its successor reports.
+/// A time that is known, and the series that show it.
+struct Mark {
+    lag: Gauge,
+    ts: Gauge,
+    /// Milliseconds since 1970.
+    at: Option<f64>,
+}
+
+impl Mark {
+    /// `lag` is how long ago it was, if anybody knows now; otherwise it is longer ago than it was.
+    #[expect(clippy::cast_precision_loss, reason = "milliseconds fit a float until the year 287396")]
+    fn set(&mut self, now: WallTime, lag: Option<f64>) {
+        let now = now.millis() as f64;
+        if let Some(lag) = lag {
+            self.at = Some(now - lag.max(0.0) * 1000.0);
+        }
+        if let Some(at) = self.at {
+            self.ts.set(at);
+            self.lag.set(((now - at) / 1000.0).max(0.0));
+        }
+    }
+}
+
+/// Handles of one changefeed, resolved once; its series go with them. What one maintainer added it takes away when it
+/// goes, so an old one never undoes what its successor reports.
 pub(crate) struct MaintainerMetrics {
-    checkpoint_ts: Gauge,
-    checkpoint_lag: Gauge,
-    resolved_ts: Gauge,
-    resolved_lag: Gauge,
+    checkpoint: Mark,
+    resolved: Mark,
+    log: Mark,
+    slow_table: [Gauge; 3],
+    stalled: Option<((&'static str, String), Gauge)>,
+    split_check: Histogram,
+    stale: BTreeMap<&'static str, Counter>,
     maintainers: Gauge,
     handle_event: Histogram,
     waiting: Gauge,
@@ -137,13 +187,19 @@ impl MaintainerMetrics {
                 }
             })
             .collect();
+        let mark = |lag, ts| Mark { lag: plain(lag), ts: plain(ts), at: None };
+        let [ns, feed] = labels.clone();
+        let groups = [ns, feed, ("group_id", "default".to_owned())];
         let maintainers = plain(MAINTAINERS);
         maintainers.increment(1.0);
         Self {
-            checkpoint_ts: plain(CHECKPOINT_TS),
-            checkpoint_lag: plain(CHECKPOINT_LAG),
-            resolved_ts: plain(RESOLVED_TS),
-            resolved_lag: plain(RESOLVED_LAG),
+            checkpoint: mark(CHECKPOINT_LAG, CHECKPOINT_TS),
+            resolved: mark(RESOLVED_LAG, RESOLVED_TS),
+            log: mark(OWNER_RESOLVED_LAG, OWNER_RESOLVED_TS),
+            slow_table: [SLOW_TABLE, SLOW_TABLE_CHECKPOINT, SLOW_TABLE_RESOLVED].map(plain),
+            stalled: None,
+            split_check: histogram!(SPLIT_CHECK_DURATION, &groups),
+            stale: BTreeMap::new(),
             maintainers,
             handle_event: histogram!(HANDLE_EVENT_DURATION, &labels),
             waiting: plain(EVENT_CH_LEN),
@@ -161,17 +217,40 @@ impl MaintainerMetrics {
     }
 
     /// How far the changefeed is behind; called on a timer, so that a lag grows when nothing happens.
-    #[expect(clippy::cast_precision_loss, reason = "milliseconds fit a float until the year 287396")]
-    pub(crate) fn set_lag(&self, now: WallTime, checkpoint: Option<f64>, resolved: Option<f64>) {
-        for (lag, lag_gauge, ts_gauge) in [
-            (checkpoint, &self.checkpoint_lag, &self.checkpoint_ts),
-            (resolved, &self.resolved_lag, &self.resolved_ts),
-        ] {
-            if let Some(lag) = lag {
-                lag_gauge.set(lag.max(0.0));
-                ts_gauge.set(now.millis() as f64 - lag * 1000.0);
-            }
+    pub(crate) fn set_lag(&mut self, now: WallTime, checkpoint: Option<f64>, resolved: Option<f64>) {
+        self.checkpoint.set(now, checkpoint);
+        self.resolved.set(now, resolved);
+        self.log.set(now, resolved);
+    }
+
+    /// What is least far, and for how long it has been there if that is long; called on a timer.
+    #[expect(clippy::cast_precision_loss, reason = "numbers for people")]
+    pub(crate) fn set_standstill(&mut self, standstill: Option<&Standstill>, least: Duration) {
+        if let Some(place) = standstill.and_then(|standstill| standstill.holder.place()) {
+            let [table, checkpoint, resolved] = &self.slow_table;
+            table.set(place.table.0 as f64);
+            checkpoint.set(self.checkpoint.at.unwrap_or_default());
+            resolved.set(self.resolved.at.unwrap_or_default());
         }
+        let Some(standstill) = standstill.filter(|standstill| standstill.lasts >= least) else {
+            self.stalled = None;
+            return;
+        };
+        let node = standstill.holder.node().map_or_else(String::new, ToString::to_string);
+        let held_by = (standstill.holder.kind(), node);
+        if self.stalled.as_ref().is_none_or(|(known, _)| *known != held_by) {
+            let mut labels = self.labels.to_vec();
+            labels.extend([("held_by", held_by.0.to_owned()), ("node", held_by.1.clone())]);
+            self.stalled = Some((held_by, gauge!(STALLED, &labels)));
+        }
+        if let Some((_, gauge)) = &self.stalled {
+            gauge.set(standstill.lasts.as_secs_f64());
+        }
+    }
+
+    /// The upstream said where a span can be divided, or could not.
+    pub(crate) fn split_checked(&self, took: Duration) {
+        self.split_check.record(took);
     }
 
     #[expect(clippy::cast_precision_loss, reason = "counts for people")]
@@ -219,30 +298,59 @@ impl MaintainerMetrics {
         }
     }
 
-    pub(crate) fn stale(&self, what: &'static str) {
-        let mut labels = self.labels.to_vec();
-        labels.push(("type", what.to_owned()));
-        let dropped: Counter = counter!(STALE_MESSAGES, &labels);
-        dropped.increment(1);
+    pub(crate) fn stale(&mut self, what: &'static str) {
+        let [ns, feed] = self.labels.clone();
+        let labels = [ns, feed, ("type", what.to_owned())];
+        self.stale.entry(what).or_insert_with(|| counter!(STALE_MESSAGES, &labels)).increment(1);
     }
 }
 
 impl Drop for MaintainerMetrics {
     fn drop(&mut self) {
         self.maintainers.decrement(1.0);
-        for gauge in [
-            &self.checkpoint_lag,
-            &self.resolved_lag,
-            &self.waiting,
-            &self.scheduling,
-            &self.spans,
-            &self.tables,
-            &self.absent,
-            &self.working,
-            &self.barriers,
-            &self.barrier_oldest,
-        ] {
-            gauge.set(0.0);
-        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use heartbeatpb::{DispatcherId, TableId, Ts};
+
+    use super::*;
+    use crate::core::{Holder, Place};
+
+    fn standstill(seconds: u64, holder: Holder) -> Standstill {
+        Standstill { checkpoint: Ts(7), lasts: Duration::from_secs(seconds), holder }
+    }
+
+    #[test]
+    fn what_holds_a_checkpoint_is_a_label_as_long_as_it_does() {
+        let mut shown = MaintainerMetrics::new(&ChangefeedId::fresh("a"));
+        let mut look = |standstill: Option<Standstill>| {
+            shown.set_standstill(standstill.as_ref(), Duration::from_secs(10));
+            shown.stalled.as_ref().map(|(held_by, _)| held_by.clone())
+        };
+        let place = Place { dispatcher: DispatcherId { high: 1, low: 2 }, table: TableId(9) };
+        let node = |id: &str| Holder::Node { node: id.into(), slowest: Some(place), waits_at: None };
+        assert_eq!(look(Some(standstill(9, node("n1")))), None, "it has not lasted");
+        assert_eq!(look(Some(standstill(10, node("n1")))), Some(("node", "n1".to_owned())));
+        assert_eq!(look(Some(standstill(12, Holder::Upstream))), Some(("upstream", String::new())));
+        let silent = Holder::Silent { nodes: vec!["n2".into(), "n3".into()] };
+        assert_eq!(look(Some(standstill(14, silent))), Some(("silent_node", "n2".to_owned())));
+        assert_eq!(look(Some(standstill(0, node("n1")))), None, "it moves again");
+        assert_eq!(look(None), None);
+    }
+
+    // behaviour: metrics-5
+    #[test]
+    fn a_lag_that_nobody_knows_grows() {
+        let mut shown = MaintainerMetrics::new(&ChangefeedId::fresh("a"));
+        let mut known = |now: i64, lag| {
+            shown.set_lag(WallTime(now * 1_000_000), lag, None);
+            shown.checkpoint.at
+        };
+        assert_eq!(known(100, None), None);
+        assert_eq!(known(100, Some(3.0)), Some(97_000.0));
+        assert_eq!(known(160, None), Some(97_000.0), "the time stays, so the lag is a minute more");
+        assert_eq!(known(161, Some(-5.0)), Some(161_000.0), "a clock that is behind is no negative lag");
     }
 }

@@ -1,13 +1,9 @@
-//! Metrics of the process, and what of all metrics a scrape shows.
+//! Metrics of the process, and the bounds of every histogram.
 
-use std::fmt::Write as _;
 use std::sync::OnceLock;
 use std::time::SystemTime;
 
-use coordinator::ChangefeedView;
-use heartbeatpb::config::ChangefeedState;
-use metrics::{describe_gauge, gauge};
-use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder};
+use metrics::{Gauge, counter, describe_counter, describe_gauge, gauge};
 
 /// 1 for this build. Labels: `release_version`, `git_hash`, `utc_build_time`, `kernel_type`, `ticdc_arch`.
 pub const BUILD_INFO: &str = "ticdc_server_build_info";
@@ -15,7 +11,7 @@ pub const BUILD_INFO: &str = "ticdc_server_build_info";
 pub const MAX_PROCS: &str = "ticdc_server_go_max_procs";
 /// Seconds from 1970 to the start of the process.
 pub const START_TIME: &str = "process_start_time_seconds";
-/// Seconds of processor time in user and kernel mode; a counter with a fraction.
+/// Seconds of processor time in user and kernel mode, with fractions; exported as a counter.
 pub const CPU_SECONDS: &str = "process_cpu_seconds_total";
 /// Bytes of resident memory.
 pub const RESIDENT_BYTES: &str = "process_resident_memory_bytes";
@@ -30,67 +26,134 @@ pub const TASKS: &str = "go_goroutines";
 /// Threads of the operating system.
 pub const THREADS: &str = "go_threads";
 
+/// Bytes of memory that the program has allocated and touched: its resident memory without files.
+pub const HEAP_ALLOC: &str = "go_memstats_heap_alloc_bytes";
+/// The same, under the name that dashboards subtract it by.
+pub const HEAP_INUSE: &str = "go_memstats_heap_inuse_bytes";
+/// Memory that the allocator keeps for later; not known apart from what is in use, so 0.
+pub const HEAP_IDLE: &str = "go_memstats_heap_idle_bytes";
+/// Always 0: dashboards subtract it.
+pub const HEAP_RELEASED: &str = "go_memstats_heap_released_bytes";
+/// Bytes written to the log file; 0 when the log goes to the console.
+pub const LOG_WRITTEN: &str = "ticdc_logger_write_bytes_total";
+/// Bytes of the log file.
+pub const LOG_FILE_SIZE: &str = "ticdc_logger_file_size_bytes";
+/// Bytes of the log file and of those that were put aside.
+pub const LOG_TOTAL_SIZE: &str = "ticdc_logger_total_size_bytes";
+/// Size of the file system with the log file.
+pub const LOG_DISK_TOTAL: &str = "ticdc_logger_disk_total_bytes";
+/// Bytes in use on the file system with the log file.
+pub const LOG_DISK_USED: &str = "ticdc_logger_disk_used_bytes";
+
+/// Gauges that only grow: exported as counters, which have no fractions of their own.
+pub(crate) const GROWING: &[&str] = &[CPU_SECONDS, sink::file_metrics::WORKER_BUSY];
+
 /// Unit of the times in `/proc/self/stat`: the same on every Linux that Rust supports.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// Describes the metrics of this crate, and sets those that never change.
-#[expect(clippy::cast_precision_loss, reason = "a number of processors")]
-pub(crate) fn describe() {
-    describe_gauge!(BUILD_INFO, "Build of the program");
-    describe_gauge!(MAX_PROCS, "Processors that the process may use");
-    describe_gauge!(START_TIME, "Start of the process in seconds since 1970");
-    describe_gauge!(RESIDENT_BYTES, "Resident memory of the process");
-    describe_gauge!(VIRTUAL_BYTES, "Address space of the process");
-    describe_gauge!(OPEN_FDS, "Open file descriptors");
-    describe_gauge!(MAX_FDS, "Most file descriptors that may be open");
-    describe_gauge!(TASKS, "Live tasks of the async runtime");
-    describe_gauge!(THREADS, "Threads of the process");
-    gauge!(BUILD_INFO, "release_version" => concat!("v", env!("CARGO_PKG_VERSION")),
-        "git_hash" => option_env!("MILLRACE_GIT_HASH").unwrap_or(""),
-        "utc_build_time" => option_env!("MILLRACE_BUILD_TIME").unwrap_or(""),
-        "kernel_type" => "Classic", "ticdc_arch" => "newarch")
-    .set(1.0);
-    gauge!(MAX_PROCS).set(std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as f64);
-    static STARTED: OnceLock<f64> = OnceLock::new();
-    let started = STARTED.get_or_init(|| {
-        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
-    });
-    gauge!(START_TIME).set(*started);
+/// What is set at every look at the process.
+struct Process {
+    build: Gauge,
+    max_procs: Gauge,
+    start: Gauge,
+    tasks: Gauge,
+    open_fds: Gauge,
+    max_fds: Gauge,
+    cpu: Gauge,
+    /// By the key in `/proc/self/status`, with the unit there.
+    status: Vec<(&'static str, f64, Gauge)>,
+    started: f64,
+    _released: [Gauge; 2],
 }
 
-/// Looks at the process. The text is what the exporter has no type for.
+fn process() -> &'static Process {
+    static PROCESS: OnceLock<Process> = OnceLock::new();
+    PROCESS.get_or_init(|| {
+        let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Process {
+            build: gauge!(BUILD_INFO, "release_version" => concat!("v", env!("CARGO_PKG_VERSION")),
+                "git_hash" => option_env!("MILLRACE_GIT_HASH").unwrap_or(""),
+                "utc_build_time" => option_env!("MILLRACE_BUILD_TIME").unwrap_or(""),
+                "kernel_type" => "Classic", "ticdc_arch" => "newarch"),
+            max_procs: gauge!(MAX_PROCS),
+            start: gauge!(START_TIME),
+            tasks: gauge!(TASKS),
+            open_fds: gauge!(OPEN_FDS),
+            max_fds: gauge!(MAX_FDS),
+            cpu: gauge!(CPU_SECONDS),
+            status: vec![
+                ("VmRSS:", 1024.0, gauge!(RESIDENT_BYTES)),
+                ("VmSize:", 1024.0, gauge!(VIRTUAL_BYTES)),
+                ("RssAnon:", 1024.0, gauge!(HEAP_ALLOC)),
+                ("RssAnon:", 1024.0, gauge!(HEAP_INUSE)),
+                ("Threads:", 1.0, gauge!(THREADS)),
+            ],
+            started: started.as_secs_f64(),
+            _released: [gauge!(HEAP_IDLE), gauge!(HEAP_RELEASED)],
+        }
+    })
+}
+
+/// Describes the metrics of this crate.
+pub(crate) fn describe() {
+    for (name, words) in [
+        (BUILD_INFO, "Build of the program"),
+        (MAX_PROCS, "Processors that the process may use"),
+        (START_TIME, "Start of the process in seconds since 1970"),
+        (CPU_SECONDS, "Processor time in user and kernel mode"),
+        (RESIDENT_BYTES, "Resident memory of the process"),
+        (VIRTUAL_BYTES, "Address space of the process"),
+        (OPEN_FDS, "Open file descriptors"),
+        (MAX_FDS, "Most file descriptors that may be open"),
+        (TASKS, "Live tasks of the async runtime"),
+        (THREADS, "Threads of the process"),
+        (HEAP_ALLOC, "Memory that the program has allocated and touched"),
+        (HEAP_INUSE, "Memory that the program has allocated and touched"),
+        (HEAP_IDLE, "Not known apart from what is in use"),
+        (HEAP_RELEASED, "Not known apart from what is in use"),
+        (LOG_FILE_SIZE, "Bytes of the log file"),
+        (LOG_TOTAL_SIZE, "Bytes of the log file and of those that were put aside"),
+        (LOG_DISK_TOTAL, "Size of the file system with the log file"),
+        (LOG_DISK_USED, "Bytes in use on the file system with the log file"),
+    ] {
+        describe_gauge!(name, words);
+    }
+    describe_counter!(LOG_WRITTEN, "Bytes written to the log file");
+    counter!(LOG_WRITTEN).increment(0);
+    // Its start is the first look at the clock.
+    let _ = process();
+}
+
+/// Looks at the process.
 #[expect(clippy::cast_precision_loss, reason = "counts for people")]
-pub(crate) fn collect() -> String {
+pub(crate) fn collect() {
+    let process = process();
+    process.build.set(1.0);
+    process.start.set(process.started);
+    process.max_procs.set(std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as f64);
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-        gauge!(TASKS).set(runtime.metrics().num_alive_tasks() as f64);
+        process.tasks.set(runtime.metrics().num_alive_tasks() as f64);
     }
     if let Ok(files) = std::fs::read_dir("/proc/self/fd") {
-        gauge!(OPEN_FDS).set(files.count() as f64);
+        process.open_fds.set(files.count() as f64);
     }
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
     let most = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
     if let Some(most) = most.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok()) {
-        gauge!(MAX_FDS).set(most);
+        process.max_fds.set(most);
     }
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    for (key, name, unit) in
-        [("VmRSS:", RESIDENT_BYTES, 1024.0), ("VmSize:", VIRTUAL_BYTES, 1024.0), ("Threads:", THREADS, 1.0)]
-    {
+    for (key, unit, gauge) in &process.status {
         let number = status.lines().find_map(|line| line.strip_prefix(key)?.split_whitespace().next());
         if let Some(number) = number.and_then(|text| text.parse::<f64>().ok()) {
-            gauge!(name).set(number * unit);
+            gauge.set(number * unit);
         }
     }
-    let mut text = String::new();
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     if let Some(seconds) = cpu_seconds(&stat) {
-        let help = "Processor time in user and kernel mode";
-        let _ = writeln!(
-            text,
-            "# HELP {CPU_SECONDS} {help}\n# TYPE {CPU_SECONDS} counter\n{CPU_SECONDS} {seconds}"
-        );
+        process.cpu.set(seconds);
     }
-    text
+    crate::telemetry::measure_log();
 }
 
 fn cpu_seconds(stat: &str) -> Option<f64> {
@@ -105,96 +168,70 @@ fn doubling(first: f64, count: usize) -> Vec<f64> {
     std::iter::successors(Some(first), |bound| Some(bound * 2.0)).take(count).collect()
 }
 
-/// Bounds of the histograms that are not in the range of most: what counts bytes and rows, and what lasts longer.
-///
-/// # Errors
-/// When a list of bounds is empty, which none is.
-pub(crate) fn buckets(mut builder: PrometheusBuilder) -> Result<PrometheusBuilder, BuildError> {
-    let operators = [
-        0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 20.0, 40.0, 60.0, 90.0, 120.0, 180.0, 240.0, 300.0, 480.0, 600.0,
-        720.0, 900.0, 1200.0, 1800.0, 3600.0,
-    ];
-    for name in [
-        coordinator::metrics::OPERATOR_DURATION,
-        maintainer::metrics::OPERATOR_DURATION,
-        maintainer::metrics::BOOTSTRAP_DURATION,
-    ] {
-        builder = builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), &operators)?;
+/// Bounds of lags in seconds: close together where people look, wide where it only matters that it is much.
+fn lags() -> Vec<f64> {
+    let mut bounds = Vec::new();
+    for (first, step, last) in
+        [(0.5, 0.5, 10.0), (11.0, 1.0, 20.0), (21.0, 30.0, 591.0), (900.0, 300.0, 3600.0)]
+    {
+        bounds.extend(std::iter::successors(Some(first), |at| Some(at + step)).take_while(|at| *at <= last));
     }
-    for (name, first, count) in [
-        (sink::metrics::BATCH_ROW_COUNT, 1.0, 18),
-        (sink::metrics::BATCH_WRITE_BYTES, 1024.0, 18),
-        (logservice::metrics::BATCH_BYTES, 1024.0, 16),
-        ("ticdc_sink_cloud_storage_flush_bytes", 1024.0, 20),
-        (maintainer::metrics::HANDLE_EVENT_DURATION, 0.01, 18),
-        (dispatcher_manager::metrics::DDL_EXEC_DURATION, 0.01, 18),
-        (dispatcher_manager::metrics::CREATE_DISPATCHER_DURATION, 0.000_001, 20),
-        (sink::metrics::DML_BATCH_COMMIT, 0.01, 18),
-        (sink::metrics::WORKER_FLUSH_DURATION, 0.001, 20),
-        (sink::metrics::WORKER_BATCH_FLUSH_DURATION, 0.001, 20),
-        (sink::metrics::WORKER_TOTAL_DURATION, 0.001, 20),
-        (sink::metrics::CONFLICT_DETECT_DURATION, 0.001, 20),
-    ] {
-        builder = builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), &doubling(first, count))?;
-    }
-    Ok(builder)
+    bounds.extend([4000.0, 8000.0, 16000.0, 32000.0]);
+    bounds
 }
 
-/// A scrape without the series of what is not there any more: the exporter keeps every series until the process
-/// ends. Gone are those of changefeeds that were removed, checkpoints of changefeeds that do not run, errors that
-/// are over, and families of which nothing is left.
-pub(crate) fn current(text: &str, feeds: &[ChangefeedView]) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut head = String::new();
-    for line in text.lines() {
-        if line.starts_with('#') {
-            // Both lines of a head name its family in the third word.
-            let family = line.split(' ').nth(2).unwrap_or_default();
-            if head.split(' ').nth(2) != Some(family) {
-                head.clear();
-            }
-            head.push_str(line);
-            head.push('\n');
-        } else if !line.is_empty() && is_current(line, feeds) {
-            out.push_str(&std::mem::take(&mut head));
-            out.push_str(line);
-            out.push('\n');
+/// Bounds of the age of operators in seconds.
+const OPERATORS: [f64; 21] = [
+    0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 20.0, 40.0, 60.0, 90.0, 120.0, 180.0, 240.0, 300.0, 480.0, 600.0, 720.0,
+    900.0, 1200.0, 1800.0, 3600.0,
+];
+
+/// Bounds of every histogram, by its name.
+pub(crate) fn bounds(name: &str) -> Vec<f64> {
+    use dispatcher_manager::metrics as manager;
+    use logservice::collector_metrics;
+    use logservice::event_store::metrics as store_metrics;
+    let (first, count) = match name {
+        coordinator::metrics::OPERATOR_DURATION
+        | maintainer::metrics::OPERATOR_DURATION
+        | maintainer::metrics::BOOTSTRAP_DURATION => return OPERATORS.to_vec(),
+        collector_metrics::RECEIVED_LAG
+        | logservice::metrics::REGISTER_LAG
+        | logservice::metrics::SUBSCRIPTION_LAG
+        | logservice::metrics::SUBSCRIPTION_GC_LAG => return lags(),
+        collector_metrics::HANDLE_DURATION => {
+            return vec![0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
         }
-    }
-    out
-}
-
-fn is_current(line: &str, feeds: &[ChangefeedView]) -> bool {
-    let Some(name) = label(line, "changefeed") else { return true };
-    let Some(feed) = feeds.iter().find(|feed| *feed.info.id.name == *name) else { return false };
-    let state = feed.info.state;
-    let metric = line.split(['{', ' ']).next().unwrap_or_default();
-    if [coordinator::metrics::CHECKPOINT_TS, coordinator::metrics::CHECKPOINT_LAG].contains(&metric) {
-        return !matches!(
-            state,
-            ChangefeedState::Stopped | ChangefeedState::Finished | ChangefeedState::Removed
-        );
-    }
-    if metric == coordinator::metrics::ERROR_INFO {
-        let erring = matches!(state, ChangefeedState::Failed | ChangefeedState::Warning);
-        return feed.info.error.as_ref().filter(|_| erring).is_some_and(|error| {
-            label(line, "error_time") == Some(&error.time)
-                && label(line, "code") == Some(&error.code)
-                && label(line, "state") == Some(state.name())
-        });
-    }
-    true
-}
-
-/// The value of a label that needs no escapes.
-fn label<'l>(line: &'l str, name: &str) -> Option<&'l str> {
-    let labels = line.split_once('{')?.1;
-    let at = if let Some(rest) = labels.strip_prefix(name).and_then(|rest| rest.strip_prefix("=\"")) {
-        rest
-    } else {
-        labels.split_once(&format!(",{name}=\""))?.1
+        maintainer::metrics::HANDLE_EVENT_DURATION
+        | manager::DDL_EXEC_DURATION
+        | manager::DDL_HANDLE_DURATION
+        | sink::metrics::DML_BATCH_COMMIT => (0.01, 18),
+        manager::CREATE_DISPATCHER_DURATION => (0.000_001, 20),
+        sink::metrics::BATCH_ROW_COUNT => (1.0, 18),
+        sink::metrics::BATCH_WRITE_BYTES => (1024.0, 18),
+        sink::metrics::EVENT_ROW_COUNT => (1.0, 12),
+        sink::file_metrics::FLUSH_BYTES => (1024.0, 20),
+        sink::file_metrics::FLUSH_DURATION => (0.001, 15),
+        sink::file_metrics::BLOCK_FLUSH_DURATION | coordinator::metrics::METASTORE_DURATION => (0.001, 16),
+        logservice::metrics::SCANNED_BYTES => (1024.0, 16),
+        logservice::metrics::SCANNED => (8.0, 12),
+        logservice::metrics::SCANNED_TXNS => (1.0, 8),
+        logservice::metrics::SCAN_DURATION => (0.000_04, 19),
+        logservice::metrics::SEND_DURATION
+        | logservice::metrics::RESOLVED_DIFF
+        | store_metrics::WRITE_DURATION
+        | store_metrics::WRITE_QUEUE_DURATION
+        | store_metrics::WRITE_PREPARE_DURATION
+        | store_metrics::READ_DURATION => (0.000_04, 28),
+        logservice::metrics::BIG_TXN_SIZE => (1_048_576.0, 16),
+        store_metrics::WRITE_BATCH_EVENTS => (8.0, 20),
+        store_metrics::WRITE_BATCH_SIZE => (32.0, 20),
+        logservice::metrics::NOTIFY_DURATION => (0.000_01, 20),
+        logservice::metrics::TABLE_INFO_DURATION => (0.000_01, 28),
+        // From a millisecond to almost nine minutes.
+        _ => (0.001, 20),
     };
-    at.split('"').next()
+    doubling(first, count)
 }
 
 #[cfg(test)]
@@ -206,22 +243,22 @@ mod tests {
         let stat = "42 (odd ) name) S 1 2 3 4 5 6 7 8 9 10 150 50 0 0 20";
         assert_eq!(cpu_seconds(stat), Some(2.0));
         assert_eq!(cpu_seconds("nonsense"), None);
-        assert!(collect().contains("process_cpu_seconds_total "));
     }
 
+    // behaviour: metrics-2
     #[test]
-    fn labels_are_found_wherever_they_stand() {
-        let line = r#"m{namespace="default",changefeed="a",type="x"} 1"#;
-        assert_eq!(label(line, "changefeed"), Some("a"));
-        assert_eq!(label(line, "namespace"), Some("default"));
-        assert_eq!(label(line, "feed"), None);
-        assert_eq!(label("m 1", "changefeed"), None);
-    }
-
-    #[test]
-    fn what_is_gone_is_not_shown_and_neither_is_its_family() {
-        let text =
-            "# HELP a words\n# TYPE a gauge\na{changefeed=\"gone\"} 1\n\n# TYPE b counter\nb{type=\"x\"} 2\n";
-        assert_eq!(current(text, &[]), "# TYPE b counter\nb{type=\"x\"} 2\n");
+    fn bounds_end_where_they_are_promised_to() {
+        let last = |name| *bounds(name).last().unwrap();
+        assert_eq!((lags().len(), lags()[29], lags()[30]), (64, 20.0, 21.0));
+        assert_eq!(lags()[49..51], [591.0, 900.0]);
+        assert_eq!(last(sink::metrics::BATCH_ROW_COUNT), 131_072.0);
+        assert_eq!(last(maintainer::metrics::HANDLE_EVENT_DURATION), 1310.72);
+        assert_eq!(last("ticdc_sink_txn_worker_flush_duration"), 524.288);
+        assert_eq!(last(dispatcher_manager::metrics::CREATE_DISPATCHER_DURATION), 0.524_288);
+        for name in
+            [logservice::event_store::metrics::READ_DURATION, logservice::collector_metrics::RECEIVED_LAG]
+        {
+            assert!(bounds(name).is_sorted(), "{name}");
+        }
     }
 }

@@ -1,25 +1,26 @@
 //! Logs and metrics of the process.
 
+mod file;
+mod format;
+mod recorder;
+
 use std::sync::OnceLock;
 
 use anyhow::Context;
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use crate::config::{LogFormat, ServerConfig};
 
+pub(crate) use file::measure as measure_log;
+pub use recorder::MetricsHandle;
+
 type FilterHandle = reload::Handle<EnvFilter, Registry>;
 
 static FILTER: OnceLock<FilterHandle> = OnceLock::new();
-static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
-
-/// Buckets for histograms in seconds: 1 ms doubling to about two minutes.
-const SECONDS_BUCKETS: [f64; 18] = [
-    0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048, 4.096, 8.192, 16.384,
-    32.768, 65.536, 131.072,
-];
+static METRICS: OnceLock<MetricsHandle> = OnceLock::new();
 
 /// Parses a log level or a filter directive.
 ///
@@ -41,20 +42,19 @@ pub fn init_logging(config: &ServerConfig) -> anyhow::Result<()> {
         return set_log_level(&config.log_level).map_err(anyhow::Error::msg);
     }
     let (filter, handle) = reload::Layer::new(filter);
-    let writer: tracing_subscriber::fmt::writer::BoxMakeWriter = if config.log_file.is_empty() {
-        tracing_subscriber::fmt::writer::BoxMakeWriter::new(std::io::stderr)
+    let writer = if config.log_file.is_empty() {
+        BoxMakeWriter::new(std::io::stderr)
     } else {
-        let file = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&config.log_file)
+        let file = file::LogFile::open(config.log_file.as_ref())
             .with_context(|| format!("cannot open the log file {}", config.log_file))?;
-        tracing_subscriber::fmt::writer::BoxMakeWriter::new(std::sync::Mutex::new(file))
+        BoxMakeWriter::new(std::sync::Mutex::new(file))
     };
     let registry = tracing_subscriber::registry().with(filter);
     let layer = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(writer);
     match config.log.format {
-        LogFormat::Text => registry.with(layer).try_init()?,
+        LogFormat::Text => {
+            registry.with(layer.event_format(format::Unified).fmt_fields(format::Unified)).try_init()?;
+        }
         LogFormat::Json => registry.with(layer.json()).try_init()?,
     }
     let _ = FILTER.set(handle);
@@ -71,17 +71,15 @@ pub fn set_log_level(text: &str) -> Result<(), String> {
     handle.reload(filter).map_err(|e| e.to_string())
 }
 
-/// Installs the metrics recorder, once per process, and describes every metric.
+/// Installs the metrics recorder, once per process.
 ///
 /// # Errors
 /// When another recorder was installed before.
-pub fn init_metrics() -> anyhow::Result<PrometheusHandle> {
+pub fn init_metrics() -> anyhow::Result<MetricsHandle> {
     if let Some(handle) = METRICS.get() {
         return Ok(handle.clone());
     }
-    let builder = PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Prefix("ticdc_".to_owned()), &SECONDS_BUCKETS)?;
-    let recorder = crate::metrics::buckets(builder)?.build_recorder();
+    let recorder = recorder::Recorder::new(crate::metrics::bounds, crate::metrics::GROWING);
     let handle = recorder.handle();
     metrics::set_global_recorder(recorder)?;
     let _ = METRICS.set(handle.clone());

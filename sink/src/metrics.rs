@@ -23,10 +23,14 @@ pub const WORKER_BATCH_FLUSH_DURATION: &str = "ticdc_sink_txn_worker_batch_flush
 pub const WORKER_TOTAL_DURATION: &str = "ticdc_sink_txn_worker_total_duration";
 /// Rows handled by the worker. Labels: `namespace`, `changefeed`, `id`.
 pub const WORKER_HANDLED_ROWS: &str = "ticdc_sink_txn_worker_handled_rows";
+/// Rows of one batch that a worker wrote. Labels: `namespace`, `changefeed`, `id`.
+pub const EVENT_ROW_COUNT: &str = "ticdc_sink_txn_worker_event_row_count";
 /// Rows changed downstream. Labels: `namespace`, `changefeed`, `count_type`, `row_type`.
 pub const AFFECTED_ROW_COUNT: &str = "ticdc_sink_dml_event_affected_row_count";
 /// Seconds from entering the sink to reaching a queue, per batch. Labels: `namespace`, `changefeed`.
 pub const CONFLICT_DETECT_DURATION: &str = "ticdc_sink_txn_conflict_detect_duration";
+/// Seconds from entering the sink to being taken by a worker, of one batch of a worker. Labels: `namespace`, `changefeed`.
+pub const QUEUE_DURATION: &str = "ticdc_sink_txn_queue_duration";
 /// Seconds of the commit of one downstream transaction. Labels: `namespace`, `changefeed`.
 pub const DML_BATCH_COMMIT: &str = "ticdc_sink_txn_sink_dml_batch_commit";
 
@@ -46,6 +50,8 @@ pub fn describe() {
         Unit::Count,
         "Rows that the downstream says it changed, and expected ones"
     );
+    describe_histogram!(EVENT_ROW_COUNT, Unit::Count, "Rows of one batch that a worker wrote");
+    describe_histogram!(QUEUE_DURATION, Unit::Seconds, "Time from entering the sink to a worker");
     describe_histogram!(CONFLICT_DETECT_DURATION, Unit::Seconds, "Time for conflict detection of one batch");
     describe_histogram!(DML_BATCH_COMMIT, Unit::Seconds, "Commit of one downstream transaction");
     crate::file_metrics::describe();
@@ -98,6 +104,7 @@ pub(crate) struct WorkerMetrics {
     flush: Histogram,
     batch_flush: Histogram,
     total: Histogram,
+    rows: Histogram,
     handled: Counter,
 }
 
@@ -106,11 +113,12 @@ impl WorkerMetrics {
         let ns = changefeed.keyspace.to_string();
         let name = changefeed.name.to_string();
         let id = worker.to_string();
-        let seconds = |metric: &'static str| histogram!(metric, "namespace" => ns.clone(), "changefeed" => name.clone(), "id" => id.clone());
+        let of = |metric: &'static str| histogram!(metric, "namespace" => ns.clone(), "changefeed" => name.clone(), "id" => id.clone());
         Self {
-            flush: seconds(WORKER_FLUSH_DURATION),
-            batch_flush: seconds(WORKER_BATCH_FLUSH_DURATION),
-            total: seconds(WORKER_TOTAL_DURATION),
+            flush: of(WORKER_FLUSH_DURATION),
+            batch_flush: of(WORKER_BATCH_FLUSH_DURATION),
+            total: of(WORKER_TOTAL_DURATION),
+            rows: of(EVENT_ROW_COUNT),
             handled: counter!(WORKER_HANDLED_ROWS, "namespace" => ns.clone(), "changefeed" => name.clone(), "id" => id.clone()),
         }
     }
@@ -121,9 +129,11 @@ impl WorkerMetrics {
     }
 
     /// A batch is done, retries included; `cycle` also holds the wait for it.
+    #[expect(clippy::cast_precision_loss, reason = "histograms hold floats")]
     pub(crate) fn batch(&self, rows: usize, took: Duration, cycle: Duration) {
         self.batch_flush.record(took.as_secs_f64());
         self.total.record(cycle.as_secs_f64());
+        self.rows.record(rows as f64);
         self.handled.increment(rows as u64);
     }
 }
@@ -132,6 +142,7 @@ impl WorkerMetrics {
 #[derive(Clone, Debug)]
 pub(crate) struct TxnMetrics {
     pub(crate) conflict_detect: Histogram,
+    pub(crate) queue: Histogram,
     pub(crate) commit: Histogram,
     affected: [[Counter; 4]; 2],
 }
@@ -156,6 +167,7 @@ impl TxnMetrics {
         };
         Self {
             conflict_detect: seconds(CONFLICT_DETECT_DURATION),
+            queue: seconds(QUEUE_DURATION),
             commit: seconds(DML_BATCH_COMMIT),
             affected: [affected("expected"), affected("actual")],
         }

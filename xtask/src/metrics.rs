@@ -70,7 +70,10 @@ fn read(text: &str) -> Vec<Metric> {
                 declaration.split_once(':').zip(quoted(tail)).map(|((c, _), n)| (c, n))
             {
                 let meaning = comment.trim_end_matches('.').replace('|', "\\|");
-                metrics.push(Metric { name: name.to_owned(), kind: kind(text, constant), meaning });
+                // What has fractions is a gauge to the code.
+                let growing = meaning.contains("exported as a counter");
+                let kind = if growing { "counter" } else { kind(text, constant) };
+                metrics.push(Metric { name: name.to_owned(), kind, meaning });
             }
         }
         comment.clear();
@@ -81,12 +84,21 @@ fn read(text: &str) -> Vec<Metric> {
 /// The name of a metric in a line.
 fn quoted(line: &str) -> Option<&str> {
     let name = line.split('"').nth(1)?;
-    (name.starts_with("ticdc_") || name.starts_with("millrace_")).then_some(name)
+    ["ticdc_", "process_", "go_"].iter().any(|start| name.starts_with(start)).then_some(name)
 }
 
-/// Which of the exporter's macros gets the constant.
+/// Which of the recorder's macros gets the constant, itself or from a list of names with words.
 fn kind(text: &str, constant: &str) -> &'static str {
-    for kind in ["counter", "gauge", "histogram"] {
+    const KINDS: [&str; 3] = ["counter", "gauge", "histogram"];
+    let listed = text.split_once(&format!("({constant}, \"")).and_then(|(_, rest)| {
+        let at = |kind: &&str| rest.find(&format!("describe_{kind}!(name")).unwrap_or(usize::MAX);
+        let first = KINDS.into_iter().min_by_key(at)?;
+        (at(&first) < usize::MAX).then_some(first)
+    });
+    if let Some(kind) = listed.filter(|_| !text.contains(&format!("!({constant}, \""))) {
+        return kind;
+    }
+    for kind in KINDS {
         for call in text.split(&format!("{kind}!(")).skip(1) {
             let argument = call.trim_start();
             if argument.strip_prefix(constant).is_some_and(|rest| rest.starts_with([',', ')'])) {

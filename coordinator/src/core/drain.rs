@@ -47,7 +47,7 @@ pub struct DrainView {
 }
 
 impl DrainView {
-    fn of(target: &NodeId, state: NodeState, remaining: u64) -> Self {
+    pub(crate) fn of(target: &NodeId, state: NodeState, remaining: u64) -> Self {
         Self {
             target: target.clone(),
             epoch: 0,

@@ -72,7 +72,7 @@ impl Task {
                     let begun = now();
                     metrics.ddl_started();
                     let result = sink.write_block_event(&event).await.map_err(|error| Fault::sink(&error));
-                    metrics.ddl_ended(now().saturating_duration_since(begun), result.is_ok());
+                    metrics.ddl_ended(&event, now().saturating_duration_since(begun), result.is_ok());
                     Done::BlockWritten { slot, result }
                 });
             }

@@ -23,7 +23,6 @@ pub(super) async fn run(
 ) {
     let id = task.id.clone();
     let entrance = task.entrance.clone();
-    let metrics = task.metrics.clone();
     let ended = tokio::spawn(task.run(closed.clone())).await;
     if !ended.is_err_and(|error| error.is_panic()) {
         return;
@@ -31,7 +30,6 @@ pub(super) async fn run(
     write_path.fence();
     context.routes.deregister(&id, &entrance);
     context.source.close(&id);
-    metrics.closed();
     closed.send_replace(true);
     tracing::error!(changefeed = %id, "the dispatcher manager panicked");
     let node = context.center.node().clone();

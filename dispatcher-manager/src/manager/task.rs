@@ -1,10 +1,12 @@
 //! The task of a manager: everything that can wake it, in one loop.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use event::BlockEvent;
 use heartbeatpb::{ChangefeedId, DispatcherId, MaintainerEpoch, NodeId, Owner, Ts, WallTime};
-use logservice::{CheckpointSlot, Delivery};
+use logservice::{CheckpointSlot, Delivery, DispatcherEvent};
 use messaging::ToHeartbeatCollector;
 use sink::{Sink, TableStart};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -75,6 +77,8 @@ pub(super) struct Task {
     /// The error as it was first reported.
     pub(super) reported: Option<heartbeatpb::RunningError>,
     actions: Vec<Action>,
+    /// DDLs that dispatchers have not passed: their commit ts, and when they arrived.
+    blocks: BTreeMap<DispatcherId, (Ts, Instant)>,
 }
 
 /// What woke the task.
@@ -131,6 +135,7 @@ impl Task {
             metrics,
             reported: None,
             actions: Vec::new(),
+            blocks: BTreeMap::new(),
         }
     }
 
@@ -184,12 +189,7 @@ impl Task {
                     fed = false;
                     self.core.on_error(log_gone(), now);
                 }
-                Event::Deliveries(_) => {
-                    for delivery in deliveries.drain(..) {
-                        let arrival = Arrival::of(delivery.event, delivery.credit);
-                        self.core.on_arrival(delivery.dispatcher, arrival, now);
-                    }
-                }
+                Event::Deliveries(_) => self.on_deliveries(&mut deliveries, now),
             }
             self.perform_all(now).await;
             if self.core.life() == Life::Closing && self.calls.is_empty() && self.sink_run.is_none() {
@@ -221,8 +221,43 @@ impl Task {
         self.actions = actions;
     }
 
+    fn on_deliveries(&mut self, deliveries: &mut Vec<Delivery>, now: Instant) {
+        let (events, mut bytes) = (deliveries.len(), 0);
+        for delivery in deliveries.drain(..) {
+            match &delivery.event {
+                DispatcherEvent::Rows(batch) => bytes += batch.bytes(),
+                DispatcherEvent::Block(BlockEvent::Ddl(ddl)) => {
+                    self.blocks.insert(delivery.dispatcher, (ddl.commit_ts, now));
+                }
+                DispatcherEvent::Block(BlockEvent::SyncPoint(_))
+                | DispatcherEvent::Begin(_)
+                | DispatcherEvent::Resolved { .. }
+                | DispatcherEvent::Failed { .. } => {}
+            }
+            let arrival = Arrival::of(delivery.event, delivery.credit);
+            self.core.on_arrival(delivery.dispatcher, arrival, now);
+        }
+        self.metrics.batch(events, bytes, self::now().saturating_duration_since(now));
+    }
+
+    /// Measures the DDLs that dispatchers have passed. One whose dispatcher is gone was passed with it, or is another
+    /// node's by now.
+    fn measure_blocks(&mut self, now: Instant) {
+        let dispatchers = self.core.dispatchers();
+        let metrics = &self.metrics;
+        self.blocks.retain(|id, (commit_ts, since)| {
+            let dispatcher = dispatchers.slot(*id).and_then(|slot| dispatchers.get(slot));
+            let waits = dispatcher.is_some_and(|dispatcher| dispatcher.checkpoint() < *commit_ts);
+            if !waits {
+                metrics.ddl_passed(now.saturating_duration_since(*since));
+            }
+            waits
+        });
+    }
+
     fn on_tick(&mut self, now: Instant) {
         self.core.on_tick(now);
+        self.measure_blocks(now);
         self.publish_checkpoints();
         let triggers = usize::from(self.core.has_trigger());
         let tables = self.core.dispatchers().len().saturating_sub(triggers);
@@ -394,7 +429,6 @@ impl Task {
     /// Everything has ended.
     fn finish(&mut self, closed: &watch::Sender<bool>) {
         self.core.on_stopped();
-        self.metrics.closed();
         closed.send_replace(true);
     }
 }

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::check::{StreamCheck, Verdict};
+use super::metrics::{CollectorMetrics, FeedMetrics};
 use super::{CollectorHandle, Credit, Delivery, DispatcherEvent, Quota, Subscription};
 use crate::event_store::Position;
 use crate::topic::{
@@ -106,6 +107,7 @@ struct Feed {
     quotas: BTreeMap<NodeId, Arc<Quota>>,
     sender: mpsc::Sender<Delivery>,
     streams: BTreeMap<DispatcherId, Stream>,
+    metrics: FeedMetrics,
 }
 
 impl Feed {
@@ -120,6 +122,16 @@ impl Feed {
 
     fn stream(&mut self, from: &NodeId, id: DispatcherId) -> Option<&mut Stream> {
         self.streams.get_mut(&id).filter(|stream| stream.subscription.event_service == *from)
+    }
+
+    /// Shows how much of its room is taken.
+    fn measure(&self) {
+        let held = |quota: &Arc<Quota>| {
+            let freed = quota.freed.load(Ordering::Acquire);
+            quota.received.load(Ordering::Acquire).saturating_sub(freed)
+        };
+        let services = self.quotas.len().max(1) as u64;
+        self.metrics.memory(self.window * services, self.quotas.values().map(held).sum());
     }
 
     fn tell_credit(&self, center: &MessageCenter) {
@@ -154,6 +166,7 @@ pub struct Collector {
     late: bool,
     /// Streams that stand at a schema change. Some may have begun again meanwhile.
     at_ddl: VecDeque<(Gid, DispatcherId)>,
+    metrics: CollectorMetrics,
 }
 
 impl std::fmt::Debug for Collector {
@@ -170,7 +183,8 @@ impl Collector {
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let count = u64::try_from(since.as_micros()).unwrap_or(0);
         let (feeds, wake, late, at_ddl) = (BTreeMap::new(), Arc::default(), false, VecDeque::new());
-        let collector = Self { center, requests, feeds, wake, count, late, at_ddl };
+        let metrics = CollectorMetrics::new();
+        let collector = Self { center, requests, feeds, wake, count, late, at_ddl, metrics };
         (collector, CollectorHandle { requests: sender })
     }
 
@@ -188,7 +202,10 @@ impl Collector {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
-                _ = tick.tick() => self.on_tick(),
+                _ = tick.tick() => {
+                    self.metrics.waiting(inbox.waiting());
+                    self.on_tick();
+                }
                 _ = late_tick.tick(), if self.late => self.late = self.hand_on_late(),
                 _ = ddl_tick.tick(), if !self.at_ddl.is_empty() => self.tell_passed_ddls(),
                 () = wake.notified() => self.on_freed(),
@@ -197,7 +214,11 @@ impl Collector {
                     None => return,
                 },
                 event = inbox.recv() => match event {
-                    Some(inbound) => self.on_event(&inbound.from, inbound.message),
+                    Some(inbound) => {
+                        let begun = Instant::now();
+                        self.on_event(&inbound.from, inbound.message);
+                        self.metrics.handled(begun.elapsed());
+                    }
                     None => return,
                 },
             }
@@ -217,7 +238,8 @@ impl Collector {
                 let gid = changefeed.gid;
                 let opening = self.next_count();
                 let (quotas, streams) = (BTreeMap::new(), BTreeMap::new());
-                let feed = Feed { id: changefeed, opening, window, quotas, sender, streams };
+                let metrics = FeedMetrics::new(&changefeed);
+                let feed = Feed { id: changefeed, opening, window, quotas, sender, streams, metrics };
                 if let Some(before) = self.feeds.insert(gid, feed) {
                     self.tell_all_removed(&before);
                 }
@@ -291,10 +313,16 @@ impl Collector {
                 self.deliver(from, head, event);
             }
             ToEventCollector::Rows { head, batch: SharedBatch(batch) } => {
+                self.metrics.rows.increment(batch.row_count());
+                if let Some(last) = batch.txns().last() {
+                    self.metrics.arrived(last.commit_time);
+                }
                 self.deliver(from, head, Arrival::Rows(batch));
             }
             ToEventCollector::Ddl { head, ddl } => self.deliver(from, head, Arrival::Ddl(ddl)),
             ToEventCollector::Resolved { entries, time } => {
+                self.metrics.resolved.increment(entries.len() as u64);
+                self.metrics.arrived(time);
                 for (head, ts) in entries.iter() {
                     self.deliver(from, *head, Arrival::Resolved(*ts, time));
                 }
@@ -346,6 +374,7 @@ impl Collector {
                     }
                     Err(TrySendError::Full(_)) => {
                         // It was not delivered: when it comes again, it is not old.
+                        self.metrics.dropped.increment(1);
                         stream.check = before;
                         stream.begin_again();
                         stream.overflowed = true;
@@ -358,6 +387,7 @@ impl Collector {
             Verdict::Reset if stream.overflowed || !stream.ready => {}
             Verdict::Reset => {
                 tracing::debug!(dispatcherID = %head.dispatcher, seq = head.seq, "gap in the event stream");
+                self.metrics.dropped.increment(1);
                 reset(&self.center, stream);
             }
         }
@@ -384,7 +414,12 @@ impl Collector {
             }
             tell_progress(&self.center, &feed.id, progress);
             feed.tell_credit(&self.center);
+            feed.measure();
         }
+        let streams = self.feeds.values().map(|feed| feed.streams.len()).sum();
+        let pending =
+            self.feeds.values().map(|feed| feed.sender.max_capacity() - feed.sender.capacity()).sum();
+        self.metrics.sizes(streams, pending);
     }
 
     /// Tells event services at once which dispatchers have passed their schema change.

@@ -46,6 +46,11 @@ impl Credit {
         (self.sent + self.reserved).saturating_sub(self.freed) < self.window
     }
 
+    /// Bytes that may be sent now.
+    pub(super) fn room(&self) -> u64 {
+        self.window.saturating_sub((self.sent + self.reserved).saturating_sub(self.freed))
+    }
+
     /// Whether the receiver has reported after `since`.
     pub(super) fn heard_after(&self, since: Instant) -> bool {
         self.heard.is_some_and(|at| at > since)

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::range::{RangeFilter, cover};
 use super::reads::Loaded;
 use crate::event_store::{Position, Store};
+use crate::metrics::FeedMetrics;
 
 /// One registered dispatcher.
 pub(super) struct Stream {
@@ -137,11 +138,13 @@ pub(super) struct Feed {
     pub(super) resolved: Ts,
     pub(super) resolved_time: WallTime,
     pub(super) resolved_at: Option<Instant>,
+    pub(super) metrics: FeedMetrics,
 }
 
 impl Feed {
     pub(super) fn new(store: Arc<Store>) -> Self {
         Self {
+            metrics: FeedMetrics::new(store.changefeed()),
             store,
             streams: BTreeMap::new(),
             by_table: FxHashMap::default(),

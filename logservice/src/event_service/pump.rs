@@ -1,6 +1,7 @@
 //! Sends one stream's next events.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use event::{RowBatch, TxnMark};
 use heartbeatpb::{DispatcherId, Gid, Ts};
@@ -9,9 +10,10 @@ use messaging::MessageCenter;
 use super::credit::Credit;
 use super::feed::Stream;
 use super::reads::{Reads, Ticket};
+use crate::Error;
 use crate::event_store::{Position, Scan, Store};
+use crate::metrics::{ServiceMetrics, Turn, TurnEnd};
 use crate::topic::{EventCollectorTopic, EventHead, SharedBatch, ToEventCollector};
-use crate::{Error, metrics};
 
 /// Chunks of one dispatcher sent in a row before the next one has its turn.
 const FAIR_CHUNKS: usize = 8;
@@ -33,11 +35,23 @@ pub(super) enum Pumped {
     Congested,
 }
 
+impl Pumped {
+    /// For those who count turns.
+    fn end(&self) -> TurnEnd {
+        match self {
+            Self::All | Self::AtDdl | Self::Reading => TurnEnd::Done,
+            Self::MoreToSend | Self::Congested => TurnEnd::Interrupted,
+            Self::DiskBusy => TurnEnd::DiskBusy,
+            Self::NoRoom => TurnEnd::NoRoom,
+        }
+    }
+}
+
 /// What streams share.
 pub(super) struct Pump<'a> {
     pub(super) center: &'a MessageCenter,
     pub(super) reads: &'a mut Reads,
-    pub(super) metrics: &'a metrics::ServiceMetrics,
+    pub(super) metrics: &'a ServiceMetrics,
 }
 
 impl Pump<'_> {
@@ -50,6 +64,21 @@ impl Pump<'_> {
         stream: &mut Stream,
         credit: &mut Credit,
     ) -> Result<Pumped, Error> {
+        let begun = Instant::now();
+        let mut turn = Turn::default();
+        let pumped = self.chunks(store, (gid, id), stream, credit, &mut turn)?;
+        self.metrics.turn(&turn, pumped.end(), begun.elapsed());
+        Ok(pumped)
+    }
+
+    fn chunks(
+        &mut self,
+        store: &Arc<Store>,
+        (gid, id): (Gid, DispatcherId),
+        stream: &mut Stream,
+        credit: &mut Credit,
+        turn: &mut Turn,
+    ) -> Result<Pumped, Error> {
         for _ in 0..FAIR_CHUNKS {
             if stream.at_ddl.is_some() {
                 return Ok(Pumped::AtDdl);
@@ -60,7 +89,11 @@ impl Pump<'_> {
             if stream.wants_room && !credit.available() {
                 return Ok(Pumped::NoRoom);
             }
+            let looked = Instant::now();
             let (found, ddl) = store.next(stream.span.table, stream.position, stream.ddl_sent)?;
+            if !matches!(found, Scan::End) {
+                self.metrics.read_index.record(looked.elapsed());
+            }
             // Whether rows of a part of the table are the stream's is not known yet.
             stream.wants_room = !matches!(found, Scan::End) && stream.filter.is_none();
             let found = match (stream.loaded.take(), found) {
@@ -71,7 +104,7 @@ impl Pump<'_> {
                     let bytes = chunk.bytes() as u64;
                     let (node, store) = (stream.node.clone(), Arc::clone(store));
                     let ticket = Ticket { changefeed: gid, dispatcher: id, node, store, bytes };
-                    stream.reading = self.reads.begin(ticket, chunk);
+                    stream.reading = self.reads.begin(ticket, chunk, &self.metrics.read_disk);
                     if stream.reading.is_none() {
                         return Ok(Pumped::DiskBusy);
                     }
@@ -92,11 +125,13 @@ impl Pump<'_> {
                 Some(ddl) if batch.last_commit_ts() > Some(ddl.commit_ts) => cut_at(&batch, ddl.commit_ts),
                 Some(_) | None => (batch, next),
             };
+            let (read, txns) = (batch.bytes() as u64, batch.txns().len() as u64);
             // What is picked from is kept if it cannot be sent now: it may have come from disk.
             let (own, all) = match &mut stream.filter {
                 None => (Some(batch), None),
                 Some(filter) => (filter.pick(&stream.span, &batch)?, Some((batch, next))),
             };
+            let wanted = own.as_ref().map_or((0, 0), |own| (own.row_count(), own.bytes() as u64));
             if let Some(own) = own {
                 if !credit.available() {
                     (stream.wants_room, stream.loaded) = (true, all);
@@ -108,6 +143,11 @@ impl Pump<'_> {
                 }
             }
             stream.position = next;
+            turn.chunks += 1;
+            turn.rows += wanted.0;
+            turn.txns += txns;
+            turn.bytes += read;
+            turn.skipped += read.saturating_sub(wanted.1);
         }
         Ok(Pumped::MoreToSend)
     }
@@ -119,13 +159,14 @@ impl Pump<'_> {
             rows: last.first_row + u64::from(last.rows),
         });
         let message = ToEventCollector::Rows { head, batch: SharedBatch(batch) };
+        let begun = Instant::now();
         if self.center.send::<EventCollectorTopic>(&stream.node, message).is_err() {
             return false;
         }
         stream.seq = head.seq;
         stream.sent = end;
         credit.take(bytes);
-        self.metrics.sent(rows, bytes);
+        self.metrics.sent(rows, begun.elapsed());
         true
     }
 
@@ -135,6 +176,7 @@ impl Pump<'_> {
             return Pumped::Congested;
         }
         stream.seq = head.seq;
+        self.metrics.ddls.increment(1);
         stream.ddl_sent = ddl.commit_ts;
         stream.at_ddl = Some(ddl.commit_ts);
         // Its rows came before, so that the dispatcher has everything at its commit ts. When this is lost, it

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use event::RowBatch;
 use heartbeatpb::{DispatcherId, Gid, NodeId};
+use metrics::Histogram;
 use rustc_hash::FxHashMap;
 use tokio::task::{Id, JoinError, JoinSet};
 
@@ -39,15 +40,21 @@ pub(super) struct Reads {
 }
 
 impl Reads {
-    /// Begins a read; answers its number. `None`: too many run already, try again when one has ended.
-    pub(super) fn begin(&mut self, ticket: Ticket, chunk: DiskChunk) -> Option<u64> {
+    /// Begins a read, whose time goes to `metrics`; answers its number. `None`: too many run already, try again when one has ended.
+    pub(super) fn begin(&mut self, ticket: Ticket, chunk: DiskChunk, metrics: &Histogram) -> Option<u64> {
         let of_feed = self.of_feed.entry(ticket.changefeed).or_default();
         if self.tickets.len() >= READS || *of_feed >= READS_OF_FEED {
             return None;
         }
         *of_feed += 1;
         self.last += 1;
-        let task = self.tasks.spawn_blocking(move || Store::load(&chunk));
+        let took = metrics.clone();
+        let task = self.tasks.spawn_blocking(move || {
+            let begun = std::time::Instant::now();
+            let loaded = Store::load(&chunk);
+            took.record(begun.elapsed());
+            loaded
+        });
         self.tickets.insert(task.id(), (ticket, self.last));
         Some(self.last)
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use event::{RowOp, TableInfo, TxnMark, put_row};
 
+use super::metrics::Tally;
 use super::state::ChunkData;
 use super::writer::PutImage;
 use super::{CHUNK_BYTES, Store};
@@ -63,6 +64,8 @@ impl CopyWriter {
             return;
         }
         let rows = self.rows.split().freeze();
+        let rows_here = u64::from(self.mark.rows);
+        self.store.metrics.visible(&Tally::inserts(rows_here, rows.len() as u64));
         self.store.state.lock().add_chunk(Arc::clone(&self.table), vec![self.mark], ChunkData::Memory(rows));
         self.mark.first_row += u64::from(self.mark.rows);
         self.mark.rows = 0;

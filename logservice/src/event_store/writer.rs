@@ -1,12 +1,14 @@
 //! The one writer of a store.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::BytesMut;
 use event::{DdlEvent, RowOp, TableInfo, TxnMark, put_row};
 use heartbeatpb::{TableId, Ts, WallTime};
 use rustc_hash::FxHashMap;
 
+use super::metrics::Tally;
 use super::state::ChunkData;
 use super::{CHUNK_BYTES, CopyWriter, Store};
 use crate::Error;
@@ -72,6 +74,13 @@ pub struct StoreWriter {
     cuts: usize,
     /// Bytes of the open transaction on disk.
     spilled_bytes: u64,
+    /// Rows of the open transaction.
+    open: Tally,
+    /// What was committed and is not published.
+    committed: Tally,
+    /// When the first of it was committed.
+    waits_since: Option<Instant>,
+    published: Instant,
 }
 
 impl std::fmt::Debug for StoreWriter {
@@ -95,6 +104,10 @@ impl StoreWriter {
             committed_bytes: 0,
             cuts: 0,
             spilled_bytes: 0,
+            open: Tally::default(),
+            committed: Tally::default(),
+            waits_since: None,
+            published: Instant::now(),
         }
     }
 
@@ -148,6 +161,7 @@ impl StoreWriter {
         }
         let before = open.rows.len();
         put_row(&mut open.rows, op, old, new);
+        self.open.row(op);
         open.txn_rows += 1;
         self.unpublished_bytes += open.rows.len() - before;
         self.open_bytes += open.rows.len() - before;
@@ -183,9 +197,16 @@ impl StoreWriter {
         }
         let Some(txn) = self.txn.take() else { return Ok(()) };
         let start_ts = txn.start_ts;
+        let mut done = std::mem::take(&mut self.open);
+        done.bytes = self.open_bytes as u64 + self.spilled_bytes;
+        self.store.metrics.committed(done.bytes);
+        self.committed.add(done);
         self.committed_bytes += std::mem::take(&mut self.open_bytes);
         self.cuts = 0;
         self.spilled_bytes = 0;
+        if !self.touched.is_empty() && self.waits_since.is_none() {
+            self.waits_since = Some(Instant::now());
+        }
         for id in self.touched.drain(..) {
             let Some(table) = self.tables.get_mut(&id) else { continue };
             table.commit(TxnMark { commit_ts, start_ts, commit_time, rows: 0, first_row: 0 });
@@ -207,6 +228,7 @@ impl StoreWriter {
         self.open_bytes = 0;
         self.cuts = 0;
         self.spilled_bytes = 0;
+        self.open = Tally::default();
         let mut on_disk = Vec::new();
         for id in self.touched.drain(..) {
             if let Some(table) = self.tables.get_mut(&id) {
@@ -241,13 +263,19 @@ impl StoreWriter {
     /// the moment, and every few milliseconds.
     pub fn publish(&mut self, resolved: Ts, time: WallTime) {
         self.committed_bytes = 0;
+        let begun = Instant::now();
+        for id in &self.dirty {
+            if let Some(table) = self.tables.get_mut(id) {
+                table.seal();
+                table.dirty = false;
+            }
+        }
+        let sealed = Instant::now();
         {
             let mut state = self.store.state.lock();
             state.held_bytes = self.held();
             for id in self.dirty.drain(..) {
                 let Some(table) = self.tables.get_mut(&id) else { continue };
-                table.seal();
-                table.dirty = false;
                 for (info, marks, rows) in table.ready.drain(..) {
                     state.add_chunk(info, marks, rows);
                 }
@@ -257,10 +285,22 @@ impl StoreWriter {
             }
             state.resolve(resolved, time);
         }
+        self.measure(begun, sealed);
         if self.txn.is_none() {
             self.unpublished_bytes = 0;
         }
         self.store.changed.notify_one();
+    }
+
+    /// Counts what became visible between `begun` and now.
+    fn measure(&mut self, begun: Instant, sealed: Instant) {
+        let metrics = &self.store.metrics;
+        metrics.resolved();
+        let Some(since) = self.waits_since.take() else { return };
+        let now = Instant::now();
+        let since_last = now.duration_since(std::mem::replace(&mut self.published, now));
+        metrics.visible(&std::mem::take(&mut self.committed));
+        metrics.published(now.duration_since(since), sealed - begun, now - sealed, since_last);
     }
 
     #[cfg(test)]

@@ -109,6 +109,20 @@ impl Holder {
         }
     }
 
+    /// Where it is: the node, or the first of several.
+    #[must_use]
+    pub fn node(&self) -> Option<&NodeId> {
+        match self {
+            Self::Bootstrap { nodes } | Self::Silent { nodes } | Self::Fence { nodes, .. } => nodes.first(),
+            Self::Node { node, .. } => Some(node),
+            Self::Upstream
+            | Self::Leaving
+            | Self::Homeless { .. }
+            | Self::Operator { .. }
+            | Self::Barrier { .. } => None,
+        }
+    }
+
     /// The span that it is about.
     #[must_use]
     pub const fn place(&self) -> Option<Place> {

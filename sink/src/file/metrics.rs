@@ -16,7 +16,7 @@ pub const FLUSH_DURATION: &str = "ticdc_sink_cloud_storage_flush_duration_second
 pub const FLUSH_TOTAL: &str = "ticdc_sink_cloud_storage_flush_total";
 /// Seconds of flushing rows before a block event. Labels: `namespace`, `changefeed`.
 pub const BLOCK_FLUSH_DURATION: &str = "ticdc_sink_cloud_storage_ddl_flush_dml_duration_seconds";
-/// Seconds spent flushing. Labels: `namespace`, `changefeed`, `id`.
+/// Seconds spent flushing; exported as a counter. Labels: `namespace`, `changefeed`, `id`.
 pub const WORKER_BUSY: &str = "ticdc_sink_cloud_storage_worker_busy_ratio";
 /// Bytes waiting in memory. Labels: `namespace`, `changefeed`.
 pub const MEMORY_BYTES: &str = "ticdc_sink_cloud_storage_spool_memory_bytes";
@@ -31,7 +31,7 @@ pub fn describe() {
     describe_histogram!(FLUSH_DURATION, Unit::Seconds, "Writing of one data file");
     describe_counter!(FLUSH_TOTAL, Unit::Count, "Data files by why they were closed");
     describe_histogram!(BLOCK_FLUSH_DURATION, Unit::Seconds, "Flushing of rows before a block event");
-    describe_counter!(WORKER_BUSY, Unit::Seconds, "Time that a writer spent flushing");
+    describe_gauge!(WORKER_BUSY, Unit::Seconds, "Time that a writer spent flushing");
     describe_gauge!(MEMORY_BYTES, Unit::Bytes, "Rows and their text that wait for their file");
     describe_gauge!(CHECKPOINT_COUNT, Unit::Count, "Checkpoints written downstream");
     describe_histogram!(CHECKPOINT_DURATION, Unit::Seconds, "Writing of one checkpoint");
@@ -79,10 +79,10 @@ impl FileMetrics {
         }
     }
 
-    /// The counter of whole seconds that writer `id` was busy.
-    pub(crate) fn busy(&self, id: usize) -> Counter {
+    /// The seconds that writer `id` was busy. A counter has no fractions; this gauge only grows.
+    pub(crate) fn busy(&self, id: usize) -> Gauge {
         let (ns, name) = (self.namespace.clone(), self.changefeed.clone());
-        counter!(WORKER_BUSY, "namespace" => ns, "changefeed" => name, "id" => id.to_string())
+        gauge!(WORKER_BUSY, "namespace" => ns, "changefeed" => name, "id" => id.to_string())
     }
 
     #[expect(clippy::cast_precision_loss, reason = "histograms hold floats")]

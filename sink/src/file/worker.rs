@@ -96,11 +96,7 @@ impl Worker {
                 Err(RecvTimeoutError::Timeout) => None,
             };
             let result = job.map_or(Ok(()), |job| self.perform(job)).and_then(|()| self.flush_due());
-            let whole = self.busy.as_secs();
-            if whole > 0 {
-                busy.increment(whole);
-                self.busy -= Duration::from_secs(whole);
-            }
+            busy.increment(std::mem::take(&mut self.busy).as_secs_f64());
             if let Err(e) = result {
                 self.context.fail(e);
                 break;

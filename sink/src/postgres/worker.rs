@@ -34,6 +34,7 @@ pub(crate) struct Held {
     batch: RowBatch,
     pub(crate) dispatcher: DispatcherId,
     pub(crate) span: Arc<TableSpan>,
+    entered: Instant,
     remaining: AtomicU64,
     flushed: Mutex<Option<Flushed>>,
 }
@@ -72,6 +73,7 @@ pub(crate) async fn route(shared: Arc<Shared>, mut incoming: UnboundedReceiver<I
             batch,
             dispatcher,
             span,
+            entered,
             flushed: Mutex::new(Some(flushed)),
         });
         if router.push(&shared, &held).await.is_err() {
@@ -170,6 +172,9 @@ impl Worker {
             };
             let begun = Instant::now();
             let rows = batch.entries.len();
+            if let Some(first) = batch.entries.first() {
+                shared.txn_metrics.queue.record(first.payload.batch.entered.elapsed());
+            }
             if let Err(error) = self.finish(batch).await {
                 shared.fail(error);
                 return;
