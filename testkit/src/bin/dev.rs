@@ -1,14 +1,14 @@
-//! Two databases and a node to play with: one replicates to the other until Ctrl-C, then everything is removed.
+//! Two databases and a cluster to play with: one replicates to the other until Ctrl-C, then everything is removed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use serde_json::json;
 use testkit::postgres::program;
-use testkit::{Millrace, PgServer};
+use testkit::{Etcd, Millrace, PgServer};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
@@ -20,9 +20,15 @@ const FROM: &str = "shop";
 /// Database at the target. Servers that were copied from one template look like one server, so it must have another
 /// name.
 const TO: &str = "mirror";
-/// How often it is looked whether the node still runs.
-const LOOK: Duration = Duration::from_millis(500);
-/// Lines of the node's log that are shown when it ends by itself.
+/// How often it is looked whether the nodes still run.
+const LOOK: Duration = Duration::from_millis(200);
+/// A node that ended is started again after this time: long enough to see that others take over.
+const AWAY: Duration = Duration::from_secs(10);
+/// A node that ends so early has not been killed by a person.
+const TOO_EARLY: Duration = Duration::from_secs(3);
+/// How long the nodes may take to find each other.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Lines of a node's log that are shown when something is wrong.
 const LOG_LINES: usize = 30;
 
 const TABLES: &str = "
@@ -47,7 +53,7 @@ const ACTIVITY: [&str; 4] = [
     "DELETE FROM shop.orders WHERE id = (SELECT min(id) FROM shop.orders)",
 ];
 
-/// Two databases and a node to play with, until Ctrl-C.
+/// Two databases and a cluster to play with, until Ctrl-C.
 #[derive(Parser, Debug)]
 #[command(name = "dev")]
 struct Arguments {
@@ -57,7 +63,10 @@ struct Arguments {
     /// Changes per second that the source makes by itself; 0 for none.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=1000))]
     rate: u32,
-    /// Start the databases and the node without a changefeed.
+    /// Nodes. One keeps its metadata itself, several keep it in etcd.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=5))]
+    nodes: u8,
+    /// Start the databases and the nodes without a changefeed.
     #[arg(long)]
     bare: bool,
 }
@@ -101,21 +110,25 @@ impl Stop {
     }
 }
 
+/// Everything that runs.
+struct Cluster {
+    source: PgServer,
+    target: PgServer,
+    etcd: Option<Etcd>,
+    nodes: Vec<Millrace>,
+}
+
 async fn run(arguments: &Arguments) -> Result<()> {
     let mut stop = Stop::listen()?;
-    println!("starting two databases and a node ...");
-    let Some((source, target)) = stop.or(databases()).await? else { return Ok(()) };
+    println!("starting two databases and {} ...", nodes_in_words(arguments.nodes));
     let millrace = arguments.millrace.clone().unwrap_or_else(Millrace::default_program);
     let work = tempfile::Builder::new().prefix("millrace-dev-").tempdir()?;
-    let mut node = Millrace::new(&millrace, work.path())?.apart_from_terminal();
-    let started = stop.or(replicate(arguments, &source, &target, &mut node)).await;
-    if let Ok(Some(())) = started {
-        print_help(arguments, &millrace, &source, &target, &node);
-    }
-    let outcome = match started {
+    let Some(mut cluster) = stop.or(prepare(arguments, &millrace, work.path())).await? else { return Ok(()) };
+    let outcome = match stop.or(replicate(arguments, &mut cluster)).await {
         Ok(Some(())) => {
-            let activity = tokio::spawn(shop(source.client(FROM).await?, arguments.rate));
-            let watched = stop.or(watch(&mut node)).await.map(drop);
+            print_help(arguments, &millrace, &cluster);
+            let activity = tokio::spawn(shop(cluster.source.client(FROM).await?, arguments.rate));
+            let watched = stop.or(watch(&mut cluster.nodes)).await.map(drop);
             activity.abort();
             watched
         }
@@ -123,11 +136,40 @@ async fn run(arguments: &Arguments) -> Result<()> {
         Err(error) => Err(error),
     };
     if outcome.is_err() {
-        eprintln!("the last lines of the node's log:\n{}", node.log_tail(LOG_LINES));
+        for (n, node) in cluster.nodes.iter().enumerate() {
+            eprintln!("the last lines of the log of node {}:\n{}", n + 1, node.log_tail(LOG_LINES));
+        }
     }
-    println!("\nstopping the node and removing the databases ...");
-    let stopped = if node.is_started() { node.stop().await } else { Ok(()) };
+    println!("\nstopping everything and removing it ...");
+    let mut stopped = Ok(());
+    for node in &mut cluster.nodes {
+        // One that a person has killed is gone already.
+        if node.is_started() && node.still_running().is_ok() {
+            stopped = stopped.and(node.stop().await);
+        }
+    }
     outcome.and(stopped)
+}
+
+fn nodes_in_words(nodes: u8) -> String {
+    if nodes == 1 { "a node".to_owned() } else { format!("{nodes} nodes with etcd") }
+}
+
+/// Databases and metadata store run, the nodes do not yet.
+async fn prepare(arguments: &Arguments, millrace: &Path, work: &Path) -> Result<Cluster> {
+    let (source, target) = databases().await?;
+    let etcd = if arguments.nodes > 1 { Some(Etcd::start().await?) } else { None };
+    let mut nodes = Vec::new();
+    for n in 1..=arguments.nodes {
+        let dir = work.join(format!("node{n}"));
+        std::fs::create_dir(&dir)?;
+        let mut node = Millrace::new(millrace, &dir)?.apart_from_terminal();
+        if let Some(etcd) = &etcd {
+            node = node.with_arguments(["--store".to_owned(), etcd.endpoints().join(",")]);
+        }
+        nodes.push(node);
+    }
+    Ok(Cluster { source, target, etcd, nodes })
 }
 
 async fn databases() -> Result<(PgServer, PgServer)> {
@@ -138,18 +180,54 @@ async fn databases() -> Result<(PgServer, PgServer)> {
     Ok((source, target))
 }
 
-async fn replicate(
-    arguments: &Arguments,
-    source: &PgServer,
-    target: &PgServer,
-    node: &mut Millrace,
-) -> Result<()> {
-    node.start().await?;
-    if !arguments.bare {
-        let created = node.api().create(FEED, &source.uri(FROM), &target.uri(TO), &json!({})).await;
-        created.context("create the changefeed")?;
+async fn replicate(arguments: &Arguments, cluster: &mut Cluster) -> Result<()> {
+    for node in &mut cluster.nodes {
+        node.spawn()?;
     }
-    Ok(())
+    for node in &mut cluster.nodes {
+        all_found(node, arguments.nodes).await?;
+    }
+    if arguments.bare {
+        return Ok(());
+    }
+    let (from, to) = (cluster.source.uri(FROM), cluster.target.uri(TO));
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let leader = leader(&cluster.nodes).await.unwrap_or(0);
+        match cluster.nodes[leader].api().create(FEED, &from, &to, &json!({})).await {
+            Ok(_) => return Ok(()),
+            // The one that leads may still be looking around.
+            Err(error) if Instant::now() > deadline => return Err(error.context("create the changefeed")),
+            Err(_) => tokio::time::sleep(LOOK).await,
+        }
+    }
+}
+
+/// Waits until a node answers and sees all others.
+async fn all_found(node: &mut Millrace, nodes: u8) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        node.still_running()?;
+        let seen = node.api().get("/api/v2/captures").await;
+        let count = seen.ok().and_then(|seen| seen["total"].as_u64()).unwrap_or_default();
+        if count >= u64::from(nodes) {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!("a node sees {count} of {nodes} nodes after {PATIENCE:?}");
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// The node that leads, by its own word.
+async fn leader(nodes: &[Millrace]) -> Option<usize> {
+    for (n, node) in nodes.iter().enumerate() {
+        if node.api().get("/api/v2/status").await.is_ok_and(|status| status["is_owner"] == true) {
+            return Some(n);
+        }
+    }
+    None
 }
 
 /// A few orders now and then.
@@ -171,40 +249,56 @@ async fn shop(client: Client, rate: u32) -> Result<()> {
     Ok(())
 }
 
-/// Ends only with an error.
-async fn watch(node: &mut Millrace) -> Result<()> {
+/// Starts a node that ended again after a while, as whoever runs a cluster does. Ends only with an error.
+async fn watch(nodes: &mut [Millrace]) -> Result<()> {
+    let mut started = vec![Instant::now(); nodes.len()];
+    let mut ended: Vec<Option<Instant>> = vec![None; nodes.len()];
     loop {
-        node.still_running()?;
+        for (n, node) in nodes.iter_mut().enumerate() {
+            if let Some(at) = ended[n] {
+                if at.elapsed() >= AWAY {
+                    node.spawn()?;
+                    (started[n], ended[n]) = (Instant::now(), None);
+                    println!("node {} is started again, process {}", n + 1, node.pid().unwrap_or_default());
+                }
+                continue;
+            }
+            let Err(error) = node.still_running() else { continue };
+            if started[n].elapsed() < TOO_EARLY {
+                return Err(error.context(format!("node {}", n + 1)));
+            }
+            println!("node {}: {error}; it is started again in {AWAY:?}", n + 1);
+            ended[n] = Some(Instant::now());
+        }
         tokio::time::sleep(LOOK).await;
     }
 }
 
-fn print_help(
-    arguments: &Arguments,
-    millrace: &std::path::Path,
-    source: &PgServer,
-    target: &PgServer,
-    node: &Millrace,
-) {
+fn print_help(arguments: &Arguments, millrace: &Path, cluster: &Cluster) {
+    let Cluster { source, target, etcd, nodes } = cluster;
     let millrace = millrace.display();
     let psql = program("psql");
-    let (from, to, api) = (source.uri(FROM), target.uri(TO), node.api().base());
+    let (from, to) = (source.uri(FROM), target.uri(TO));
+    let api = nodes.first().map(|node| node.api().base()).unwrap_or_default();
+    println!("\nsource:  {from}\ntarget:  {to}");
+    if let Some(etcd) = etcd {
+        println!("etcd:    {}", etcd.endpoints().join(","));
+    }
+    for (n, node) in nodes.iter().enumerate() {
+        let (pid, log) = (node.pid().unwrap_or_default(), node.log_path());
+        println!("node {}:  {}  process {pid}  log {}", n + 1, node.api().base(), log.display());
+    }
     println!(
         "
-source:  {from}
-target:  {to}
-API:     {api}
-log:     {}
-
 In another terminal:
 
     export MILLRACE_SERVER={api}
     {psql} '{from}'
     {psql} '{to}'
+    {millrace} cli capture list
     {millrace} cli changefeed list
     curl -s {api}/metrics | grep checkpoint_ts_lag
-",
-        node.log_path().display()
+"
     );
     if arguments.bare {
         println!(
@@ -213,13 +307,21 @@ In another terminal:
     } else {
         println!(
             "    {millrace} cli changefeed query -c {FEED} --simple
-    curl -s {api}/api/v2/changefeeds/{FEED}/progress
+    {millrace} cli changefeed tables -c {FEED}
     {millrace} cli changefeed pause -c {FEED}
     {millrace} cli changefeed resume -c {FEED}
 
     in the source:  INSERT INTO shop.orders (customer, total) VALUES (7, 42);
     in the target:  SELECT * FROM shop.orders ORDER BY id DESC LIMIT 5;
     in the source:  SELECT slot_name, active, confirmed_flush_lsn FROM pg_replication_slots;
+"
+        );
+    }
+    if let Some(pid) = nodes.last().filter(|_| nodes.len() > 1).and_then(Millrace::pid) {
+        println!(
+            "    kill -9 {pid}       a node dies; the others take its tables over, and it is started again
+    kill -STOP {pid}    a node stands still; kill -CONT {pid} wakes it up
+    {millrace} cli capture drain --capture-id ID
 "
         );
     }

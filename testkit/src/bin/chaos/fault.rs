@@ -7,6 +7,9 @@ const PLANNED_LAG: Duration = Duration::from_secs(3);
 /// When the lag is under a second again after a node was killed, at a lease of 3 s.
 const KILL_RECOVERY: Duration = Duration::from_secs(6);
 
+/// How long a fault lasts at most in a short run.
+const SHORT: Duration = Duration::from_secs(9);
+
 /// Which node is struck.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Role {
@@ -49,8 +52,10 @@ pub(crate) enum Kind {
     DiskFull,
     /// Each node is drained and restarted, the leader included.
     Drain,
-    /// Each node is stopped and started.
+    /// Each node is stopped and started, the next one when replication goes on.
     Rolling,
+    /// Each node is stopped and started, the next one at once.
+    RollingHasty,
 }
 
 /// One line of the programme.
@@ -79,7 +84,7 @@ const fn fault(name: &'static str, kind: Kind, in_ci: bool, what: &'static str) 
 }
 
 /// Every fault, in the order in which they are run.
-pub(crate) const FAULTS: [Fault; 21] = [
+pub(crate) const FAULTS: [Fault; 22] = [
     fault("kill-leader", Kind::Kill(Role::Leader), true, "kill -9 of the leader"),
     fault("kill-maintainer", Kind::Kill(Role::Maintainer), true, "kill -9 of the maintainer's node"),
     fault("kill-dispatcher", Kind::Kill(Role::Dispatcher), true, "kill -9 of a node with tables only"),
@@ -103,7 +108,7 @@ pub(crate) const FAULTS: [Fault; 21] = [
         false,
         "a node with tables only is stopped and wakes up",
     ),
-    fault("cut-nodes", Kind::CutNodes, true, "the maintainer's node and another do not reach each other"),
+    fault("cut-nodes", Kind::CutNodes, false, "the maintainer's node and another do not reach each other"),
     fault("cut-one-way", Kind::CutOneWay, false, "another node does not hear the maintainer's"),
     fault("cut-store", Kind::CutStore(Role::Maintainer), true, "the maintainer's node does not reach etcd"),
     fault("cut-store-leader", Kind::CutStore(Role::Leader), false, "the leader does not reach etcd"),
@@ -113,7 +118,7 @@ pub(crate) const FAULTS: [Fault; 21] = [
         false,
         "the maintainer's node reaches nothing and runs on",
     ),
-    fault("store-leader", Kind::StoreLeader, true, "the leading member of etcd is killed"),
+    fault("store-leader", Kind::StoreLeader, false, "the leading member of etcd is killed"),
     fault("target-down", Kind::TargetDown, false, "the target is down"),
     fault("target-silent", Kind::TargetSilent, false, "the target does not answer"),
     fault("source-restart", Kind::SourceRestart, false, "the source is restarted"),
@@ -121,6 +126,12 @@ pub(crate) const FAULTS: [Fault; 21] = [
     fault("disk-full", Kind::DiskFull, false, "the data directory of the maintainer's node is full"),
     fault("drain", Kind::Drain, false, "each node is drained and restarted, the leader included"),
     fault("rolling-restart", Kind::Rolling, true, "each node is restarted under load"),
+    fault(
+        "rolling-hasty",
+        Kind::RollingHasty,
+        false,
+        "each node is restarted as soon as the one before is listed",
+    ),
 ];
 
 impl Fault {
@@ -151,14 +162,18 @@ impl Fault {
         )
     }
 
-    /// How long it lasts, where it is not over at once.
-    pub(crate) fn lasts(&self) -> Duration {
+    /// How long it lasts, where it is not over at once. In short it is still longer than a lease.
+    pub(crate) fn lasts(&self, short: bool) -> Duration {
+        if short { self.lasts_long().min(SHORT) } else { self.lasts_long() }
+    }
+
+    fn lasts_long(&self) -> Duration {
         let seconds = match self.kind {
             Kind::Pause(_) | Kind::CutNodes | Kind::CutOneWay | Kind::CutStore(_) | Kind::CutAll(_) => 30,
             Kind::TargetDown | Kind::TargetSilent | Kind::DiskFull => 15,
             Kind::StoreLeader => 8,
             Kind::SourceRestart | Kind::SourceCrash => 3,
-            Kind::Kill(_) | Kind::PowerOff(_) | Kind::Drain | Kind::Rolling => 0,
+            Kind::Kill(_) | Kind::PowerOff(_) | Kind::Drain | Kind::Rolling | Kind::RollingHasty => 0,
         };
         Duration::from_secs(seconds)
     }
@@ -179,7 +194,7 @@ impl Fault {
             Kind::Kill(_) | Kind::PowerOff(_) | Kind::Pause(_) | Kind::CutStore(_) | Kind::CutAll(_) => {
                 nodes > 1
             }
-            Kind::StoreLeader | Kind::Drain | Kind::Rolling => true,
+            Kind::StoreLeader | Kind::Drain | Kind::Rolling | Kind::RollingHasty => true,
             Kind::CutNodes
             | Kind::CutOneWay
             | Kind::TargetDown

@@ -13,14 +13,13 @@ mod plot;
 mod report;
 mod round;
 mod selfcheck;
-mod store;
 mod tables;
 mod wire;
 mod world;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
@@ -35,6 +34,8 @@ use world::{Plan, World};
 
 /// Lines of each node's log that are shown after a failure.
 const LOG_LINES: usize = 12;
+/// How long it is waited for writes that come late.
+const LATE: Duration = Duration::from_secs(3);
 /// Size of each data directory's file system where it is to become full.
 const DISK_MIB: u32 = 256;
 
@@ -75,7 +76,7 @@ struct Arguments {
     /// Seed of the load and of the moments.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// The most important faults, once each.
+    /// The most important faults, once each and in short, after the most important part of the self-check.
     #[arg(long)]
     ci: bool,
     /// Loses, doubles and reorders rows at the target on purpose, and fails unless all of it is counted.
@@ -87,6 +88,9 @@ struct Arguments {
     /// Writes a picture of the lag for each fault into a directory.
     #[arg(long, value_name = "DIRECTORY", num_args = 0..=1, default_missing_value = "docs/plots")]
     plot: Option<PathBuf>,
+    /// Keeps data and logs also when nothing was wrong.
+    #[arg(long)]
+    keep: bool,
     /// Goes on after a fault that broke the promises, in a world of its own.
     #[arg(long)]
     keep_going: bool,
@@ -112,6 +116,7 @@ impl Arguments {
             seed: self.seed,
             connections: usize::from(self.connections),
             rate: self.rate,
+            short: self.ci,
             disk_mib: disk.then_some(DISK_MIB),
         }
     }
@@ -170,7 +175,7 @@ async fn run(arguments: &Arguments) -> Result<bool> {
     })?;
     if arguments.self_check {
         let mut world = World::start(arguments.plan(&program, false)).await?;
-        return selfcheck::run(&mut world).await;
+        return selfcheck::run(&mut world, false, &|text| arguments.say(text)).await;
     }
     let plan = arguments.plan(&program, false);
     arguments.say(&format!(
@@ -208,8 +213,12 @@ async fn every_fault(arguments: &Arguments, program: &Path, faults: &[Fault]) ->
             continue;
         }
         if world.as_ref().is_none_or(|world| world.plan.disk_mib.is_some() != disk) {
-            drop(world.take());
-            world = Some(World::start(plan).await?);
+            end(arguments, world.take(), &mut all).await?;
+            let mut fresh = World::start(plan).await?;
+            if arguments.ci && !selfcheck::run(&mut fresh, true, &|text| arguments.say(text)).await? {
+                bail!("what was lost, doubled or reordered on purpose was not seen");
+            }
+            world = Some(fresh);
         }
         let Some(current) = &mut world else { bail!("there is no world") };
         let mut random = Random::new(arguments.seed, 1000 + number as u64);
@@ -225,14 +234,28 @@ async fn every_fault(arguments: &Arguments, program: &Path, faults: &[Fault]) ->
             }
         }
     }
-    if let Some(world) = &world {
-        let transactions = world.load.transactions();
-        arguments.say(&format!(
-            "{transactions} transactions in the last world, {:.0} s in all",
-            started.elapsed().as_secs_f64()
-        ));
-    }
+    end(arguments, world, &mut all).await?;
+    arguments.say(&format!("{:.0} s in all", started.elapsed().as_secs_f64()));
     Ok(all)
+}
+
+/// Compares once more, so that what came late after the last fault is seen too.
+async fn end(arguments: &Arguments, world: Option<World>, all: &mut [Series]) -> Result<()> {
+    let Some(mut world) = world else { return Ok(()) };
+    tokio::time::sleep(LATE).await;
+    let verdict = world.verify().await?;
+    if !verdict.clean()
+        && let Some(series) = all.iter_mut().rfind(|series| series.skipped.is_none())
+    {
+        let what = format!("after the last round: {}", round::describe(&verdict));
+        arguments.say(&what);
+        series.broken = Some(what);
+    }
+    arguments.say(&format!("{} transactions were made", world.load.transactions()));
+    if arguments.keep {
+        arguments.say(&format!("data and logs are kept in {}", world.keep().display()));
+    }
+    Ok(())
 }
 
 async fn rounds(arguments: &Arguments, world: &mut World, series: &mut Series, random: &mut Random) {

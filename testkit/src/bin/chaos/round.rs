@@ -88,6 +88,10 @@ impl Course<'_> {
         now
     }
 
+    fn lasts(&self) -> Duration {
+        self.fault.lasts(self.world.plan.short)
+    }
+
     /// Does it and undoes it. The moment is the one from which the recovery counts.
     async fn strike(&mut self) -> Result<(String, Instant)> {
         match self.fault.kind {
@@ -104,8 +108,7 @@ impl Course<'_> {
             Kind::SourceRestart => self.source(StopMode::Fast).await,
             Kind::SourceCrash => self.source(StopMode::Immediate).await,
             Kind::DiskFull => self.disk_full().await,
-            Kind::Drain => self.one_by_one(true).await,
-            Kind::Rolling => self.one_by_one(false).await,
+            Kind::Drain | Kind::Rolling | Kind::RollingHasty => self.one_by_one().await,
         }
     }
 
@@ -132,7 +135,7 @@ impl Course<'_> {
         let victim = self.find(role).await?;
         let from = self.mark("stopped");
         self.world.nodes[victim].server.signal("STOP")?;
-        tokio::time::sleep(self.fault.lasts()).await;
+        tokio::time::sleep(self.lasts()).await;
         let woken = self.mark("woken");
         self.world.nodes[victim].server.signal("CONT")?;
         Ok((format!("node {victim}"), self.counts_from(from, woken)))
@@ -169,7 +172,7 @@ impl Course<'_> {
     }
 
     async fn hold_and_mend(&mut self) -> Instant {
-        tokio::time::sleep(self.fault.lasts()).await;
+        tokio::time::sleep(self.lasts()).await;
         self.world.wires.mend();
         self.mark("mended")
     }
@@ -187,18 +190,18 @@ impl Course<'_> {
         let victim = stores.leader().await?;
         stores.kill(victim)?;
         let from = self.mark("killed");
-        tokio::time::sleep(self.fault.lasts()).await;
+        tokio::time::sleep(self.lasts()).await;
         self.mark("started again");
         let stores = self.world.stores.as_mut().context("there is no etcd")?;
-        stores.launch(victim)?;
-        stores.leader().await?;
+        stores.resume(victim)?;
+        stores.ready().await?;
         Ok((format!("member {victim}"), from))
     }
 
     async fn target_down(&mut self) -> Result<(String, Instant)> {
         self.mark("down");
         self.world.target.stop(StopMode::Immediate).await?;
-        tokio::time::sleep(self.fault.lasts()).await;
+        tokio::time::sleep(self.lasts()).await;
         self.world.target.resume().await?;
         Ok(("target".to_owned(), self.mark("up")))
     }
@@ -214,7 +217,7 @@ impl Course<'_> {
     async fn source(&mut self, mode: StopMode) -> Result<(String, Instant)> {
         self.mark("down");
         self.world.source.stop(mode).await?;
-        tokio::time::sleep(self.fault.lasts()).await;
+        tokio::time::sleep(self.lasts()).await;
         self.world.source.resume().await?;
         Ok(("source".to_owned(), self.mark("up")))
     }
@@ -224,7 +227,7 @@ impl Course<'_> {
         let victim = self.find(Role::Maintainer).await?;
         let path = self.world.nodes[victim].server.data_dir().join("filled-by-somebody-else");
         self.mark("full");
-        let over = Instant::now() + self.fault.lasts();
+        let over = Instant::now() + self.lasts();
         let mut file = std::fs::File::create(&path)?;
         while Instant::now() < over {
             while std::io::Write::write_all(&mut file, &[0; ROOM_STEP]).is_ok() {}
@@ -235,19 +238,22 @@ impl Course<'_> {
     }
 
     /// Restarts every node, the leader last.
-    async fn one_by_one(&mut self, drained: bool) -> Result<(String, Instant)> {
+    async fn one_by_one(&mut self) -> Result<(String, Instant)> {
         let from = Instant::now();
         let leader = self.world.leader().await?;
         let mut order: Vec<usize> = (0..self.world.nodes.len()).filter(|n| *n != leader).collect();
         order.push(leader);
         for n in order {
-            if drained {
+            if self.fault.kind == Kind::Drain {
                 self.mark(format!("drain {n}"));
                 self.drain(n).await?;
             }
             self.mark(format!("stop {n}"));
             self.world.nodes[n].server.stop().await.with_context(|| format!("stop node {n}"))?;
             self.world.relaunch(n, PATIENCE).await?;
+            if self.fault.kind != Kind::RollingHasty {
+                calm(self.world, PATIENCE).await?;
+            }
         }
         self.mark("done");
         Ok(("every node".to_owned(), from))
@@ -388,7 +394,8 @@ fn missed(limit: Limit, highest: f64, recovery: f64) -> Vec<String> {
     words
 }
 
-fn describe(verdict: &Verdict) -> String {
+/// What was not replicated as it was made, in words.
+pub(crate) fn describe(verdict: &Verdict) -> String {
     let counts = verdict.counts;
     let mut words = format!(
         "of {} changes {} were lost, {} doubled, {} reordered, {} invented",

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -41,6 +42,17 @@ pub(crate) enum Place {
 /// What cannot get from its first to its second place.
 type Cuts = BTreeSet<(Place, Place)>;
 
+/// A port that is not known yet; until then nobody is reached.
+#[derive(Default)]
+pub(crate) struct Later(Arc<AtomicU16>);
+
+impl Later {
+    /// From now on the process is reached there.
+    pub(crate) fn is_at(&self, port: u16) {
+        self.0.store(port, Ordering::Relaxed);
+    }
+}
+
 /// The network.
 #[derive(Clone)]
 pub(crate) struct Wires {
@@ -57,6 +69,15 @@ impl Wires {
 
     /// Opens an address for a place whose process listens at a port of this machine.
     pub(crate) async fn open(&self, place: Place, port: u16) -> Result<u16> {
+        let (address, later) = self.open_early(place).await?;
+        later.is_at(port);
+        Ok(address)
+    }
+
+    /// Opens an address for a place whose process is told the address before it says its port.
+    pub(crate) async fn open_early(&self, place: Place) -> Result<(u16, Later)> {
+        let later = Later::default();
+        let port = Arc::clone(&later.0);
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.context("open an address")?;
         let address = listener.local_addr()?;
         let wires = self.clone();
@@ -66,13 +87,14 @@ impl Wires {
                 match listener.accept().await {
                     Ok((stream, peer)) => {
                         let wires = wires.clone();
+                        let port = port.load(Ordering::Relaxed);
                         tokio::spawn(async move { wires.carry(stream, peer, address, place, port).await });
                     }
                     Err(_) => tokio::time::sleep(LOOK).await,
                 }
             }
         });
-        Ok(address.port())
+        Ok((address.port(), later))
     }
 
     /// From now on the connections of this process are those of the place.

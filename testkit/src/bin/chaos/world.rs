@@ -7,13 +7,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use testkit::{Api, Comparison, Millrace, PgServer, compare};
+use testkit::{Api, Comparison, Etcd, Millrace, PgServer, compare};
 use tokio_postgres::Client;
 
 use crate::history::{Counts, Ledger};
 use crate::lag::Lag;
 use crate::load::Load;
-use crate::store::Stores;
 use crate::tables::{Tables, take_history};
 use crate::wire::{Place, Wires};
 
@@ -42,6 +41,8 @@ pub(crate) struct Plan {
     pub(crate) seed: u64,
     pub(crate) connections: usize,
     pub(crate) rate: u32,
+    /// Faults do not last long.
+    pub(crate) short: bool,
     /// Put each data directory on a file system of this many mebibytes.
     pub(crate) disk_mib: Option<u32>,
 }
@@ -62,7 +63,7 @@ pub(crate) struct World {
     pub(crate) lag: Lag,
     pub(crate) wires: Wires,
     pub(crate) nodes: Vec<Node>,
-    pub(crate) stores: Option<Stores>,
+    pub(crate) stores: Option<Etcd>,
     pub(crate) source: Arc<PgServer>,
     pub(crate) target: Arc<PgServer>,
     ledger: Ledger,
@@ -90,12 +91,9 @@ impl World {
         target.sql("postgres", &format!("CREATE DATABASE {TO}")).await?;
         plan.tables.create_source(&source.client(FROM).await?).await?;
         plan.tables.create_target(&target.client(TO).await?).await?;
-        let stores = match plan.stores {
-            0 => None,
-            count => Some(Stores::start(dir.path(), count).await?),
-        };
         let wires = Wires::new();
-        let nodes = nodes(&plan, dir.path(), stores.as_ref(), &wires).await?;
+        let (stores, endpoints) = stores(plan.stores, &wires).await?;
+        let nodes = nodes(&plan, dir.path(), &endpoints, &wires).await?;
         let load = Load::start(&source, FROM, plan.tables, plan.seed, plan.connections, plan.rate);
         let lag = Lag::start((&source, FROM), (&target, TO), plan.tables);
         let ledger = Ledger::default();
@@ -323,11 +321,28 @@ pub(crate) async fn ask(api: Api, path: &str) -> Result<Value> {
     }
 }
 
-async fn nodes(plan: &Plan, dir: &Path, stores: Option<&Stores>, wires: &Wires) -> Result<Vec<Node>> {
-    let mut endpoints = Vec::new();
-    for (n, port) in stores.map(Stores::ports).unwrap_or_default().into_iter().enumerate() {
-        endpoints.push(format!("http://127.0.0.1:{}", wires.open(Place::Store(n), port).await?));
+/// Starts the members of etcd, and says where the nodes reach them.
+async fn stores(count: usize, wires: &Wires) -> Result<(Option<Etcd>, Vec<String>)> {
+    let (mut urls, mut places) = (Vec::new(), Vec::new());
+    for n in 0..count {
+        let (port, place) = wires.open_early(Place::Store(n)).await?;
+        urls.push(format!("http://127.0.0.1:{port}"));
+        places.push(place);
     }
+    if count == 0 {
+        return Ok((None, urls));
+    }
+    // Clients ask the members where the others are.
+    let told = format!("--advertise-client-urls={}", urls.join(","));
+    let etcd = Etcd::builder().members(count).argument(&told).start().await?;
+    for (url, place) in etcd.endpoints().iter().zip(places) {
+        let port = url.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+        place.is_at(port.with_context(|| format!("etcd has no port in {url}"))?);
+    }
+    Ok((Some(etcd), urls))
+}
+
+async fn nodes(plan: &Plan, dir: &Path, endpoints: &[String], wires: &Wires) -> Result<Vec<Node>> {
     let mut nodes = Vec::new();
     for n in 0..plan.nodes {
         let own = dir.join(format!("node{n}"));
