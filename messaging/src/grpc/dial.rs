@@ -146,6 +146,10 @@ async fn carry(shared: &Shared, peer: &Arc<Peer>, connection: &Connection, class
     };
     let why = match response {
         Ok(response) => {
+            // Before anything is handed over, so that it can be answered.
+            if let Some(number) = link.ready(&session) {
+                peer.opened(class, number);
+            }
             // The stream may be gone again; then nothing is to be told.
             let _ = accept.send(());
             receive(&shared.center, peer, &link, &session, &mut response.into_inner()).await
