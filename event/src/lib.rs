@@ -27,6 +27,7 @@
 //! - **EV-4** No `Debug` output contains a row value.
 
 mod batch;
+pub mod calendar;
 mod ddl;
 mod key;
 mod part;

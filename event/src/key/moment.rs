@@ -1,6 +1,8 @@
 //! Dates and times as whole numbers: days or microseconds since 2000, in the proleptic Gregorian calendar. The
 //! microseconds of every timestamp that PostgreSQL knows fit 64 bits that way.
 
+use crate::calendar::{DAYS_TO_2000, civil_from_days, days_from_civil};
+
 const INFINITY: &[u8] = b"infinity";
 const MINUS_INFINITY: &[u8] = b"-infinity";
 const DAY: i64 = 86_400_000_000;
@@ -21,25 +23,12 @@ fn split(text: &[u8], by: u8) -> Option<(&[u8], &[u8])> {
 
 /// Days since 2000-01-01 of a date; years before the first are 0, -1, ….
 fn days(year: i64, month: i64, day: i64) -> i64 {
-    // Years begin in March, so that a leap day is the last.
-    let year = if month <= 2 { year - 1 } else { year };
-    let era = year.div_euclid(400);
-    let of_era = year.rem_euclid(400);
-    let of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
-    era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 730_425
+    days_from_civil(year, month, day) - DAYS_TO_2000
 }
 
 /// The inverse of [`days`].
 fn civil(days: i64) -> (i64, i64, i64) {
-    let days = days + 730_425;
-    let era = days.div_euclid(146_097);
-    let of_era = days.rem_euclid(146_097);
-    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    (year_of_era + era * 400 + i64::from(month <= 2), month, day)
+    civil_from_days(days + DAYS_TO_2000)
 }
 
 /// `YYYY-MM-DD`; `bc` tells that the year is before the first.
