@@ -32,8 +32,8 @@ mod ddl;
 mod key;
 mod part;
 mod table;
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "test-util"))]
+pub mod testing;
 mod tuple;
 
 pub use batch::*;

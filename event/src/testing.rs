@@ -1,4 +1,4 @@
-//! Hand-made tables and batches for the tests of this crate.
+//! Hand-made tables and batches, for tests.
 
 use std::sync::Arc;
 
@@ -11,7 +11,8 @@ use crate::{
 };
 
 /// A NOT NULL column.
-pub(crate) fn column(name: &str, kind: TypeKind) -> Column {
+#[must_use]
+pub fn column(name: &str, kind: TypeKind) -> Column {
     Column {
         name: name.into(),
         ty: ColumnType { kind, sql: "any".into(), oid: 0, definitions: Vec::new() },
@@ -23,7 +24,8 @@ pub(crate) fn column(name: &str, kind: TypeKind) -> Column {
 }
 
 /// A unique key.
-pub(crate) fn key(columns: &[usize], primary: bool) -> UniqueKey {
+#[must_use]
+pub fn key(columns: &[usize], primary: bool) -> UniqueKey {
     UniqueKey {
         name: format!("key_{columns:?}"),
         columns: columns.to_vec(),
@@ -33,7 +35,8 @@ pub(crate) fn key(columns: &[usize], primary: bool) -> UniqueKey {
 }
 
 /// A table whose primary key has columns of these types; a text column follows.
-pub(crate) fn table_of(kinds: &[TypeKind]) -> TableInfo {
+#[must_use]
+pub fn table_of(kinds: &[TypeKind]) -> TableInfo {
     let keys: Vec<usize> = (0..kinds.len()).collect();
     let columns = kinds.iter().enumerate().map(|(at, kind)| column(&format!("k{at}"), kind.clone()));
     TableInfo {
@@ -48,11 +51,13 @@ pub(crate) fn table_of(kinds: &[TypeKind]) -> TableInfo {
     }
 }
 
-/// Builds a batch row by row; `\N` is NULL and `\U` unchanged.
-pub(crate) struct BatchBuilder {
+/// Builds a batch row by row; in values `\N` is NULL and `\U` unchanged.
+#[derive(Debug)]
+pub struct BatchBuilder {
     table: Arc<TableInfo>,
     txns: Vec<TxnMark>,
     rows: BytesMut,
+    first_row: u64,
 }
 
 fn write(out: &mut BytesMut, values: &[&str]) {
@@ -68,7 +73,8 @@ fn write(out: &mut BytesMut, values: &[&str]) {
 }
 
 /// An image as a text.
-pub(crate) fn text(image: Tuple<'_>) -> String {
+#[must_use]
+pub fn text(image: Tuple<'_>) -> String {
     let values = image.iter().map(|value| match value {
         Datum::Null => "\\N".to_owned(),
         Datum::Unchanged => "\\U".to_owned(),
@@ -78,21 +84,34 @@ pub(crate) fn text(image: Tuple<'_>) -> String {
 }
 
 impl BatchBuilder {
-    pub(crate) fn new(table: &Arc<TableInfo>) -> Self {
-        Self { table: Arc::clone(table), txns: Vec::new(), rows: BytesMut::new() }
+    /// A batch without rows.
+    #[must_use]
+    pub fn new(table: &Arc<TableInfo>) -> Self {
+        Self { table: Arc::clone(table), txns: Vec::new(), rows: BytesMut::new(), first_row: 0 }
     }
 
-    pub(crate) fn op(mut self, ts: u64, op: RowOp, old: Option<&[&str]>, new: Option<&[&str]>) -> Self {
-        match self.txns.last_mut() {
-            Some(txn) if txn.commit_ts == Ts(ts) => txn.rows += 1,
-            _ => self.txns.push(TxnMark {
-                commit_ts: Ts(ts),
-                start_ts: Ts(ts - 1),
-                commit_time: WallTime(0),
-                rows: 1,
-                first_row: 0,
-            }),
-        }
+    /// The first transaction continues one whose earlier rows are in another batch.
+    #[must_use]
+    pub fn continuing(mut self, first_row: u64) -> Self {
+        self.first_row = first_row;
+        self
+    }
+
+    /// Begins a transaction without rows at a time, its rows of this table numbered from `first_row`.
+    #[must_use]
+    pub fn begin(mut self, ts: u64, commit_time: WallTime, first_row: u64) -> Self {
+        let commit_ts = Ts(ts);
+        self.txns.push(TxnMark { commit_ts, start_ts: commit_ts.before(), commit_time, rows: 0, first_row });
+        self
+    }
+
+    /// A row of the transaction that was begun last.
+    ///
+    /// # Panics
+    /// Without a transaction.
+    #[must_use]
+    pub fn row(mut self, op: RowOp, old: Option<&[&str]>, new: Option<&[&str]>) -> Self {
+        self.txns.last_mut().expect("a transaction").rows += 1;
         let mut write_old = |out: &mut BytesMut| write(out, old.unwrap_or_default());
         let mut write_new = |out: &mut BytesMut| write(out, new.unwrap_or_default());
         put_row(
@@ -104,7 +123,46 @@ impl BatchBuilder {
         self
     }
 
-    pub(crate) fn build(self) -> RowBatch {
+    /// An insert, in the transaction that was begun last, of values in which nothing has a special meaning.
+    ///
+    /// # Panics
+    /// Without a transaction.
+    #[must_use]
+    pub fn insert_values(mut self, new: &[Option<String>]) -> Self {
+        self.txns.last_mut().expect("a transaction").rows += 1;
+        let mut write = |out: &mut BytesMut| {
+            let mut writer = TupleWriter::new(out);
+            for value in new {
+                writer.push(value.as_ref().map_or(Datum::Null, |value| Datum::Text(value.as_bytes())));
+            }
+            writer.finish();
+        };
+        put_row(&mut self.rows, RowOp::Insert, None, Some(&mut write));
+        self
+    }
+
+    /// A row of the transaction at `ts`, which begins if it is not the last one.
+    #[must_use]
+    pub fn op(mut self, ts: u64, op: RowOp, old: Option<&[&str]>, new: Option<&[&str]>) -> Self {
+        if self.txns.last().is_none_or(|txn| txn.commit_ts != Ts(ts)) {
+            let first_row = std::mem::take(&mut self.first_row);
+            self = self.begin(ts, WallTime(0), first_row);
+        }
+        self.row(op, old, new)
+    }
+
+    /// An inserted row of the transaction at `ts`.
+    #[must_use]
+    pub fn insert(self, ts: u64, new: &[&str]) -> Self {
+        self.op(ts, RowOp::Insert, None, Some(new))
+    }
+
+    /// The batch.
+    ///
+    /// # Panics
+    /// When the rows do not fit the table.
+    #[must_use]
+    pub fn build(self) -> RowBatch {
         RowBatch::new(self.table, self.txns, self.rows.freeze()).expect("well formed")
     }
 }

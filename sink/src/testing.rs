@@ -1,13 +1,10 @@
-//! Hand-made tables and batches for the tests of this crate.
+//! Hand-made tables for the tests of this crate, beside those that all crates share.
 
 use std::sync::Arc;
 
-use bytes::BytesMut;
-use event::{
-    Column, ColumnType, Datum, IdentityKind, ReplicaIdentity, RowBatch, RowOp, TableInfo, TupleWriter,
-    TxnMark, TypeKind, UniqueKey, put_row,
-};
-use heartbeatpb::{SchemaId, TableId, Ts, WallTime};
+pub(crate) use event::testing::{BatchBuilder, key};
+use event::{Column, ColumnType, IdentityKind, ReplicaIdentity, TableInfo, TypeKind};
+use heartbeatpb::{SchemaId, TableId, Ts};
 
 /// A NOT NULL column of a built-in type.
 pub(crate) fn column(name: &str, kind: TypeKind, sql: &str) -> Column {
@@ -36,73 +33,4 @@ pub(crate) fn table(id: i64, columns: usize) -> Arc<TableInfo> {
         keys: vec![key(&[0], true)],
         identity: ReplicaIdentity::Key(vec![0]),
     })
-}
-
-/// A unique key.
-pub(crate) fn key(columns: &[usize], primary: bool) -> UniqueKey {
-    UniqueKey {
-        name: format!("key_{columns:?}"),
-        columns: columns.to_vec(),
-        primary,
-        nulls_not_distinct: false,
-    }
-}
-
-/// Builds a batch row by row; `\N` is NULL and `\U` unchanged.
-pub(crate) struct BatchBuilder {
-    table: Arc<TableInfo>,
-    txns: Vec<TxnMark>,
-    rows: BytesMut,
-}
-
-fn datum(text: &str) -> Datum<'_> {
-    match text {
-        "\\N" => Datum::Null,
-        "\\U" => Datum::Unchanged,
-        text => Datum::Text(text.as_bytes()),
-    }
-}
-
-fn write(out: &mut BytesMut, values: &[&str]) {
-    let mut writer = TupleWriter::new(out);
-    for value in values {
-        writer.push(datum(value));
-    }
-    writer.finish();
-}
-
-impl BatchBuilder {
-    pub(crate) fn new(table: &Arc<TableInfo>) -> Self {
-        Self { table: Arc::clone(table), txns: Vec::new(), rows: BytesMut::new() }
-    }
-
-    pub(crate) fn op(mut self, ts: u64, op: RowOp, old: Option<&[&str]>, new: Option<&[&str]>) -> Self {
-        match self.txns.last_mut() {
-            Some(txn) if txn.commit_ts == Ts(ts) => txn.rows += 1,
-            _ => self.txns.push(TxnMark {
-                commit_ts: Ts(ts),
-                start_ts: Ts(ts - 1),
-                commit_time: WallTime(0),
-                rows: 1,
-                first_row: 0,
-            }),
-        }
-        let mut write_old = |out: &mut BytesMut| write(out, old.unwrap_or_default());
-        let mut write_new = |out: &mut BytesMut| write(out, new.unwrap_or_default());
-        put_row(
-            &mut self.rows,
-            op,
-            old.map(|_| &mut write_old as &mut dyn FnMut(&mut BytesMut)),
-            new.map(|_| &mut write_new as &mut dyn FnMut(&mut BytesMut)),
-        );
-        self
-    }
-
-    pub(crate) fn insert(self, ts: u64, new: &[&str]) -> Self {
-        self.op(ts, RowOp::Insert, None, Some(new))
-    }
-
-    pub(crate) fn build(self) -> RowBatch {
-        RowBatch::new(self.table, self.txns, self.rows.freeze()).expect("well formed")
-    }
 }

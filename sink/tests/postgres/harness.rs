@@ -4,12 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
+use event::testing::BatchBuilder;
 use event::{
-    Column, ColumnType, Datum, IdentityKind, ReplicaIdentity, RowBatch, RowOp, TableInfo, TupleWriter,
-    TxnMark, TypeKind, UniqueKey, put_row,
+    Column, ColumnType, IdentityKind, ReplicaIdentity, RowBatch, RowOp, TableInfo, TypeKind, UniqueKey,
 };
-use heartbeatpb::{ChangefeedId, DispatcherId, SchemaId, TableId, Ts, WallTime};
+use heartbeatpb::{ChangefeedId, DispatcherId, SchemaId, TableId, Ts};
 use sink::{Error, Flushed, Sink, SinkOptions};
 use testkit::PgServer;
 use tokio::task::JoinHandle;
@@ -214,58 +213,20 @@ pub(crate) fn table(
 }
 
 /// Builds batches; `\N` is NULL and `\U` unchanged.
-pub(crate) struct Rows {
-    table: Arc<TableInfo>,
-    txns: Vec<TxnMark>,
-    rows: BytesMut,
-    first_row: u64,
-}
+pub(crate) struct Rows(BatchBuilder);
 
 impl Rows {
     pub(crate) fn of(table: &Arc<TableInfo>) -> Self {
-        Self { table: Arc::clone(table), txns: Vec::new(), rows: BytesMut::new(), first_row: 0 }
+        Self(BatchBuilder::new(table))
     }
 
     /// The first transaction continues one whose earlier rows are in another batch.
-    pub(crate) fn continuing(mut self, first_row: u64) -> Self {
-        self.first_row = first_row;
-        self
+    pub(crate) fn continuing(self, first_row: u64) -> Self {
+        Self(self.0.continuing(first_row))
     }
 
-    pub(crate) fn op(mut self, ts: u64, op: RowOp, old: Option<&[&str]>, new: Option<&[&str]>) -> Self {
-        match self.txns.last_mut() {
-            Some(txn) if txn.commit_ts == Ts(ts) => txn.rows += 1,
-            last => {
-                let first_row = if last.is_none() { self.first_row } else { 0 };
-                self.txns.push(TxnMark {
-                    commit_ts: Ts(ts),
-                    start_ts: Ts(ts - 1),
-                    commit_time: WallTime(0),
-                    rows: 1,
-                    first_row,
-                });
-            }
-        }
-        let write = |out: &mut BytesMut, values: Option<&[&str]>| {
-            let mut writer = TupleWriter::new(out);
-            for value in values.unwrap_or_default() {
-                writer.push(match *value {
-                    "\\N" => Datum::Null,
-                    "\\U" => Datum::Unchanged,
-                    text => Datum::Text(text.as_bytes()),
-                });
-            }
-            writer.finish();
-        };
-        let mut write_old = |out: &mut BytesMut| write(out, old);
-        let mut write_new = |out: &mut BytesMut| write(out, new);
-        put_row(
-            &mut self.rows,
-            op,
-            old.map(|_| &mut write_old as &mut dyn FnMut(&mut BytesMut)),
-            new.map(|_| &mut write_new as &mut dyn FnMut(&mut BytesMut)),
-        );
-        self
+    pub(crate) fn op(self, ts: u64, op: RowOp, old: Option<&[&str]>, new: Option<&[&str]>) -> Self {
+        Self(self.0.op(ts, op, old, new))
     }
 
     pub(crate) fn insert(self, ts: u64, new: &[&str]) -> Self {
@@ -293,7 +254,7 @@ impl Rows {
     }
 
     pub(crate) fn build(self) -> RowBatch {
-        RowBatch::new(self.table, self.txns, self.rows.freeze()).expect("well formed")
+        self.0.build()
     }
 }
 

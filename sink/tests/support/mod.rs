@@ -3,10 +3,9 @@
 
 use std::sync::Arc;
 
-use bytes::BytesMut;
+use event::testing::BatchBuilder;
 use event::{
-    Column, ColumnType, Datum, IdentityKind, ReplicaIdentity, RowBatch, RowOp, TableInfo, TupleWriter,
-    TxnMark, TypeKind, UniqueKey, put_row,
+    Column, ColumnType, IdentityKind, ReplicaIdentity, RowBatch, RowOp, TableInfo, TypeKind, UniqueKey,
 };
 use heartbeatpb::{SchemaId, TableId, Ts, WallTime};
 
@@ -53,48 +52,21 @@ pub(crate) fn notes(id: i64, version: u64) -> Arc<TableInfo> {
 }
 
 /// Builds a batch row by row; `\N` is NULL and `\U` unchanged.
-pub(crate) struct Rows {
-    table: Arc<TableInfo>,
-    txns: Vec<TxnMark>,
-    rows: BytesMut,
-}
-
-fn write(out: &mut BytesMut, values: &[&str]) {
-    let mut writer = TupleWriter::new(out);
-    for value in values {
-        writer.push(match *value {
-            "\\N" => Datum::Null,
-            "\\U" => Datum::Unchanged,
-            text => Datum::Text(text.as_bytes()),
-        });
-    }
-    writer.finish();
-}
+pub(crate) struct Rows(BatchBuilder);
 
 impl Rows {
     pub(crate) fn of(table: &Arc<TableInfo>) -> Self {
-        Self { table: Arc::clone(table), txns: Vec::new(), rows: BytesMut::new() }
+        Self(BatchBuilder::new(table))
     }
 
     /// Begins a transaction whose rows of this table are numbered from `first_row`.
-    pub(crate) fn at(mut self, ts: u64, first_row: u64) -> Self {
+    pub(crate) fn at(self, ts: u64, first_row: u64) -> Self {
         let time = WallTime(1_700_000_000_000_000 + i64::try_from(ts).expect("small") * 1000);
-        let txn = TxnMark { commit_ts: Ts(ts), start_ts: Ts(ts - 1), commit_time: time, rows: 0, first_row };
-        self.txns.push(txn);
-        self
+        Self(self.0.begin(ts, time, first_row))
     }
 
-    pub(crate) fn op(mut self, op: RowOp, old: Option<&[&str]>, new: Option<&[&str]>) -> Self {
-        self.txns.last_mut().expect("a transaction").rows += 1;
-        let mut write_old = |out: &mut BytesMut| write(out, old.unwrap_or_default());
-        let mut write_new = |out: &mut BytesMut| write(out, new.unwrap_or_default());
-        put_row(
-            &mut self.rows,
-            op,
-            old.map(|_| &mut write_old as &mut dyn FnMut(&mut BytesMut)),
-            new.map(|_| &mut write_new as &mut dyn FnMut(&mut BytesMut)),
-        );
-        self
+    pub(crate) fn op(self, op: RowOp, old: Option<&[&str]>, new: Option<&[&str]>) -> Self {
+        Self(self.0.row(op, old, new))
     }
 
     pub(crate) fn insert(self, new: &[&str]) -> Self {
@@ -102,17 +74,8 @@ impl Rows {
     }
 
     /// An insert of values in which nothing has a special meaning.
-    pub(crate) fn insert_values(mut self, new: &[Option<String>]) -> Self {
-        self.txns.last_mut().expect("a transaction").rows += 1;
-        let mut write = |out: &mut BytesMut| {
-            let mut writer = TupleWriter::new(out);
-            for value in new {
-                writer.push(value.as_ref().map_or(Datum::Null, |value| Datum::Text(value.as_bytes())));
-            }
-            writer.finish();
-        };
-        put_row(&mut self.rows, RowOp::Insert, None, Some(&mut write));
-        self
+    pub(crate) fn insert_values(self, new: &[Option<String>]) -> Self {
+        Self(self.0.insert_values(new))
     }
 
     pub(crate) fn update(self, old: Option<&[&str]>, new: &[&str]) -> Self {
@@ -132,6 +95,6 @@ impl Rows {
     }
 
     pub(crate) fn build(self) -> RowBatch {
-        RowBatch::new(self.table, self.txns, self.rows.freeze()).expect("well formed")
+        self.0.build()
     }
 }
