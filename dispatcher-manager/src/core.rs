@@ -412,7 +412,7 @@ impl Core {
 
     fn perform(&mut self, slot: Slot, effect: Effect, now: Instant) {
         let Some(dispatcher) = self.dispatchers.get(slot) else { return };
-        let (id, mode, seq) = (dispatcher.id, dispatcher.mode, dispatcher.seq);
+        let (id, mode) = (dispatcher.id, dispatcher.mode);
         match effect {
             Effect::OpenTable(table) => self.actions.push(Action::OpenTable { slot, id, table }),
             Effect::Write(batch, ticket, credit) => {
@@ -422,7 +422,7 @@ impl Core {
             Effect::WriteBlock(event) => self.actions.push(Action::WriteBlock { slot, event }),
             Effect::Working => {
                 let status = report::status_of(dispatcher, dispatcher.state);
-                self.changed.push(status, seq, now);
+                self.changed.push(status, now);
             }
             Effect::Report(state) => {
                 self.resends.insert((now + RESEND, slot, state.key));

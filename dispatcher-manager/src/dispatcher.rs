@@ -126,8 +126,6 @@ pub(crate) struct Dispatcher {
     skip_dml_at_start: bool,
     /// Tables of a split span must stay divisible.
     check_splittable: bool,
-    /// Membership generation at which it joined.
-    pub(crate) seq: u64,
     pub(crate) state: ComponentState,
     /// A Remove was accepted.
     pub(crate) try_removing: bool,
@@ -157,7 +155,7 @@ pub(crate) struct Dispatcher {
 
 impl Dispatcher {
     /// A dispatcher that begins after `config.start_ts`.
-    pub(crate) fn new(config: &DispatcherConfig, seq: u64, check_splittable: bool, now: Instant) -> Self {
+    pub(crate) fn new(config: &DispatcherConfig, check_splittable: bool, now: Instant) -> Self {
         Self {
             id: config.dispatcher,
             span: config.span.clone(),
@@ -166,7 +164,6 @@ impl Dispatcher {
             start_ts: config.start_ts,
             skip_dml_at_start: config.skip_dml_at_start,
             check_splittable,
-            seq,
             state: ComponentState::Initializing,
             try_removing: false,
             removing: false,

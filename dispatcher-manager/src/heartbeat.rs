@@ -11,21 +11,21 @@ pub(crate) const WINDOW: Duration = Duration::from_millis(10);
 /// The newest changed state of each dispatcher. Nothing is dropped until it has left.
 #[derive(Debug, Default)]
 pub(crate) struct ChangedStatuses {
-    waiting: BTreeMap<DispatcherId, (TableSpanStatus, u64)>,
+    waiting: BTreeMap<DispatcherId, TableSpanStatus>,
     since: Option<Instant>,
 }
 
 impl ChangedStatuses {
-    /// A dispatcher changed its state; `seq` is the membership generation that the status belongs to.
-    pub(crate) fn push(&mut self, status: TableSpanStatus, seq: u64, now: Instant) {
-        self.waiting.insert(status.id, (status, seq));
+    /// A dispatcher changed its state.
+    pub(crate) fn push(&mut self, status: TableSpanStatus, now: Instant) {
+        self.waiting.insert(status.id, status);
         self.since.get_or_insert(now);
     }
 
     /// A status could not leave: it waits again, unless a newer one does.
-    pub(crate) fn unsent(&mut self, statuses: Vec<TableSpanStatus>, seq: u64, now: Instant) {
+    pub(crate) fn unsent(&mut self, statuses: Vec<TableSpanStatus>, now: Instant) {
         for status in statuses {
-            self.waiting.entry(status.id).or_insert((status, seq));
+            self.waiting.entry(status.id).or_insert(status);
         }
         if !self.waiting.is_empty() {
             self.since.get_or_insert(now);
@@ -37,8 +37,8 @@ impl ChangedStatuses {
         self.since.map(|since| since + WINDOW)
     }
 
-    /// The statuses and the watermark beside them, if it is time. The watermark does not skip a dispatcher that
-    /// `latest` does not contain yet: neither its membership generation nor its checkpoint.
+    /// The statuses and the watermark beside them, if it is time. `latest` counts every dispatcher that there is; the
+    /// watermark is not ahead of a last word that travels with it either.
     pub(crate) fn take(
         &mut self,
         latest: Watermark,
@@ -48,8 +48,7 @@ impl ChangedStatuses {
         self.since = None;
         let mut watermark = latest;
         let mut statuses = Vec::with_capacity(self.waiting.len());
-        for (status, seq) in std::mem::take(&mut self.waiting).into_values() {
-            watermark.seq = watermark.seq.max(seq);
+        for status in std::mem::take(&mut self.waiting).into_values() {
             if status.checkpoint > Ts::ZERO {
                 watermark.checkpoint = watermark.checkpoint.min(status.checkpoint);
             }
@@ -82,27 +81,24 @@ mod tests {
         let now = Instant::now();
         let latest = Watermark { checkpoint: Ts(500), resolved: Ts(600), seq: 200, last_synced: Ts::ZERO };
         let mut changed = ChangedStatuses::default();
-        changed.push(status(1, ComponentState::Working, 450), 100, now);
-        changed.push(status(2, ComponentState::Stopped, 0), 100, now);
+        changed.push(status(1, ComponentState::Working, 450), now);
+        changed.push(status(2, ComponentState::Stopped, 0), now);
         assert!(changed.take(latest, now).is_none());
         let (statuses, watermark) = changed.take(latest, now + WINDOW).expect("it is time");
         assert_eq!(statuses.len(), 2);
         assert_eq!((watermark.seq, watermark.checkpoint, watermark.resolved), (200, Ts(450), Ts(600)));
-        changed.push(status(3, ComponentState::Working, 900), 201, now);
+        changed.push(status(3, ComponentState::Working, 900), now);
         let (_, watermark) = changed.take(latest, now + WINDOW).expect("it is time");
-        assert_eq!((watermark.seq, watermark.checkpoint), (201, Ts(500)));
+        assert_eq!((watermark.seq, watermark.checkpoint), (200, Ts(500)));
     }
 
     #[test]
     fn a_status_that_could_not_leave_gives_way_to_a_newer_one() {
         let now = Instant::now();
         let mut changed = ChangedStatuses::default();
-        changed.push(status(1, ComponentState::Stopped, 7), 2, now);
-        changed.unsent(
-            vec![status(1, ComponentState::Working, 5), status(2, ComponentState::Working, 5)],
-            1,
-            now,
-        );
+        changed.push(status(1, ComponentState::Stopped, 7), now);
+        changed
+            .unsent(vec![status(1, ComponentState::Working, 5), status(2, ComponentState::Working, 5)], now);
         let (statuses, _) = changed.take(Watermark::NONE, now + WINDOW).expect("it is time");
         assert_eq!(statuses[0].state, ComponentState::Stopped);
         assert_eq!(statuses.len(), 2);

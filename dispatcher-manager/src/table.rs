@@ -203,7 +203,6 @@ mod tests {
     fn add(table: &mut DispatcherTable, n: u64, start: u64) -> Slot {
         table.insert(Dispatcher::new(
             &config(n, i64::try_from(n).expect("small"), start),
-            n,
             false,
             Instant::now(),
         ))
@@ -244,7 +243,7 @@ mod tests {
         let mut table = DispatcherTable::default();
         let mut config = config(1, 1, 30);
         config.span = part(1, "g", "p");
-        let slot = table.insert(Dispatcher::new(&config, 1, false, Instant::now()));
+        let slot = table.insert(Dispatcher::new(&config, false, Instant::now()));
         for (start, end, overlaps) in [
             ("", "g", false),
             ("p", "", false),

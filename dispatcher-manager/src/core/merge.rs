@@ -14,7 +14,7 @@ use sink::TableStart;
 
 use super::{Action, Core, Opening, Purpose, report};
 use crate::Fault;
-use crate::dispatcher::Rest;
+use crate::dispatcher::{Dispatcher, Rest};
 use crate::table::{DispatcherTable, Slot};
 
 /// Results of merges that were given up and are remembered. Whoever repeats a request gives up as soon as it hears of
@@ -137,7 +137,7 @@ impl Core {
             // A repetition. Of a finished merge: its success has been lost.
             if present.state == ComponentState::Working && !present.try_removing {
                 let status = report::status_of(present, present.state);
-                self.changed.push(status, present.seq, now);
+                self.changed.push(status, now);
             }
             return;
         }
@@ -315,12 +315,13 @@ impl Core {
         merge.phase = Phase::Committed;
         let (target, sources) = (merge.target, merge.sources.clone());
         let schema = sources.first().and_then(|slot| self.dispatchers.get(*slot)).map(|source| source.schema);
-        self.seq += 1;
         if let Some(dispatcher) = self.dispatchers.get_mut(target) {
             let (old, new) = (dispatcher.schema, schema.unwrap_or(dispatcher.schema));
-            dispatcher.take_over(start.start_ts, start.skip_dml_at_start, new, self.seq, now);
+            dispatcher.take_over(start.start_ts, start.skip_dml_at_start, new, now);
             self.dispatchers.move_schema(target, old, new);
         }
+        let joined = self.dispatchers.get(target);
+        self.grow(joined.filter(|joined| joined.counts()).map(Dispatcher::checkpoint));
         self.dispatchers.refresh(target);
         self.subscribe(target);
         for slot in sources {

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use heartbeatpb::{BlockStatusRequest, ComponentState, HeartBeatRequest, TableSpanStatus, Watermark};
+use heartbeatpb::{BlockStatusRequest, ComponentState, HeartBeatRequest, TableSpanStatus, Ts, Watermark};
 
 use super::{Action, COMPLETE_EVERY, Core, ERROR_RESEND, Life};
 use crate::Fault;
@@ -68,6 +68,18 @@ impl Core {
         self.send_heartbeat(statuses, self.latest, complete);
     }
 
+    /// The set of dispatchers grew. Whatever carries the new generation tells a watermark that counts the newcomer, which
+    /// would be passed otherwise; `checkpoint` is where it begins, if it counts already.
+    pub(super) fn grow(&mut self, checkpoint: Option<Ts>) {
+        self.seq += 1;
+        self.latest.seq = self.seq;
+        let Some(checkpoint) = checkpoint else { return };
+        let unknown = self.latest.checkpoint == Ts::ZERO;
+        let lower = |ts: &mut Ts| *ts = if unknown { checkpoint } else { checkpoint.min(*ts) };
+        lower(&mut self.latest.checkpoint);
+        lower(&mut self.latest.resolved);
+    }
+
     /// Forgets a dispatcher that has let go.
     fn clean(&mut self, slot: Slot) {
         self.leaving.remove(&slot);
@@ -112,8 +124,7 @@ impl Core {
             // The owner missed a complete list: give it the next one.
             self.next_complete = None;
         }
-        let seq = request.watermark.map_or(0, |watermark| watermark.seq);
-        self.changed.unsent(statuses, seq, now);
+        self.changed.unsent(statuses, now);
     }
 
     /// Block statuses have left.

@@ -85,16 +85,14 @@ impl Core {
 
     /// Puts a dispatcher into the table with its membership generation, before any event can reach it.
     pub(super) fn insert_dispatcher(&mut self, config: &DispatcherConfig, now: Instant) -> Slot {
-        if self.latest.checkpoint == Ts::ZERO {
-            self.latest.checkpoint = config.start_ts;
-        }
         if self.next_heartbeat.is_none() {
             let first = now + self.options.first_heartbeat;
             self.next_heartbeat = Some(first);
             self.next_complete = Some(first);
         }
-        self.seq += 1;
-        self.dispatchers.insert(Dispatcher::new(config, self.seq, self.options.check_splittable, now))
+        let dispatcher = Dispatcher::new(config, self.options.check_splittable, now);
+        self.grow(dispatcher.counts().then(|| dispatcher.checkpoint()));
+        self.dispatchers.insert(dispatcher)
     }
 
     pub(super) fn subscribe(&mut self, slot: Slot) {
@@ -162,6 +160,6 @@ impl Core {
             event_size_per_second: 0.0,
             mode,
         };
-        self.changed.push(status, self.seq, now);
+        self.changed.push(status, now);
     }
 }

@@ -81,21 +81,13 @@ impl Dispatcher {
     }
 
     /// The result of a merge takes over, after `start_ts`.
-    pub(crate) fn take_over(
-        &mut self,
-        start_ts: Ts,
-        skip_dml: bool,
-        schema: SchemaId,
-        seq: u64,
-        now: Instant,
-    ) {
+    pub(crate) fn take_over(&mut self, start_ts: Ts, skip_dml: bool, schema: SchemaId, now: Instant) {
         self.state = ComponentState::Initializing;
         self.intake = Intake::Open;
         self.start_ts = start_ts;
         self.resolved = start_ts;
         self.skip_dml_at_start = skip_dml;
         self.schema = schema;
-        self.seq = seq;
         self.measured_at = now;
         self.measured = (0, now);
     }

@@ -164,7 +164,7 @@ impl Bench {
 
     /// A dispatcher that has seen nothing.
     pub(crate) fn fresh(config: &DispatcherConfig, check_splittable: bool) -> Self {
-        let dispatcher = Dispatcher::new(config, 1, check_splittable, Instant::now());
+        let dispatcher = Dispatcher::new(config, check_splittable, Instant::now());
         Self { dispatcher, tickets: Vec::new(), credits: Vec::new() }
     }
 

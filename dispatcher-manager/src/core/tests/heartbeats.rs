@@ -41,8 +41,24 @@ fn a_watermark_counts_every_dispatcher_from_its_creation_on() {
     x.schedule(&a(), ScheduleAction::Create, 2, 1);
     x.opened(2, 60);
     x.arrive(2, resolved(61));
-    assert_eq!(x.wait(10), "beat 61/500 seq 2 2:Working@61");
+    assert_eq!(x.wait(10), "beat 60/60 seq 2 2:Working@61");
     assert_eq!(x.beat(), "beat 61/61 seq 2");
+}
+
+#[test]
+fn a_watermark_that_tells_of_one_newcomer_counts_those_before_it_too() {
+    let mut x = Bench::new();
+    x.working(1);
+    x.arrive(1, resolved(500));
+    x.beat();
+    x.schedule(&a(), ScheduleAction::Create, 2, 1);
+    x.opened(2, 60);
+    x.arrive(2, resolved(61));
+    x.schedule(&a(), ScheduleAction::Create, 3, 1);
+    x.opened(3, 400);
+    assert_eq!(x.wait(10), "beat 60/60 seq 3 2:Working@61");
+    x.arrive(3, resolved(401));
+    assert_eq!(x.wait(10), "beat 60/60 seq 3 3:Working@401", "its own progress is not that of the second");
 }
 
 #[test]

@@ -11,7 +11,7 @@ fn a_dispatcher_is_in_the_table_before_its_events_can_come() {
     assert_eq!(x.opened(1, 65), "subscribe 1@65 at a");
     assert_eq!(x.core.journal.len(), 0);
     let dispatcher = x.core.dispatchers.get(x.slot(1)).expect("present");
-    assert_eq!((dispatcher.seq, dispatcher.start_ts), (1, Ts(65)));
+    assert_eq!((dispatcher.start_ts, x.core.latest().seq), (Ts(65), 1));
 }
 
 // behaviour: dispatcher-49
