@@ -20,7 +20,7 @@ struct Server {
     is_there: fn(&str) -> bool,
 }
 
-const SERVERS: [Server; 3] = [
+const SERVERS: [Server; 4] = [
     Server {
         name: "PostgreSQL",
         packages: &["postgresql"],
@@ -42,6 +42,14 @@ const SERVERS: [Server; 3] = [
         program: "promtool",
         is_there: is_in_path,
     },
+    // For the peer that uses nothing of ours but the .proto files.
+    Server {
+        name: "gRPC for Python",
+        packages: &["protobuf-compiler", "python3-grpcio", "python3-protobuf"],
+        variable: "MILLRACE_TEST_PYTHON_BIN",
+        program: "python3",
+        is_there: has_python_grpc,
+    },
 ];
 
 /// Whether PostgreSQL's server programs are installed; they are not in the path.
@@ -53,6 +61,16 @@ fn has_postgres_program(program: &str) -> bool {
 fn is_in_path(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+}
+
+/// Whether the distribution's interpreter has its gRPC, and there is a compiler for .proto files.
+fn has_python_grpc(program: &str) -> bool {
+    let imports = Command::new(format!("/usr/bin/{program}"))
+        .args(["-c", "import grpc, google.protobuf"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    imports.is_ok_and(|status| status.success()) && is_in_path("protoc")
 }
 
 /// Makes sure that every server is there, installing Debian's packages as root.
