@@ -45,6 +45,13 @@ pub const LOG_DISK_TOTAL: &str = "ticdc_logger_disk_total_bytes";
 /// Bytes in use on the file system with the log file.
 pub const LOG_DISK_USED: &str = "ticdc_logger_disk_used_bytes";
 
+/// Bytes of a source's log behind what was read and before what was confirmed: the source has to keep at least these. Labels: `namespace`, `changefeed`.
+pub const UNCONFIRMED: &str = "ticdc_log_reader_unconfirmed_bytes";
+/// Time of the oldest position that a source of this node has to keep, in milliseconds since 1970.
+pub const SAFEPOINT: &str = "ticdc_gc_cdc_gc_safepoint";
+/// The same: nobody else is asked what a source has to keep.
+pub const MIN_SAFEPOINT: &str = "ticdc_gc_min_service_gc_safepoint";
+
 /// Gauges that only grow: exported as counters, which have no fractions of their own.
 pub(crate) const GROWING: &[&str] = &[CPU_SECONDS, sink::file_metrics::WORKER_BUSY];
 
@@ -111,6 +118,9 @@ pub(crate) fn describe() {
         (HEAP_INUSE, "Memory that the program has allocated and touched"),
         (HEAP_IDLE, "Not known apart from what is in use"),
         (HEAP_RELEASED, "Not known apart from what is in use"),
+        (UNCONFIRMED, "Bytes of a source's log that were read and are not confirmed"),
+        (SAFEPOINT, "Time of the oldest position that a source of this node has to keep"),
+        (MIN_SAFEPOINT, "Time of the oldest position that a source of this node has to keep"),
         (LOG_FILE_SIZE, "Bytes of the log file"),
         (LOG_TOTAL_SIZE, "Bytes of the log file and of those that were put aside"),
         (LOG_DISK_TOTAL, "Size of the file system with the log file"),

@@ -12,6 +12,7 @@ use logservice::LogService;
 use logservice::upstream::{
     CheckReport, FeedSpec, ReaderPhase, ReaderProgress, ReaderStart, StartPoint, Upstream,
 };
+use metrics::{Gauge, gauge};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -43,6 +44,8 @@ struct Reader {
     absent: Mutex<Option<Instant>>,
     shutdown: CancellationToken,
     task: JoinHandle<()>,
+    /// Bytes of the log that the source has to keep, where positions are bytes.
+    unconfirmed: Option<Gauge>,
 }
 
 impl Reader {
@@ -70,6 +73,8 @@ pub(crate) struct UpstreamHub {
     written: Mutex<BTreeMap<Gid, Arc<AtomicU64>>>,
     /// Starting and stopping a reader awaits; one at a time keeps their order.
     transition: tokio::sync::Mutex<()>,
+    /// Shows the oldest position that sources have to keep.
+    oldest: Mutex<Option<[Gauge; 2]>>,
     /// The node may not read for anybody any more.
     fenced: CancellationToken,
 }
@@ -109,6 +114,7 @@ impl UpstreamHub {
             readers: Mutex::default(),
             written: Mutex::default(),
             transition: tokio::sync::Mutex::default(),
+            oldest: Mutex::default(),
             fenced: CancellationToken::new(),
         }
     }
@@ -133,6 +139,26 @@ impl UpstreamHub {
     /// The counter of rows that a changefeed's sink has flushed.
     pub(crate) fn written(&self, changefeed: &ChangefeedId) -> Arc<AtomicU64> {
         Arc::clone(self.written.lock().entry(changefeed.gid).or_default())
+    }
+
+    /// Shows what sources have to keep, of the readers of this node.
+    #[expect(clippy::cast_precision_loss, reason = "bytes and times for people")]
+    pub(crate) fn measure(&self) {
+        let mut oldest: Option<WallTime> = None;
+        for reader in self.readers.lock().values() {
+            let confirmed = *reader.persisted.borrow();
+            if let Some(gauge) = &reader.unconfirmed {
+                let received = reader.progress.received.load(Ordering::Relaxed);
+                gauge.set(received.saturating_sub(confirmed.0) as f64);
+            }
+            let time = self.log.time_of(&reader.spec.changefeed, confirmed);
+            oldest = oldest.into_iter().chain(time).min();
+        }
+        *self.oldest.lock() = oldest.map(|oldest| {
+            let gauges = [crate::metrics::SAFEPOINT, crate::metrics::MIN_SAFEPOINT].map(|name| gauge!(name));
+            gauges.iter().for_each(|gauge| gauge.set(oldest.millis() as f64));
+            gauges
+        });
     }
 
     /// Numbers for a live view.
@@ -243,6 +269,11 @@ impl UpstreamHub {
                 }
             })
         };
+        let counts_bytes = spec.upstream_uri.trim_start().starts_with("postgres");
+        let unconfirmed = counts_bytes.then(|| {
+            let (namespace, name) = (info.id.keyspace.to_string(), info.id.name.to_string());
+            gauge!(crate::metrics::UNCONFIRMED, "namespace" => namespace, "changefeed" => name)
+        });
         let tables_read = tables.len();
         let absent = Mutex::default();
         let reader = Reader {
@@ -256,6 +287,7 @@ impl UpstreamHub {
             absent,
             shutdown,
             task,
+            unconfirmed,
         };
         self.readers.lock().insert(info.id.gid, reader);
         if self.fenced.is_cancelled() {

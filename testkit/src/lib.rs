@@ -1,7 +1,7 @@
 //! Real servers and workloads for tests. Only ever a dev-dependency.
 //!
 //! [`PgServer`] starts a private PostgreSQL in a temporary directory and removes it when it is dropped; [`Etcd`] does
-//! the same with an etcd of one member or several.
+//! the same with an etcd of one member or several, [`Prometheus`] with a Prometheus.
 //! [`Millrace`] runs the real program as a process that can be killed, [`Api`] talks to it, [`Load`] changes
 //! tables in every way that is known to be hard, and [`compare()`] says what differs at the end. The programs
 //! in `src/bin` put these together: `crash` kills, `drain` measures, `dev` is for a person to play with.
@@ -12,6 +12,7 @@ pub mod etcd;
 pub mod load;
 pub mod postgres;
 pub mod process;
+pub mod prometheus;
 pub mod random;
 #[cfg(feature = "sim")]
 pub mod sim;
@@ -22,4 +23,5 @@ pub use etcd::{Etcd, EtcdBuilder};
 pub use load::Load;
 pub use postgres::{PgServer, PgServerBuilder, StopMode};
 pub use process::{Millrace, Usage};
+pub use prometheus::Prometheus;
 pub use random::Random;

@@ -69,6 +69,7 @@ pub(super) async fn readyz(State(state): State<Shared>) -> Response {
 /// Asks nobody: a control plane that is stuck must not hold up the scrape that tells about it.
 pub(super) async fn metrics(State(state): State<Shared>) -> impl IntoResponse {
     crate::metrics::collect();
+    state.upstreams.measure();
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], state.metrics.render())
 }
 
