@@ -90,7 +90,7 @@ enum TsoCommand {
 #[non_exhaustive]
 pub enum CliError {
     /// The server answered with an error, or did not answer.
-    #[error("{0}{hint}", hint = hint(.0))]
+    #[error(transparent)]
     Api(#[from] ApiError),
     /// The arguments are wrong.
     #[error("{0}")]
@@ -103,11 +103,14 @@ pub enum CliError {
     Output(#[from] std::io::Error),
 }
 
-/// What helps against an error of credentials.
-fn hint(error: &ApiError) -> String {
+/// Says what helps against an error of credentials.
+fn hinted(error: CliError) -> CliError {
     match error {
-        ApiError::Refused { status: 401, .. } => format!("; {}", credentials::HINT),
-        ApiError::Refused { .. } | ApiError::Unreachable { .. } | ApiError::Address(_) => String::new(),
+        CliError::Api(ApiError::Refused { status: 401, code, message }) => {
+            let message = format!("{message}; {}", credentials::HINT);
+            CliError::Api(ApiError::Refused { status: 401, code, message })
+        }
+        other @ (CliError::Api(_) | CliError::Usage(_) | CliError::Aborted | CliError::Output(_)) => other,
     }
 }
 
@@ -148,20 +151,6 @@ impl Session {
     fn tell(&self, words: &dyn std::fmt::Display, value: &Value) -> Result<(), CliError> {
         if self.json { print_json(value) } else { say(words) }
     }
-
-    /// Refuses a server that speaks another version of the API.
-    async fn check_version(&self) -> Result<(), CliError> {
-        let status = self.get("/api/v2/status").await?;
-        let theirs = status["version"].as_str().unwrap_or_default();
-        let major = |version: &str| version.trim_start_matches('v').split('.').next().map(str::to_owned);
-        if major(theirs) == major(env!("CARGO_PKG_VERSION")) {
-            return Ok(());
-        }
-        let own = env!("CARGO_PKG_VERSION");
-        Err(CliError::Usage(format!(
-            "the server is of version {theirs:?} and this client of {own}: use a client of the server's major version"
-        )))
-    }
 }
 
 /// Runs one client command and prints its result to standard output.
@@ -174,11 +163,15 @@ pub async fn run(args: CliArgs) -> Result<(), CliError> {
         return say(&format_args!("Credentials are kept in {}", path.display()));
     }
     let credentials = args.credentials.resolve(&args.server)?;
-    let session = Session { client: Client::with(&args.server, credentials)?, json: args.json };
-    session.check_version().await?;
-    match args.command {
-        CliCommand::Changefeed(command) => changefeed::run(&session, *command).await,
-        CliCommand::Capture(command) => capture::run(&session, command).await,
+    let session =
+        Session { client: Client::with(&args.server, credentials)?.checking_version(), json: args.json };
+    perform(&session, args.command).await.map_err(hinted)
+}
+
+async fn perform(session: &Session, command: CliCommand) -> Result<(), CliError> {
+    match command {
+        CliCommand::Changefeed(command) => changefeed::run(session, *command).await,
+        CliCommand::Capture(command) => capture::run(session, command).await,
         CliCommand::Tso(TsoCommand::Query { upstream_uri }) => {
             let body = json!({ "upstream": { "uri": upstream_uri } });
             let answer = session.post("/api/v2/tso", &body).await?;
@@ -186,7 +179,7 @@ pub async fn run(args: CliArgs) -> Result<(), CliError> {
         }
         CliCommand::Status => print_json(&session.get("/api/v2/status").await?),
         CliCommand::Operations => print_json(&session.get("/api/v2/operations").await?["items"]),
-        CliCommand::Unsafe(command) => hidden::run(&session, command).await,
+        CliCommand::Unsafe(command) => hidden::run(session, command).await,
         CliCommand::ConfigureCredentials => Ok(()),
     }
 }

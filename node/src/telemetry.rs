@@ -45,7 +45,7 @@ pub fn init_logging(config: &ServerConfig) -> anyhow::Result<()> {
     let writer = if config.log_file.is_empty() {
         BoxMakeWriter::new(std::io::stderr)
     } else {
-        let file = file::LogFile::open(config.log_file.as_ref())
+        let file = file::LogFile::open(config.log_file.as_ref(), &config.log.file)
             .with_context(|| format!("cannot open the log file {}", config.log_file))?;
         BoxMakeWriter::new(std::sync::Mutex::new(file))
     };

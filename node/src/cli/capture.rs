@@ -157,7 +157,7 @@ fn passes(error: &ApiError) -> bool {
     match error {
         ApiError::Refused { status, .. } => *status == 503,
         ApiError::Unreachable { .. } => true,
-        ApiError::Address(_) => false,
+        ApiError::Address(_) | ApiError::Version(_) => false,
     }
 }
 

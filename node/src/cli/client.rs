@@ -10,6 +10,7 @@ use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, StatusCode, Uri};
 use rustls::ClientConfig;
 use serde_json::Value;
+use tokio::sync::OnceCell;
 
 use crate::connect::{self, ConnectError};
 
@@ -31,6 +32,9 @@ pub enum ApiError {
         /// What went wrong.
         what: String,
     },
+    /// The server is of another major version.
+    #[error("the server is of version {0:?}, and this client of {own}: use a client of its major version", own = env!("CARGO_PKG_VERSION"))]
+    Version(String),
     /// The server answered with an error.
     #[error("{message}")]
     Refused {
@@ -49,7 +53,7 @@ impl ApiError {
     pub fn code(&self) -> &str {
         match self {
             ApiError::Refused { code, .. } => code,
-            ApiError::Address(_) | ApiError::Unreachable { .. } => "",
+            ApiError::Address(_) | ApiError::Unreachable { .. } | ApiError::Version(_) => "",
         }
     }
 }
@@ -69,6 +73,8 @@ pub struct Client {
     address: String,
     tls: Option<Arc<ClientConfig>>,
     authorization: Option<HeaderValue>,
+    /// Whether the server's version was looked at; `None` when it does not matter.
+    version: Option<OnceCell<()>>,
 }
 
 impl std::fmt::Debug for Client {
@@ -100,6 +106,7 @@ impl Client {
         let uri: Uri = base.parse().map_err(|_| refused())?;
         let authority = uri.authority().ok_or_else(refused)?;
         let plain = authority.host() != "" && !authority.as_str().contains('@');
+        let plain = plain && !authority.as_str().ends_with(':');
         if !plain || uri.path() != "/" || uri.query().is_some() {
             return Err(refused());
         }
@@ -120,7 +127,7 @@ impl Client {
             value.set_sensitive(true);
             value
         });
-        Ok(Self { base, address, tls, authorization })
+        Ok(Self { base, address, tls, authorization, version: None })
     }
 
     /// GET.
@@ -155,7 +162,28 @@ impl Client {
         self.call(Method::DELETE, path, None).await
     }
 
+    /// Looks at the server's version before the first call.
+    pub(super) fn checking_version(self) -> Self {
+        Self { version: Some(OnceCell::new()), ..self }
+    }
+
+    async fn check_version(&self) -> Result<(), ApiError> {
+        let status = self.send(Method::GET, "/api/v2/status", None).await?;
+        let theirs = status["version"].as_str().unwrap_or_default();
+        if major(theirs) == major(env!("CARGO_PKG_VERSION")) {
+            return Ok(());
+        }
+        Err(ApiError::Version(theirs.chars().take(64).collect()))
+    }
+
     async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, ApiError> {
+        if let Some(version) = &self.version {
+            version.get_or_try_init(|| self.check_version()).await?;
+        }
+        self.send(method, path, body).await
+    }
+
+    async fn send(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, ApiError> {
         let unreachable = |what: String| ApiError::Unreachable { server: self.base.clone(), what };
         let payload = body.map_or_else(Bytes::new, |body| Bytes::from(body.to_string()));
         let mut request = Request::builder()
@@ -189,6 +217,11 @@ impl Client {
         };
         Err(ApiError::Refused { status: status.as_u16(), code: text("error_code"), message })
     }
+}
+
+/// `v1.2.3` is 1.
+fn major(version: &str) -> Option<u64> {
+    version.trim_start_matches('v').split('.').next()?.parse().ok()
 }
 
 fn root_cause(error: &dyn std::error::Error) -> String {
@@ -235,6 +268,7 @@ mod tests {
             let error = Client::new(bad).unwrap_err().to_string();
             assert!(error.contains("not a server address") && !error.contains("s3cr3t"), "{bad}: {error}");
         }
+        assert_eq!((major("v1.2.3"), major("10.0"), major("")), (Some(1), Some(10), None));
         let client = Client::with("h", tls()).unwrap();
         assert_eq!(client.authorization.as_ref().unwrap(), "Basic YW5uOnMzY3IzdA==");
         assert!(!format!("{client:?} {:?}", client.authorization).contains("YW5u"), "it is not printed");

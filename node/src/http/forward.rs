@@ -18,6 +18,7 @@ use axum::extract::{ConnectInfo, FromRequestParts, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::Response;
+use coordinator::ChangefeedView;
 use heartbeatpb::{ChangefeedId, Gid, NodeId, codes};
 use http_body_util::{BodyExt as _, Full};
 
@@ -50,9 +51,19 @@ const OF_CONNECTION: [HeaderName; 8] = [
     header::EXPECT,
 ];
 
-/// A changefeed whose maintainer is on this node.
+/// A changefeed whose maintainer is on this node, or why there is none. The handler looks at its parameters first.
 #[derive(Clone, Debug)]
-pub(super) struct Maintained(pub(super) ChangefeedId);
+pub(super) struct Maintained(Result<ChangefeedId, ApiFailure>);
+
+impl Maintained {
+    /// The changefeed.
+    ///
+    /// # Errors
+    /// When there is no such changefeed, or nobody maintains it.
+    pub(super) fn id(self) -> Result<ChangefeedId, ApiFailure> {
+        self.0
+    }
+}
 
 impl<S: Sync> FromRequestParts<S> for Maintained {
     type Rejection = ApiFailure;
@@ -96,27 +107,33 @@ pub(super) async fn to_maintainer(state: &ApiState, mut request: Request) -> Res
             parse_gid(gid).ok_or_else(|| ApiFailure::invalid("the changefeed's incarnation is none"))?;
         super::models::check_name(&name)?;
         let id = ChangefeedId { gid, ..ChangefeedId::fresh(&name) };
-        request.extensions_mut().insert(Maintained(id));
+        request.extensions_mut().insert(Maintained(Ok(id)));
         return Ok(Whose::Ours(request));
     }
     let mut request = match to_coordinator(state, request).await? {
         Whose::Ours(request) => request,
         theirs @ Whose::Theirs(_) => return Ok(theirs),
     };
-    let feed = changefeed::find(state, &name).await?;
-    match &feed.node {
-        Some(node) if *node == state.node => {
-            request.extensions_mut().insert(Maintained(feed.info.id.clone()));
-            Ok(Whose::Ours(request))
-        }
-        Some(node) => send(state, request, node, Some(feed.info.id.gid)).await.map(Whose::Theirs),
-        None => {
-            let why = feed.waiting_for.map_or_else(String::new, |what| format!("; it waits for {what}"));
-            let words =
-                format!("changefeed {name} has no maintainer, its state is {}{why}", feed.info.state.shown());
-            Err(ApiFailure::new(codes::MAINTAINER_NOT_FOUND, words))
-        }
-    }
+    let found = match changefeed::find(state, &name).await {
+        Ok(feed) => match &feed.node {
+            Some(node) if *node != state.node => {
+                return send(state, request, node, Some(feed.info.id.gid)).await.map(Whose::Theirs);
+            }
+            Some(_) => Ok(feed.info.id.clone()),
+            None => Err(unmaintained(&feed)),
+        },
+        Err(failure) => Err(failure),
+    };
+    request.extensions_mut().insert(Maintained(found));
+    Ok(Whose::Ours(request))
+}
+
+/// Why nobody can be asked about the tables of a changefeed.
+fn unmaintained(feed: &ChangefeedView) -> ApiFailure {
+    let why = feed.waiting_for.as_ref().map_or_else(String::new, |what| format!("; it waits for {what}"));
+    let (name, state) = (&feed.info.id.name, feed.info.state.shown());
+    let words = format!("changefeed {name} has no maintainer, its state is {state}{why}");
+    ApiFailure::new(codes::MAINTAINER_NOT_FOUND, words)
 }
 
 /// The name in `/api/v2/changefeeds/{name}/…`.

@@ -48,9 +48,15 @@ pub(super) async fn livez() -> &'static str {
     "ok\n"
 }
 
+/// Whether this node can serve; the coordinator is asked only if it is here.
 pub(super) async fn readyz(State(state): State<Shared>) -> Response {
     let mut failing = Vec::new();
-    if !state.is_initialised().await {
+    if !state.members.borrow().contains_key(&state.node) {
+        failing.push("node is not a member of the cluster");
+    }
+    if state.leading.borrow().is_none() {
+        failing.push("no coordinator is known");
+    } else if state.leader().is_some() && !state.is_initialised().await {
         failing.push("coordinator is not initialised");
     }
     if state.liveness.get() != NodeLiveness::Alive {

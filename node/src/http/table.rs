@@ -91,54 +91,60 @@ impl TableQuery {
 
 pub(super) async fn move_table(
     State(state): State<Shared>,
-    Maintained(id): Maintained,
     Query(query): Query<TableQuery>,
+    maintained: Maintained,
 ) -> Answer {
     let (table, target, wait) = (query.table()?, query.target()?, query.wait()?);
+    let id = maintained.id()?;
     query.change(state.placements.move_table(&id, table, target, wait)).await
 }
 
 pub(super) async fn move_split_table(
     State(state): State<Shared>,
-    Maintained(id): Maintained,
     Query(query): Query<TableQuery>,
+    maintained: Maintained,
 ) -> Answer {
     let (table, target, wait) = (query.table()?, query.target()?, query.wait()?);
+    let id = maintained.id()?;
     query.change(state.placements.move_split_table(&id, table, target, wait)).await
 }
 
 pub(super) async fn split_table(
     State(state): State<Shared>,
-    Maintained(id): Maintained,
     Query(query): Query<TableQuery>,
+    maintained: Maintained,
 ) -> Answer {
     let table = query.table()?;
+    let id = maintained.id()?;
     query.change(state.placements.split_table(&id, table, None)).await
 }
 
 pub(super) async fn merge_table(
     State(state): State<Shared>,
-    Maintained(id): Maintained,
     Query(query): Query<TableQuery>,
+    maintained: Maintained,
 ) -> Answer {
     let table = query.table()?;
+    let id = maintained.id()?;
     query.change(state.placements.merge_table(&id, table)).await
 }
 
 pub(super) async fn dispatcher_count(
     State(state): State<Shared>,
-    Maintained(id): Maintained,
     Query(query): Query<TableQuery>,
+    maintained: Maintained,
 ) -> Answer {
+    let id = maintained.id()?;
     let count = if query.is_redo() { 0 } else { state.placements.dispatcher_count(&id).await? };
     Ok(Json(json!({ "count": count })))
 }
 
 pub(super) async fn tables(
     State(state): State<Shared>,
-    Maintained(id): Maintained,
     Query(query): Query<TableQuery>,
+    maintained: Maintained,
 ) -> Answer {
+    let id = maintained.id()?;
     let tables = if query.is_redo() { Default::default() } else { state.placements.tables(&id).await? };
     let items: Vec<Value> = tables
         .iter()
@@ -149,7 +155,7 @@ pub(super) async fn tables(
 
 pub(super) async fn move_table_v1(
     State(state): State<Shared>,
-    Maintained(id): Maintained,
+    maintained: Maintained,
     body: Bytes,
 ) -> Result<(StatusCode, Json<Value>), ApiFailure> {
     #[derive(Deserialize, Default)]
@@ -161,6 +167,7 @@ pub(super) async fn move_table_v1(
     let body: Body = parse_body(&body)?;
     let table = body.table_id.ok_or_else(|| ApiFailure::invalid("table_id is missing"))?;
     let target = node_id(&body.capture_id)?;
+    let id = maintained.id()?;
     state.placements.move_table(&id, TableId(table), target, true).await?;
     Ok((StatusCode::ACCEPTED, Json(json!({}))))
 }

@@ -11,10 +11,9 @@ use parking_lot::Mutex;
 use time::OffsetDateTime;
 use time::macros::format_description;
 
+use crate::config::LogFileConfig;
 use crate::metrics as names;
 
-/// A file that has grown to this is put aside under the time of that moment; none is ever removed.
-const LARGEST: u64 = 300 << 20;
 /// How often sizes are looked at.
 const LOOK: Duration = Duration::from_secs(30);
 
@@ -27,19 +26,23 @@ pub(super) struct LogFile {
     file: File,
     size: u64,
     largest: u64,
+    keep: LogFileConfig,
 }
 
 impl LogFile {
     /// Opens the file or makes it.
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
+    pub(super) fn open(path: &Path, keep: &LogFileConfig) -> io::Result<Self> {
         let _ = PATH.set(path.to_owned());
-        Self::with_limit(path, LARGEST)
+        let largest = if keep.max_size == 0 { u64::MAX } else { keep.max_size.saturating_mul(1 << 20) };
+        let file = Self { keep: keep.clone(), ..Self::with_limit(path, largest)? };
+        file.forget_old();
+        Ok(file)
     }
 
     fn with_limit(path: &Path, largest: u64) -> io::Result<Self> {
         let file = OpenOptions::new().create(true).append(true).open(path)?;
         let size = file.metadata()?.len();
-        Ok(Self { path: path.to_owned(), file, size, largest })
+        Ok(Self { path: path.to_owned(), file, size, largest, keep: LogFileConfig::default() })
     }
 
     fn rotate(&mut self) -> io::Result<()> {
@@ -53,7 +56,30 @@ impl LogFile {
         std::fs::rename(&self.path, self.path.with_file_name(format!("{stem}-{time}{dot}{extension}")))?;
         self.file = OpenOptions::new().create(true).append(true).open(&self.path)?;
         self.size = 0;
+        self.forget_old();
         Ok(())
+    }
+
+    /// Removes files that were put aside too long ago, or that are too many. One that cannot be removed stays.
+    fn forget_old(&self) {
+        let LogFileConfig { max_days, max_backups, .. } = self.keep;
+        if max_days == 0 && max_backups == 0 {
+            return;
+        }
+        // Their names have the time in them: the newest is the last.
+        let mut aside = put_aside(&self.path);
+        aside.sort_unstable();
+        let oldest = Duration::from_secs(max_days.saturating_mul(24 * 3600));
+        for (newer, path) in aside.iter().rev().enumerate() {
+            let age = std::fs::metadata(path)
+                .and_then(|file| file.modified())
+                .ok()
+                .and_then(|at| at.elapsed().ok());
+            let stale = max_days > 0 && age.is_some_and(|age| age > oldest);
+            if stale || (max_backups > 0 && newer >= max_backups) {
+                let _ = std::fs::remove_file(path);
+            }
+        }
     }
 }
 
@@ -112,6 +138,30 @@ pub(crate) fn measure() {
     }
 }
 
+/// The files that were put aside by [`LogFile`], and no others: `stem-2026-03-01T08-00-00.000000.ext`.
+fn put_aside(path: &Path) -> Vec<PathBuf> {
+    let name =
+        |part: Option<&std::ffi::OsStr>| part.map_or(String::new(), |p| p.to_string_lossy().into_owned());
+    let begin = format!("{}-", name(path.file_stem()));
+    let end = path.extension().map_or(String::new(), |end| format!(".{}", end.to_string_lossy()));
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let is_time = |text: &str| {
+        let form = "0000-00-00T00-00-00.000000";
+        text.len() == form.len()
+            && text
+                .bytes()
+                .zip(form.bytes())
+                .all(|(is, of)| if of == b'0' { is.is_ascii_digit() } else { is == of })
+    };
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let ours = entries.flatten().filter(|entry| {
+        let name = entry.file_name();
+        let middle = name.to_str().and_then(|name| name.strip_prefix(&begin)?.strip_suffix(&end));
+        middle.is_some_and(is_time)
+    });
+    ours.map(|entry| entry.path()).collect()
+}
+
 /// The file and those that were put aside, compressed by somebody or not.
 fn total_size(path: &Path) -> u64 {
     let Some(stem) = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()) else { return 0 };
@@ -150,5 +200,31 @@ mod tests {
             names.iter().map(|n| std::fs::read_to_string(dir.path().join(n)).unwrap()).collect();
         assert_eq!(all, "before\nline 0\nline 1\nline 2\nline 3\nline 4\nline 5\n");
         assert_eq!(total_size(&path), all.len() as u64);
+    }
+
+    #[test]
+    fn files_that_were_put_aside_are_kept_as_long_as_configured_and_others_are_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.log");
+        for other in
+            ["node-notes.log", "node-2026-03-01.log", "node-2026-03-01T08-00-00.000000.txt", "other.log"]
+        {
+            std::fs::write(dir.path().join(other), "x").unwrap();
+        }
+        let limits = LogFileConfig { max_backups: 2, ..LogFileConfig::default() };
+        let mut file = LogFile { largest: 10, ..LogFile::open(&path, &limits).unwrap() };
+        for n in 0..6 {
+            file.write_all(format!("line {n}..\n").as_bytes()).unwrap();
+        }
+        let mut kept = put_aside(&path);
+        kept.sort_unstable();
+        let texts: Vec<String> = kept.iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
+        assert_eq!(texts, ["line 3..\n", "line 4..\n"]);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 4 + 2 + 1);
+        // Too old is forgotten when the server starts.
+        let old = std::time::SystemTime::now() - Duration::from_secs(3 * 24 * 3600);
+        File::open(&kept[0]).unwrap().set_modified(old).unwrap();
+        LogFile::open(&path, &LogFileConfig { max_days: 2, ..LogFileConfig::default() }).unwrap();
+        assert_eq!(put_aside(&path), kept[1..]);
     }
 }

@@ -25,6 +25,8 @@ fn millrace(dir: &Path, arguments: &[&str]) -> Output {
         .env_remove("MILLRACE_SERVER")
         .env_remove("MILLRACE_UPSTREAM_URI")
         .env_remove("MILLRACE_SINK_URI")
+        // Nobody's own credentials.
+        .env("HOME", dir)
         .stdin(Stdio::null())
         .stdout(out.try_clone().unwrap())
         .stderr(err.try_clone().unwrap())

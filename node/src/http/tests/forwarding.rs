@@ -147,6 +147,9 @@ async fn the_leader_answers_itself_and_nobody_is_an_error() {
     let (status, _, _) = send(&follower, "POST", "/api/v2/changefeeds", &[], &"x".repeat(3 << 20)).await;
     assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
 
+    for address in &cluster.addresses {
+        assert_eq!(send(address, "GET", "/readyz", &[], "").await.0, StatusCode::OK, "whoever leads");
+    }
     let refused = async |leading: Option<&str>| {
         cluster.leading.send_replace(leading.map(NodeId::from));
         let (status, headers, text) = send(&follower, "GET", "/api/v2/changefeeds", &[], "").await;
@@ -155,6 +158,8 @@ async fn the_leader_answers_itself_and_nobody_is_an_error() {
         code_of(&text)
     };
     assert_eq!(refused(None).await, "CDC:ErrOwnerNotFound");
+    let (status, _, text) = send(&follower, "GET", "/readyz", &[], "").await;
+    assert_eq!((status, text.as_str()), (StatusCode::SERVICE_UNAVAILABLE, "no coordinator is known\n"));
     assert_eq!(refused(Some("n2")).await, "CDC:ErrOwnerNotFound", "it is to lead and does not yet");
     assert_eq!(refused(Some("n8")).await, "CDC:ErrOwnerNotFound", "nobody knows where that is");
     let mut members = (**cluster.members.borrow()).clone();

@@ -7,6 +7,7 @@ use testkit::Millrace;
 use super::{Complaints, millrace};
 
 #[test]
+// behaviour: api-S-5
 fn configurations_that_cannot_be_used_are_refused_with_the_key_and_what_to_write() {
     let mut complaints = Complaints::default();
     let dir = tempfile::tempdir().unwrap();
@@ -14,6 +15,17 @@ fn configurations_that_cannot_be_used_are_refused_with_the_key_and_what_to_write
         ("addres = \"127.0.0.1:0\"", &["addres", "unknown"]),
         ("[event-store]\nmemory = 1", &["memory", "unknown"]),
         ("[log]\nlevel = \"info\"", &["level", "unknown"]),
+        ("addres = \"127.0.0.1:0\"", &["addres", "did you mean addr?"]),
+        ("[event-store]\nmemory-byte = 1", &["memory-byte", "did you mean event-store.memory-bytes?"]),
+        ("[security]\nca-file = \"a\"", &["ca-file", "unknown"]),
+        ("[security]\nmtls = true", &["security.mtls", "ca-path"]),
+        ("[security]\nca-path = \"nowhere.pem\"", &["security.ca-path", "nowhere.pem"]),
+        ("[security]\nclient-user-required = true", &["security.client-allowed-user"]),
+        ("[security]\nclient-allowed-user = [\"a\"]", &["security.client-user-required"]),
+        ("[security]\nredact-info-log = \"some\"", &["off, marker or on"]),
+        ("[log.file]\nmax-size = -1", &["max-size", "u64"]),
+        ("data-dir = \"d\"\nlog-file = \"d/log/x.log\"", &["log-file", "data directory", "d/millrace.log"]),
+        ("data-dir = \"d\"\nlog-file = \"./e/../d\"", &["log-file", "data directory"]),
         ("addr = 8300", &["addr", "string"]),
         ("data-dir = [\"a\"]", &["data-dir", "string"]),
         ("[event-store]\ndisk-bytes = \"64 GiB\"", &["disk-bytes", "u64"]),
@@ -47,6 +59,10 @@ fn configurations_that_cannot_be_used_are_refused_with_the_key_and_what_to_write
         (&["--config", "bytes.toml"], &["bytes.toml", "UTF-8"]),
         (&["--addr", "here"], &["addr", "host:port"]),
         (&["--addr", "host.invalid:1", "--data-dir", "d"], &["host.invalid:1"]),
+        (&["--ca", "a.pem"], &["--cert", "--key"]),
+        (&["--cert", "a.pem", "--key", "a.key"], &["--ca"]),
+        (&["--ca", "no.pem", "--cert", "no.pem", "--key", "no.key"], &["security.ca-path", "no.pem"]),
+        (&["--cert-allowed-cn", "a,b"], &["security.cert-allowed-cn", "TLS"]),
         (&["--log-format", "xml"], &["xml", "json"]),
         (&["--log-level", "a=b=c"], &["log-level"]),
         (&["--log-file", "nowhere/log", "--addr", "127.0.0.1:0"], &["nowhere/log", "No such file"]),
@@ -72,7 +88,7 @@ async fn an_address_or_a_data_directory_in_use_is_named() {
     complaints.refuses(
         dir.path(),
         &["server", "--addr", "127.0.0.1:0", "--data-dir", "data"],
-        &["metadata store", "data", "another process"],
+        &["data directory", "data", "another process"],
     );
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
