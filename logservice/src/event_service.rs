@@ -264,6 +264,7 @@ impl EventService {
     }
 
     fn on_progress(&mut self, gid: Gid, entry: &DispatcherProgress, from: &NodeId) {
+        let here = self.center.node().clone();
         let Some(feed) = self.feed(gid).filter(|feed| feed.streams.contains_key(&entry.dispatcher)) else {
             return self.tell_unknown(from, gid, entry.dispatcher);
         };
@@ -278,9 +279,7 @@ impl EventService {
         if stream.pass_ddl(entry.checkpoint) {
             feed.queue(entry.dispatcher);
         }
-        if let Some((checkpoint, durable)) = feed.slowest(table) {
-            feed.store.trim(table, checkpoint, Some(durable));
-        }
+        feed.trim(table, &here);
     }
 
     /// Queues the streams of tables that have new rows. Drops feeds whose store was closed.

@@ -19,6 +19,7 @@ mod writer;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use event::{RowBatch, TableInfo};
@@ -131,6 +132,8 @@ pub struct Store {
     room: Notify,
     /// Something became visible: for the event service.
     changed: Arc<Notify>,
+    /// The changefeed's persisted checkpoint.
+    persisted: AtomicU64,
 }
 
 impl std::fmt::Debug for Store {
@@ -154,7 +157,8 @@ impl Store {
         let dir = StoreDir::open(&config.dir)?;
         let state = Mutex::new(State::new(start_ts));
         let metrics = metrics::StoreMetrics::new();
-        let store = Arc::new(Self { changefeed, config, dir, metrics, state, room: Notify::new(), changed });
+        let (room, persisted) = (Notify::new(), AtomicU64::new(start_ts.0));
+        let store = Arc::new(Self { changefeed, config, dir, metrics, state, room, changed, persisted });
         let writer = StoreWriter::new(Arc::clone(&store));
         Ok((store, writer))
     }
@@ -163,6 +167,17 @@ impl Store {
     #[must_use]
     pub fn changefeed(&self) -> &ChangefeedId {
         &self.changefeed
+    }
+
+    /// The changefeed's checkpoint was persisted.
+    pub fn on_persisted(&self, checkpoint: Ts) {
+        self.persisted.fetch_max(checkpoint.0, Ordering::Relaxed);
+    }
+
+    /// The changefeed's persisted checkpoint, as far as it was told; at first where the store begins.
+    #[must_use]
+    pub fn persisted(&self) -> Ts {
+        Ts(self.persisted.load(Ordering::Relaxed))
     }
 
     /// Newest resolved ts and its wall time.

@@ -67,6 +67,13 @@ impl LogService {
         Ok(writer)
     }
 
+    /// A changefeed's checkpoint was persisted: rows behind it are not needed again, on whichever node.
+    pub fn on_persisted(&self, changefeed: &ChangefeedId, checkpoint: Ts) {
+        if let Some(store) = self.store(changefeed) {
+            store.on_persisted(checkpoint);
+        }
+    }
+
     /// Closes the store of a changefeed and removes its files. Idempotent.
     pub fn close(&self, changefeed: &ChangefeedId) {
         let store = self.stores.by_feed.lock().remove(&changefeed.gid);

@@ -333,6 +333,7 @@ impl maintainer::Upstream for UpstreamHub {
         // A reader of a replaced epoch is told nothing more.
         if let Some(reader) = self.readers.lock().get(&changefeed.gid).filter(|reader| reader.epoch == epoch)
         {
+            self.log.on_persisted(changefeed, persisted);
             reader.persisted.send_if_modified(|known| {
                 let newer = persisted > *known;
                 *known = persisted.max(*known);

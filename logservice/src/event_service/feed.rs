@@ -178,6 +178,22 @@ impl Feed {
         told.reduce(|one, other| one.zip(other).map(|(a, b)| (a.0.min(b.0), a.1.min(b.1)))).flatten()
     }
 
+    /// Drops the rows of a table that nobody needs again.
+    ///
+    /// A reader on another node may be lost together with what it has told us: the maintainer knows less, and its
+    /// successor begins anywhere from the persisted checkpoint on. One on this node is lost together with the store.
+    /// What a running copy has passed is dropped in any case: a copy that is disturbed begins again as a whole.
+    pub(super) fn trim(&self, table: TableId, here: &NodeId) {
+        let Some((checkpoint, durable)) = self.slowest(table) else { return };
+        let mut readers =
+            self.by_table.get(&table).into_iter().flatten().filter_map(|id| self.streams.get(id));
+        if readers.all(|stream| stream.node == *here) {
+            return self.store.trim(table, checkpoint, Some(durable));
+        }
+        let copied = Some(durable).filter(|durable| *durable > Position::after(checkpoint));
+        self.store.trim(table, checkpoint.min(self.store.persisted()), copied);
+    }
+
     pub(super) fn queue(&mut self, id: DispatcherId) {
         if let Some(stream) = self.streams.get_mut(&id).filter(|stream| !stream.queued) {
             stream.queued = true;

@@ -147,6 +147,10 @@ impl Rig {
         self.log.open(&self.changefeed, checkpoint).unwrap()
     }
 
+    pub(crate) fn persisted(&self, checkpoint: Ts) {
+        self.log.on_persisted(&self.changefeed, checkpoint);
+    }
+
     pub(crate) fn close(&self) {
         self.log.close(&self.changefeed);
     }
