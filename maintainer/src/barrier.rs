@@ -215,7 +215,6 @@ impl Barrier {
             };
             self.insert(event);
         }
-        let must_queue = !self.is_applied(key, placement);
         let schedule_pending = !self.queue.is_empty();
         let Some(event) = self.events.get_mut(&key) else { return false };
         event.last_status = now;
@@ -232,21 +231,33 @@ impl Barrier {
         }
         let Some(span) = placement.spans.get(id) else { return false };
         event.arrive(span, is_trigger, &placement.spans);
-        if event.is_complete(&placement.spans) {
-            let trigger = placement.spans.trigger().map(|trigger| trigger.id);
-            let writer = if event.is_wide() || event.trigger_related { trigger } else { Some(id) };
-            event.select(writer, &placement.spans);
-            event.last_resend = Some(now);
-            if event.needs_schedule() && must_queue {
-                self.queue.insert(key);
-            }
-            if let Some(writer) = writer
-                && let Some(node) = self.node_of(writer, placement)
-            {
-                reply.act(node, vec![writer], BlockAction::Write, key);
-            }
+        if event.is_complete(&placement.spans)
+            && let Some((node, writer)) = self.choose(key, Some(id), placement, now)
+        {
+            reply.act(node, vec![writer], BlockAction::Write, key);
         }
         true
+    }
+
+    /// Everybody waits: somebody is to write, the one that came last unless it is for the table trigger to do.
+    fn choose(
+        &mut self,
+        key: BarrierKey,
+        last: Option<DispatcherId>,
+        placement: &Placement,
+        now: Instant,
+    ) -> Option<(NodeId, DispatcherId)> {
+        let must_queue = !self.is_applied(key, placement);
+        let event = self.events.get_mut(&key)?;
+        let trigger = placement.spans.trigger().map(|trigger| trigger.id);
+        let writer = if event.is_wide() || event.trigger_related { trigger } else { last };
+        event.select(writer, &placement.spans);
+        event.last_resend = Some(now);
+        if event.needs_schedule() && must_queue {
+            self.queue.insert(key);
+        }
+        let writer = writer?;
+        Some((self.node_of(writer, placement)?, writer))
     }
 
     fn node_of(&self, id: DispatcherId, placement: &Placement) -> Option<NodeId> {

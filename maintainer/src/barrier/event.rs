@@ -167,6 +167,17 @@ impl Event {
         trigger_there && self.waiting.as_ref().is_some_and(Coverage::is_full)
     }
 
+    /// Whether tables that are gone were all that a schema-wide event, or one over everything, still waited for: who takes
+    /// part was known when the table trigger arrived, and may have been removed since.
+    pub(super) fn is_complete_without_gone(&mut self, spans: &SpanSet) -> bool {
+        let Some(waiting) = self.waiting.as_mut().filter(|waiting| !waiting.is_full()) else { return false };
+        if matches!(self.influence, InfluencedTables::Normal(_)) {
+            return false;
+        }
+        close_gone(waiting, spans);
+        self.is_complete(spans)
+    }
+
     /// Whether everybody has passed.
     pub(super) fn is_finished(&mut self, spans: &SpanSet) -> bool {
         if self.stage == Stage::Waiting || !self.done.is_full() {

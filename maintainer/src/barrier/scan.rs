@@ -38,6 +38,11 @@ impl Barrier {
                         || event.waits_for_ended(&self.ended);
                     if passed {
                         self.forward(key, placement, now);
+                    } else if event.is_complete_without_gone(&placement.spans)
+                        && let Some((node, writer)) = self.choose(key, None, placement, now)
+                    {
+                        let to = InfluencedDispatchers::Normal(vec![writer]);
+                        out.entry(node).or_default().push(action(to, BlockAction::Write, key));
                     }
                 }
                 Stage::Selected { written: true, .. } => {}

@@ -317,6 +317,18 @@ fn an_event_over_everything_lets_every_node_pass_when_it_is_written() {
 }
 
 #[test]
+fn an_event_over_everything_does_not_wait_for_a_table_that_is_gone_since() {
+    let mut b = Bench::new(&[(1, 1, "n1"), (2, 1, "n2")]);
+    let everything = waiting(110, InfluencedTables::All);
+    b.report("n1", &[(TRIGGER, everything.clone()), (101, everything)]);
+    says(b.after(1000), &expect!["-"]);
+    b.placement.spans.remove(DispatcherId::new(0, 102));
+    says(b.after(1000), &expect!["n1: write 110 to 1"]);
+    b.report("n1", &[(TRIGGER, done(110)), (101, done(110))]);
+    assert_eq!(b.barrier.len(), 0);
+}
+
+#[test]
 fn whoever_comes_to_an_event_that_others_are_passing_is_waited_for() {
     let mut b = Bench::new(&[(1, 1, "n1"), (2, 1, "n2")]);
     let everything = waiting(110, InfluencedTables::All);
