@@ -74,6 +74,33 @@ impl Rule {
         Self::EveryNodeAnswers,
     ];
 
+    /// The rule that stops what this one is for nearly every time. Alone, the absence of this one can hardly be noticed;
+    /// with the other one away too, it can.
+    #[must_use]
+    pub const fn behind(self) -> Option<Self> {
+        match self {
+            Self::StoppedEpochs | Self::Quiesce => Some(Self::OwnerFence),
+            Self::Tombstone | Self::JournalClearing => Some(Self::CommandOrder),
+            Self::NewTableHolds => Some(Self::AbsentHolds),
+            Self::OwnerFence
+            | Self::OperatorResend
+            | Self::BlockResend
+            | Self::WriteResend
+            | Self::OriginFirst
+            | Self::OperatorsHold
+            | Self::AbsentHolds
+            | Self::WatermarkGeneration
+            | Self::EverybodyArrives
+            | Self::FlushBeforeBlock
+            | Self::CommandOrder
+            | Self::StrangersFirst
+            | Self::CloseElsewhere
+            | Self::ResignationRepeated
+            | Self::DrainCountsMoves
+            | Self::EveryNodeAnswers => None,
+        }
+    }
+
     /// Whether it is in force.
     #[inline]
     #[must_use]
@@ -93,15 +120,15 @@ pub(crate) mod switches {
     use super::Rule;
 
     thread_local! {
-        static OFF: Cell<Option<Rule>> = const { Cell::new(None) };
+        static OFF: Cell<[Option<Rule>; 2]> = const { Cell::new([None; 2]) };
     }
 
     pub(crate) fn is_off(rule: Rule) -> bool {
-        OFF.get() == Some(rule)
+        OFF.get().contains(&Some(rule))
     }
 
-    /// Switches a rule off in this thread, and the one before on again.
-    pub fn switch_off(rule: Option<Rule>) {
-        OFF.set(rule);
+    /// Switches rules off in this thread, and those before on again.
+    pub fn switch_off(rules: [Option<Rule>; 2]) {
+        OFF.set(rules);
     }
 }

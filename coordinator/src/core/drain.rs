@@ -231,7 +231,6 @@ impl Core {
         let left = view.left();
         let stopped = record.is_some_and(crate::drain::NodeRecord::stopping_observed);
         let active = self.drain.active().is_some() && self.initialized;
-        let left = if heartbeatpb::Rule::DrainCountsMoves.holds() { left } else { view.maintainers };
         let complete = active && stopped && state != NodeState::Unknown && left == 0;
         view.remaining = if complete { 0 } else { left.max(1) };
         Some(view)
@@ -537,6 +536,9 @@ impl Core {
 impl DrainView {
     /// The largest of the counts: the same thing may be in several of them.
     fn left(&self) -> u64 {
+        if !heartbeatpb::Rule::DrainCountsMoves.holds() {
+            return self.maintainers.max(self.dispatchers);
+        }
         [self.maintainers, self.operators, self.dispatchers, self.moves, self.pending]
             .into_iter()
             .max()

@@ -22,7 +22,8 @@ struct Args {
     /// With --seed: the plan as it is, not made smaller.
     #[arg(long)]
     whole: bool,
-    /// Switch the rules of the control plane off one by one: each has to be noticed within the seeds.
+    /// Switch the rules of the control plane off one by one: each has to be noticed within the seeds. A rule that stands
+    /// behind another one is switched off together with it, on seeds that pass without that one.
     #[arg(long)]
     mutants: bool,
     /// Also the situations in which such control planes are known to have failed, each with 20 seeds.
@@ -102,7 +103,7 @@ fn rule(name: &str) -> anyhow::Result<Rule> {
 
 fn one(seed: u64, args: &Args) -> anyhow::Result<()> {
     let without = args.without.as_deref().map(rule).transpose()?;
-    let plan = Plan { without, ..Plan::of(seed) };
+    let plan = Plan { without: [without, None], ..Plan::of(seed) };
     let found = if args.whole { None } else { shrink(&plan) };
     let (plan, outcome) = found.unwrap_or_else(|| {
         let outcome = run(&plan, false);
@@ -159,10 +160,10 @@ fn mutants(args: &Args) -> anyhow::Result<()> {
             scope.spawn(|| {
                 while let Some(rule) = Rule::ALL.get(next.fetch_add(1, Ordering::Relaxed)).copied() {
                     let caught = (args.from..args.from + args.seeds).find_map(|seed| {
-                        let outcome = run(&Plan { without: Some(rule), ..Plan::of(seed) }, false);
+                        let fails = |without| run(&Plan { without, ..Plan::of(seed) }, false).violation;
                         // What fails with the rule in force says nothing about it.
-                        let violation = outcome.violation?;
-                        run(&Plan::of(seed), false).violation.is_none().then_some((seed, violation))
+                        let violation = fails([Some(rule), rule.behind()])?;
+                        fails([None, rule.behind()]).is_none().then_some((seed, violation))
                     });
                     let mut results = results.lock();
                     let (rules, noticed) = (Rule::ALL.len(), caught.is_some());
@@ -178,7 +179,8 @@ fn mutants(args: &Args) -> anyhow::Result<()> {
         match caught {
             Some((seed, violation)) => {
                 let short: String = violation.chars().take(100).collect();
-                println!("{:<20} noticed by seed {seed:>4}: {short}", format!("{rule:?}"));
+                let behind = rule.behind().map_or(String::new(), |first| format!(" (behind {first:?})"));
+                println!("{:<20} noticed by seed {seed:>4}{behind}: {short}", format!("{rule:?}"));
             }
             None => println!("{:<20} NOT NOTICED within {} seeds", format!("{rule:?}"), args.seeds),
         }

@@ -32,6 +32,8 @@ enum Wish {
 enum Answer {
     Done,
     Left(u64),
+    /// The node is not in the cluster, says somebody who may not have heard for a while.
+    Unknown(NodeId),
     Failed(Error),
 }
 
@@ -102,13 +104,21 @@ impl People {
     }
 
     /// Asks for the first wish.
-    pub(super) fn ask(&mut self, leader: &CoordinatorHandle, host: &Node, now: u64) {
+    pub(super) fn ask(
+        &mut self,
+        leader: &CoordinatorHandle,
+        host: &Node,
+        is_up: impl Fn(&NodeId) -> bool,
+        now: u64,
+    ) {
         self.look(leader, host, now);
         if let Some((since, slot)) = &self.asked {
             let answer = slot.lock().take();
             match answer {
                 None if now < since + PATIENCE => return,
                 None => {}
+                // A person who sees the node asks again.
+                Some(Answer::Unknown(node)) if is_up(&node) => {}
                 Some(answer) => self.on_answer(answer, now),
             }
             self.asked = None;
@@ -174,7 +184,7 @@ impl People {
             }
             (Answer::Left(_), _) => {}
             (Answer::Failed(error), _) => *self.failure.lock() = error.to_string(),
-            (Answer::Done, drained) => {
+            (Answer::Done | Answer::Unknown(_), drained) => {
                 // It takes no work any more until it is started again.
                 if let Some(Wish::CancelDrain(..)) = self.wishes.pop_front() {
                     self.unwanted = drained;
@@ -234,11 +244,12 @@ async fn fulfil(leader: &CoordinatorHandle, wish: Wish) -> Answer {
         },
         Wish::Drain(node, _) => match leader.drain_node(&node).await {
             Ok(view) => Answer::Left(view.remaining),
-            Err(Error::NodeNotExists(_)) => Answer::Done,
+            Err(Error::NodeNotExists(_)) => Answer::Unknown(node),
             Err(error) => Answer::Failed(error),
         },
         Wish::CancelDrain(node, _) => match leader.cancel_drain(&node).await {
-            Ok(()) | Err(Error::Drain(_) | Error::NodeNotExists(_)) => Answer::Done,
+            Ok(()) | Err(Error::Drain(_)) => Answer::Done,
+            Err(Error::NodeNotExists(_)) => Answer::Unknown(node),
             Err(error) => Answer::Failed(error),
         },
     }

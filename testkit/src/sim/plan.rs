@@ -45,6 +45,8 @@ pub enum Event {
     Join(u32),
     /// A person drains the process of a machine; it is replaced when it is empty.
     Drain(u32),
+    /// A person drains the process that leads.
+    DrainLeader,
     /// A person takes the drain back.
     CancelDrain,
     /// A person pauses the changefeeds, and resumes them after a while.
@@ -82,8 +84,8 @@ pub struct Plan {
     pub uncertain: u64,
     /// Milliseconds until faults end.
     pub chaos: u64,
-    /// A rule of the control plane that is switched off.
-    pub without: Option<heartbeatpb::Rule>,
+    /// Rules of the control plane that are switched off.
+    pub without: [Option<heartbeatpb::Rule>; 2],
     /// What happens, each with its time in milliseconds.
     pub events: Vec<(u64, Event)>,
 }
@@ -111,7 +113,7 @@ impl Plan {
             faults,
             uncertain: [0, 0, 5, 20][usize::try_from(random.between(0, 3)).unwrap_or(0)],
             chaos,
-            without: None,
+            without: [None; 2],
             events: Vec::new(),
         };
         for _ in 0..random.between(0, 9) {
@@ -144,7 +146,7 @@ impl Plan {
 fn maintainer_replaced(random: &mut Random, plan: &mut Plan) {
     let machines = u64::from(plan.machines);
     let begin = random.between(2_000, plan.chaos.max(6_000) - 4_000);
-    let slow = Event::SlowMaintainer(random.between(1_500, 7_000), random.between(500, 3_000));
+    let slow = Event::SlowMaintainer(random.between(1_500, 8_000), 9_000);
     plan.events.push((begin, slow));
     for _ in 0..random.between(1, 4) {
         let event = match random.between(0, 4) {
@@ -155,7 +157,9 @@ fn maintainer_replaced(random: &mut Random, plan: &mut Plan) {
         };
         plan.events.push((begin + random.between(0, 1_200), event));
     }
-    let last = begin + random.between(300, 2_000);
+    // A move takes two messages, one after the other; a successor starts three seconds later at the earliest.
+    let last = begin + random.between(300, 10_000);
+    plan.chaos = plan.chaos.max(last + 6_000);
     let end = match random.between(0, 3) {
         0 | 1 => Event::CrashMaintainer(random.between(200, 2_500)),
         2 => Event::CrashBoth(random.between(200, 2_500)),
@@ -185,10 +189,16 @@ fn leader_replaced(random: &mut Random, plan: &mut Plan) {
         plan.events.push((begin + random.between(0, 1_200), event));
     }
     let last = begin + random.between(300, 2_000);
-    let end = match random.between(0, 2) {
+    let end = match random.between(0, 3) {
         0 => Event::CrashLeader(random.between(200, 2_500)),
         1 => Event::CrashBoth(random.between(200, 2_500)),
-        _ => Event::PauseLeader(random.between(2_500, 6_000)),
+        2 => Event::PauseLeader(random.between(2_500, 6_000)),
+        _ => {
+            // It cannot give its role up.
+            let outage = Event::StoreDown(random.between(500, 2_500));
+            plan.events.push((last + random.between(0, 200), outage));
+            Event::DrainLeader
+        }
     };
     plan.events.push((last, end));
     let event = Event::Drain(machine(random));

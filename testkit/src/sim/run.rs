@@ -66,7 +66,7 @@ pub fn run(plan: &Plan, verbose: bool) -> Outcome {
     drop((processes, feeds));
     drop(simulation);
     simulated::leave();
-    heartbeatpb::switch_off(None);
+    heartbeatpb::switch_off([None; 2]);
     outcome
 }
 
@@ -378,6 +378,14 @@ impl<'a> Simulation<'a> {
                     self.people.drain(node, machine);
                 }
             }
+            Event::DrainLeader => {
+                let leader = self.leader().filter(|_| self.nodes.len() > 1);
+                if let Some((machine, node)) =
+                    leader.and_then(|machine| Some((machine, self.node_of(machine)?)))
+                {
+                    self.people.drain(node, machine);
+                }
+            }
             Event::CancelDrain => self.people.cancel_drain(),
             Event::PauseFeeds(millis) => {
                 for id in &self.feeds {
@@ -483,7 +491,8 @@ impl<'a> Simulation<'a> {
             .filter(|node| node.paused_until.is_none())
             .find_map(|node| Some((node.coordinator()?, node)));
         if let Some((handle, host)) = leader {
-            self.people.ask(&handle, host, now);
+            let is_up = |id: &NodeId| self.nodes.values().any(|node| node.id == *id);
+            self.people.ask(&handle, host, is_up, now);
         }
         if let Some((node, machine)) = self.people.emptied(now, &self.world) {
             self.stop(&node, machine, now, "is empty and is stopped");

@@ -30,7 +30,7 @@ impl Scenario {
             faults: self.faults,
             uncertain: 0,
             chaos: last + 4_000,
-            without: None,
+            without: [None; 2],
             events: self.events.clone(),
         }
     }
