@@ -142,6 +142,8 @@ pub(crate) struct Maintainer {
     looked: Instant,
     /// A fence under way.
     fencing: Option<JoinHandle<Fence>>,
+    /// Its number.
+    attempt: u64,
     /// Who waits for an answer.
     replies: BTreeMap<u64, Reply>,
     tickets: u64,
@@ -151,7 +153,7 @@ pub(crate) struct Maintainer {
 type Points = Result<SplitPoints, String>;
 
 /// What the downstream said to a fence.
-type Fence = (u64, Result<FenceOutcome, RunningError>);
+type Fence = Result<FenceOutcome, RunningError>;
 
 /// The end of something that the log reader was asked for.
 enum ReaderStep {
@@ -219,6 +221,7 @@ impl Maintainer {
             question: (0, born),
             looked: born,
             fencing: None,
+            attempt: 0,
             replies: BTreeMap::new(),
             tickets: 0,
         };
@@ -473,30 +476,29 @@ impl Maintainer {
     fn begin_fence(&mut self, attempt: u64, whom: Whom) {
         let fence = Arc::clone(&self.fence);
         let (info, epoch) = (self.info.clone(), self.epoch);
-        let me = self.center.node().to_string();
+        let late = self.fence_error("the downstream did not answer in time when nodes were to be fenced");
+        self.attempt = attempt;
         if let Some(before) = self.fencing.replace(tokio::spawn(async move {
             let asked = tokio::time::timeout(FENCE_DEADLINE, fence.fence(&info, epoch, &whom)).await;
-            let result = asked.unwrap_or_else(|_| {
-                Err(RunningError {
-                    time: String::new(),
-                    node: me,
-                    code: codes::SINK_UNAVAILABLE.to_owned(),
-                    message: "the downstream did not answer in time when nodes were to be fenced".to_owned(),
-                })
-            });
-            (attempt, result)
+            asked.unwrap_or(Err(late))
         })) {
             before.abort();
         }
     }
 
-    /// A fence has ended. Of one that panicked the core hears nothing, and tries again when it takes it for lost.
+    fn fence_error(&self, message: &str) -> RunningError {
+        RunningError {
+            time: String::new(),
+            node: self.center.node().to_string(),
+            code: codes::SINK_UNAVAILABLE.to_owned(),
+            message: message.to_owned(),
+        }
+    }
+
+    /// A fence has ended.
     fn on_fence(&mut self, fence: Option<Fence>, out: &mut Vec<Effect>) {
         self.fencing = None;
-        let Some((attempt, result)) = fence else {
-            tracing::error!(changefeedID = %self.id, "fencing ended abnormally");
-            return;
-        };
+        let result = fence.unwrap_or_else(|| Err(self.fence_error("fencing ended abnormally")));
         match &result {
             Ok(outcome) => {
                 for (node, why) in &outcome.busy {
@@ -509,7 +511,7 @@ impl Maintainer {
                     "cannot fence nodes that are gone; their spans wait");
             }
         }
-        self.core.on_fenced(attempt, result, now(), out);
+        self.core.on_fenced(self.attempt, result, now(), out);
     }
 
     /// Shows the status to the manager.

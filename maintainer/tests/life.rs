@@ -2,6 +2,7 @@
 
 mod world;
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -9,8 +10,9 @@ use heartbeatpb::{
     ChangefeedId, CheckpointTsMessage, ComponentState, NodeId, NodeLiveness, RunningError,
     SetDispatcherDrainTargetRequest, SetNodeLivenessRequest, TableId, Ts,
 };
+use maintainer::Whom;
 use messaging::ToMaintainerManager;
-use world::{NODE_EPOCH, World, within};
+use world::{Does, FakeFence, NODE_EPOCH, World, within};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_tables_are_placed_followed_and_let_go() {
@@ -306,4 +308,37 @@ async fn people_divide_a_table_and_see_where_its_parts_are() {
     assert!(ranges.windows(2).all(|pair| pair[0].is_followed_by(&pair[1])), "{ranges:?}");
     world.stop().await;
     assert_eq!(placements.dispatcher_count(&id).await, Err(maintainer::PlacementError::Ended));
+}
+
+#[tokio::test]
+async fn a_downstream_is_asked_until_it_refuses_whoever_is_no_member() {
+    let fence = Arc::<FakeFence>::default();
+    fence.does.lock().extend([Does::Fail, Does::Panic]);
+    let world = World::with_fence(1, Arc::clone(&fence) as Arc<dyn maintainer::DownstreamFence>);
+    world.bootstrap(1);
+    let id = ChangefeedId::fresh("t");
+    world.add(&id, 7);
+    within("it works", || world.status(&id).is_some_and(|status| status.bootstrap_done)).await;
+    let members = Whom::AllBut([NodeId::from("n1")].into());
+    assert_eq!(
+        *fence.asked.lock(),
+        [(Some(7), members.clone()), (Some(7), members.clone()), (Some(7), members)]
+    );
+    within("its table is created", || world.dispatchers.lock().running.len() == 2).await;
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_downstream_that_never_answers_is_asked_again_and_a_maintainer_ends_meanwhile() {
+    let fence = Arc::<FakeFence>::default();
+    fence.does.lock().extend([Does::Nothing, Does::Nothing]);
+    let world = World::with_fence(1, Arc::clone(&fence) as Arc<dyn maintainer::DownstreamFence>);
+    world.bootstrap(1);
+    let id = ChangefeedId::fresh("t");
+    world.add(&id, 7);
+    within("it is asked again", || fence.asked.lock().len() == 2).await;
+    assert_eq!(world.dispatchers.lock().running.len(), 1, "the table trigger alone");
+    world.remove(&id, 7, true, false);
+    within("it has stopped", || world.is_stopped(&id)).await;
+    world.stop().await;
 }

@@ -21,7 +21,8 @@ use heartbeatpb::{
     SchemaId, SetNodeLivenessResponse, TableId, TableSpan, TableSpanStatus, Ts, Watermark,
 };
 use maintainer::{
-    LivenessCell, MaintainerManager, ManagerConfig, PlacementHandle, SourceTable, SplitPoints, Upstream,
+    DownstreamFence, FenceOutcome, LivenessCell, MaintainerManager, ManagerConfig, NothingToFence,
+    PlacementHandle, SourceTable, SplitPoints, Upstream, Whom,
 };
 use messaging::{
     CoordinatorTopic, HeartbeatCollectorTopic, Inbox, MaintainerManagerTopic, MaintainerTopic, MessageCenter,
@@ -106,6 +107,49 @@ impl Upstream for FakeUpstream {
     }
 }
 
+/// What a downstream does with a fence.
+pub(crate) enum Does {
+    Refuse,
+    Fail,
+    Panic,
+    Nothing,
+}
+
+/// A downstream that does one thing after the other, and refuses whomever it is asked to in the end.
+#[derive(Default)]
+pub(crate) struct FakeFence {
+    pub(crate) does: Mutex<std::collections::VecDeque<Does>>,
+    pub(crate) asked: Mutex<Vec<(Option<u64>, Whom)>>,
+}
+
+#[async_trait]
+impl DownstreamFence for FakeFence {
+    fn applies_to(&self, info: &ChangefeedInfo) -> bool {
+        info.sink_uri.starts_with("blackhole")
+    }
+
+    async fn fence(
+        &self,
+        _: &ChangefeedInfo,
+        epoch: Option<MaintainerEpoch>,
+        whom: &Whom,
+    ) -> Result<FenceOutcome, RunningError> {
+        self.asked.lock().push((number(epoch), whom.clone()));
+        let does = self.does.lock().pop_front();
+        match does.unwrap_or(Does::Refuse) {
+            Does::Refuse => Ok(FenceOutcome::default()),
+            Does::Fail => Err(RunningError {
+                time: String::new(),
+                node: "n1".to_owned(),
+                code: "CDC:ErrSinkUnavailable".to_owned(),
+                message: "nothing answers".to_owned(),
+            }),
+            Does::Panic => panic!("the test wants it"),
+            Does::Nothing => std::future::pending().await,
+        }
+    }
+}
+
 /// The dispatcher managers of a node, all changefeeds together.
 #[derive(Default)]
 pub(crate) struct Dispatchers {
@@ -168,6 +212,11 @@ pub(crate) struct World {
 impl World {
     /// A node whose upstream has `tables` tables. Its coordinator is on the same node, and not known yet.
     pub(crate) fn new(tables: i64) -> Self {
+        Self::with_fence(tables, Arc::new(NothingToFence))
+    }
+
+    /// One whose downstream has writers that can be fenced, or says that it has not.
+    pub(crate) fn with_fence(tables: i64, fence: Arc<dyn DownstreamFence>) -> Self {
         let center = MessageCenter::new("n1".into(), MessagingConfig::default());
         let upstream = Arc::new(FakeUpstream::default());
         *upstream.tables.lock() = (1..=tables)
@@ -185,7 +234,7 @@ impl World {
         let config =
             ManagerConfig { node_epoch: NODE_EPOCH, liveness: Arc::clone(&liveness), nodes: nodes_view };
         let plug: Arc<dyn Upstream> = Arc::clone(&upstream) as Arc<dyn Upstream>;
-        let manager = MaintainerManager::new(center.clone(), plug, config);
+        let manager = MaintainerManager::new(center.clone(), plug, config).with_fence(fence);
         let placements = manager.placements();
         let dispatchers = Arc::<Mutex<Dispatchers>>::default();
         let heard = Arc::<Mutex<Heard>>::default();
