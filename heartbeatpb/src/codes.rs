@@ -31,6 +31,9 @@ pub const UPSTREAM_QUERY_FAILED: &str = "CDC:ErrUpstreamQueryFailed";
 pub const UPSTREAM_PROTOCOL: &str = "CDC:ErrUpstreamProtocol";
 /// A replication slot or publication of this changefeed's name belongs to somebody else or was altered.
 pub const UPSTREAM_SLOT_CONFLICT: &str = "CDC:ErrUpstreamSlotConflict";
+/// A former reader of the changefeed, on a node that hangs or is cut off, still has the replication slot, and the role
+/// may not end it. Replication goes on when the server has noticed that it is gone.
+pub const UPSTREAM_SLOT_HELD: &str = "CDC:ErrUpstreamSlotHeld";
 /// The upstream no longer has the log from the checkpoint on. Remove the changefeed and create it anew.
 pub const START_TS_BEFORE_GC: &str = "CDC:ErrStartTsBeforeGC";
 /// A table cannot be replicated as it is, for want of a key; give it one, or leave it out with

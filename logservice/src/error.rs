@@ -41,6 +41,14 @@ pub enum Error {
         /// Its own words.
         message: String,
     },
+    /// A former reader of the changefeed still has the replication slot, and we cannot make it go.
+    #[error("replication slot {slot:?} is still held by a former reader: {what}")]
+    SlotHeld {
+        /// The slot.
+        slot: String,
+        /// Why it stays, and until when.
+        what: String,
+    },
     /// Wrong user or password, or no rule of the server lets the role in.
     #[error("the upstream refuses the login of {user:?}: {message}")]
     UpstreamAuth {
@@ -223,6 +231,7 @@ impl Error {
             Error::FilterRule { .. } => "CDC:ErrFilterRuleInvalid",
             Error::UpstreamUnreachable { .. } => "CDC:ErrUpstreamUnreachable",
             Error::UpstreamUnavailable { .. } => "CDC:ErrUpstreamUnavailable",
+            Error::SlotHeld { .. } => codes::UPSTREAM_SLOT_HELD,
             Error::UpstreamAuth { .. } => "CDC:ErrUpstreamAuthFailed",
             Error::UpstreamNoDatabase { .. } => "CDC:ErrUpstreamDatabaseNotExists",
             Error::UpstreamTls { .. } => "CDC:ErrUpstreamTLSFailed",
@@ -256,6 +265,7 @@ impl Error {
         match self {
             Error::UpstreamUnreachable { .. }
             | Error::UpstreamUnavailable { .. }
+            | Error::SlotHeld { .. }
             | Error::StoreDamaged { .. }
             | Error::OutOfRange { .. }
             | Error::UnknownDispatcher { .. }

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use event::TableInfo;
-use heartbeatpb::{ChangefeedId, MaintainerEpoch, TableSpan, Ts, WallTime};
+use heartbeatpb::{ChangefeedId, MaintainerEpoch, TableSpan, Ts, WallTime, codes};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -151,7 +151,7 @@ pub struct ReaderProgress {
     /// Whether the log connection stands.
     pub connected: AtomicBool,
     phase: std::sync::atomic::AtomicU8,
-    last_error: parking_lot::Mutex<Option<String>>,
+    last_error: parking_lot::Mutex<Option<(&'static str, String)>>,
 }
 
 impl ReaderProgress {
@@ -175,12 +175,23 @@ impl ReaderProgress {
     /// The last problem that the reader met and got over, or is trying to.
     #[must_use]
     pub fn last_error(&self) -> Option<String> {
+        self.last_error.lock().as_ref().map(|(_, text)| text.clone())
+    }
+
+    /// The same with its stable code.
+    #[must_use]
+    pub fn last_failure(&self) -> Option<(&'static str, String)> {
         self.last_error.lock().clone()
     }
 
-    /// Records a problem.
+    /// Records what an upstream waits for, or that there is no problem any more.
     pub fn set_last_error(&self, error: Option<String>) {
-        *self.last_error.lock() = error;
+        *self.last_error.lock() = error.map(|text| (codes::UPSTREAM_UNAVAILABLE, text));
+    }
+
+    /// Records a problem.
+    pub fn set_failure(&self, error: &Error) {
+        *self.last_error.lock() = Some((error.code(), error.chain()));
     }
 }
 

@@ -623,6 +623,35 @@ async fn a_newer_reader_takes_the_slot_and_an_older_one_gives_way() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_former_reader_that_may_not_be_ended_is_named_and_waited_for() {
+    let server = PgServer::start().await.expect("server");
+    let other = "CREATE TABLE t (id int PRIMARY KEY); \
+        CREATE ROLE other LOGIN REPLICATION PASSWORD 'p'; GRANT SELECT ON t TO other";
+    server.sql("postgres", other).await.expect("table and role");
+    let first = Running::start(spec(&server.uri("postgres"), &["*.*"])).await;
+    first.catch_up().await;
+    // Without a view of other roles' connections, and with one.
+    for (epoch, grant) in [(2, ""), (3, "GRANT pg_read_all_stats TO other")] {
+        server.sql("postgres", grant).await.expect("grant");
+        let mut newer = first.spec.clone();
+        newer.epoch = MaintainerEpoch::from_wire(epoch);
+        newer.upstream_uri = server.uri_as("other", "p", "postgres");
+        let second = Running::resume(newer, first.start, first.start.start_ts, 1 << 20).await;
+        let (code, words) = eventually("it is named", async || {
+            let failure = second.progress.last_failure();
+            assert!(second.progress.phase() != ReaderPhase::Stopped, "{failure:?}");
+            failure.filter(|(code, _)| *code == "CDC:ErrUpstreamSlotHeld")
+        })
+        .await;
+        assert!(words.contains("wal_sender_timeout (1min)"), "{code}: {words}");
+        assert!(words.contains("pg_terminate_backend("), "{words}");
+        second.stop().await;
+    }
+    assert!(first.progress.connected.load(Ordering::Relaxed), "nobody took the slot");
+    first.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_table_published_behind_our_back_is_an_error_once_it_has_rows() {
     let server = PgServer::start().await.expect("server");
     server.sql("postgres", "CREATE TABLE t (id int PRIMARY KEY)").await.expect("table");

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use heartbeatpb::config::ChangefeedInfo;
-use heartbeatpb::{ChangefeedId, Gid, MaintainerEpoch, RunningError, TableSpan, Ts, WallTime, codes};
+use heartbeatpb::{ChangefeedId, Gid, MaintainerEpoch, RunningError, TableSpan, Ts, WallTime};
 use logservice::LogService;
 use logservice::upstream::{
     CheckReport, FeedSpec, ReaderPhase, ReaderProgress, ReaderStart, StartPoint, Upstream,
@@ -50,8 +50,9 @@ struct Reader {
 
 impl Reader {
     /// What keeps the reader from its upstream, once it has lasted.
-    fn absence(&self) -> Option<String> {
-        let problem = self.progress.last_error().filter(|_| self.progress.phase() == ReaderPhase::Connecting);
+    fn absence(&self) -> Option<(&'static str, String)> {
+        let problem =
+            self.progress.last_failure().filter(|_| self.progress.phase() == ReaderPhase::Connecting);
         let mut absent = self.absent.lock();
         let Some(problem) = problem else {
             *absent = None;
@@ -357,11 +358,12 @@ impl maintainer::Upstream for UpstreamHub {
         if let Some(error) = reader.error.lock().clone() {
             return Some(error);
         }
+        let (code, message) = reader.absence()?;
         Some(RunningError {
             time: crate::wiring::rfc3339_now(),
             node: self.node.to_string(),
-            code: codes::UPSTREAM_UNREACHABLE.to_owned(),
-            message: reader.absence()?,
+            code: code.to_owned(),
+            message,
         })
     }
 

@@ -19,6 +19,8 @@ const MAX_TESTED_VERSION: u32 = 18;
 /// Attempts to drop a slot that its last reader is about to leave, and the pause between them.
 const DROP_ATTEMPTS: u32 = 40;
 const DROP_PAUSE: Duration = Duration::from_millis(250);
+/// How long a reader that is told to end may take.
+const TERMINATION: Duration = Duration::from_secs(2);
 /// How many tables an error names.
 const NAMED_TABLES: usize = 5;
 /// The server's clock in microseconds since the Unix epoch.
@@ -447,7 +449,11 @@ async fn drop_slot(conn: &mut Connection, names: &Names) -> Result<(), Error> {
             Some(slot) if !slot.ours => return Ok(()),
             Some(slot) => {
                 if let Some(pid) = slot.active_pid {
-                    terminate(conn, pid).await?;
+                    match terminate(conn, pid).await {
+                        // Where we may not end it, it ends by itself or the slot cannot be dropped.
+                        Ok(_) | Err(Error::UpstreamPrivilege { .. }) => {}
+                        Err(error) => return Err(error),
+                    }
                 }
             }
         }
@@ -469,12 +475,22 @@ async fn drop_slot(conn: &mut Connection, names: &Names) -> Result<(), Error> {
     }
 }
 
-/// Ends the log connection of a reader of ours.
-pub(crate) async fn terminate(conn: &mut Connection, pid: u32) -> Result<(), Error> {
+/// Ends the log connection of a reader of ours, and waits until it is gone. `false`: it was gone already, or does not
+/// go.
+pub(crate) async fn terminate(conn: &mut Connection, pid: u32) -> Result<bool, Error> {
     let sql = format!(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = {pid} AND application_name LIKE 'millrace%'"
+        "SELECT pg_terminate_backend(pid, {}) FROM pg_stat_activity WHERE pid = {pid} AND application_name LIKE \
+         'millrace%'",
+        TERMINATION.as_millis()
     );
-    conn.query("end a log connection", &sql).await.map(drop)
+    let rows = conn.query("end a log connection", &sql).await?;
+    Ok(rows.first().is_some_and(|row| row.flag(0)))
+}
+
+/// The value of a setting, as the server shows it.
+pub(crate) async fn setting(conn: &mut Connection, name: &str) -> Result<String, Error> {
+    let rows = conn.query("show a setting", &format!("SELECT current_setting({})", literal(name))).await?;
+    Ok(rows.first().map(|row| row.text(0).to_owned()).unwrap_or_default())
 }
 
 async fn drop_publication(conn: &mut Connection, names: &Names) -> Result<(), Error> {

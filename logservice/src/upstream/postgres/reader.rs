@@ -71,7 +71,7 @@ impl Reader {
         progress.connected.store(false, Ordering::Relaxed);
         progress.set_phase(ReaderPhase::Stopped);
         if let Err(error) = &result {
-            progress.set_last_error(Some(error.chain()));
+            progress.set_failure(error);
         }
         result
     }
@@ -113,10 +113,11 @@ impl Reader {
             session.progress.connected.store(false, Ordering::Relaxed);
             session.progress.set_phase(ReaderPhase::Connecting);
             session.progress.reconnects.fetch_add(1, Ordering::Relaxed);
-            session.progress.set_last_error(Some(error.chain()));
+            session.progress.set_failure(&error);
             let pause = backoff.after(began.elapsed(), session.resolved > resolved);
             tracing::warn!(
                 changefeed = %session.spec.changefeed,
+                errorCode = error.code(),
                 error = error.chain(),
                 pause_ms = pause.as_millis(),
                 "lost the upstream, trying again"
@@ -253,15 +254,44 @@ impl Session {
             let mine = heartbeatpb::MaintainerEpoch::to_wire(self.spec.epoch);
             let sql = format!("SELECT application_name FROM pg_stat_activity WHERE pid = {pid}");
             let rows = conn.query("tell who reads the log", &sql).await?;
-            let other = rows.first().and_then(|row| self.names.epoch_of(row.text(0)));
-            match other {
-                Some(current) if current > mine => return Err(Error::Superseded { current }),
-                Some(_) => admin::terminate(&mut conn, pid).await?,
-                None => {}
+            let name = rows.first().map(|row| row.text(0));
+            match name.map(|name| (name.is_empty(), self.names.epoch_of(name))) {
+                Some((_, Some(current))) if current > mine => return Err(Error::Superseded { current }),
+                Some((_, Some(_))) => self.end_former(&mut conn, pid).await?,
+                // Another role's: we may not even see what it calls itself.
+                Some((true, None)) => {
+                    return Err(self.held(&mut conn, pid, "it belongs to another role").await?);
+                }
+                // Somebody who is no reader of ours: the server says so at once. Or it has just left.
+                Some((false, None)) | None => {}
             }
         }
         conn.close().await;
         Ok(())
+    }
+
+    /// Ends the connection of a reader that came before us: its node may hang, or be cut off from everybody but the
+    /// server. Where our role may not do that, the server does it by itself when it hears nothing for long enough.
+    async fn end_former(&self, conn: &mut Connection, pid: u32) -> Result<(), Error> {
+        match admin::terminate(conn, pid).await {
+            Ok(true) => {
+                tracing::info!(changefeed = %self.spec.changefeed, pid, "ended the log connection of a former reader");
+                Ok(())
+            }
+            Ok(false) => Ok(()),
+            Err(Error::UpstreamPrivilege { what }) => Err(self.held(conn, pid, &what).await?),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The slot has a reader that we may not end.
+    async fn held(&self, conn: &mut Connection, pid: u32, why: &str) -> Result<Error, Error> {
+        let patience = admin::setting(conn, "wal_sender_timeout").await?;
+        let what = format!(
+            "{why}; the server ends a reader that is gone after wal_sender_timeout ({patience}) and replication goes on \
+             then; to be faster, run as a superuser: SELECT pg_terminate_backend({pid})"
+        );
+        Ok(Error::SlotHeld { slot: self.names.slot.clone(), what })
     }
 
     /// A refusal that means that the log is gone gets its own name.
