@@ -218,7 +218,7 @@ impl ServerConfig {
         if self.capture_removal_delay.0 > LONGEST_REMOVAL_DELAY {
             return invalid("capture-removal-delay", "must be at most 10m".to_owned());
         }
-        self.store.validate().or_else(|(key, what)| invalid(key, what))?;
+        self.store.validate(&self.security).or_else(|(key, what)| invalid(key, what))?;
         self.security.validate().or_else(|(key, what)| invalid(key, what))?;
         if self.store.kind == StoreKind::Etcd && self.advertise_addr.is_empty() && is_everywhere(&self.addr) {
             let what =

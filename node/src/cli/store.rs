@@ -205,7 +205,9 @@ impl Place {
             }
             #[cfg(feature = "etcd")]
             StoreKind::Etcd => {
-                let connected = coordinator::backend::etcd::connect(self.config.store.etcd_config()).await;
+                let connected =
+                    coordinator::backend::etcd::connect(self.config.store.etcd_config(&self.config.security))
+                        .await;
                 Arc::new(connected.map_err(failed("cannot reach the store"))?)
             }
             #[cfg(not(feature = "etcd"))]

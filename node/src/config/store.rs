@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 #[cfg(feature = "etcd")]
-use coordinator::backend::etcd::{EtcdConfig, EtcdCredentials};
+use coordinator::backend::etcd::{EtcdConfig, EtcdCredentials, EtcdTls};
 use serde::{Deserialize, Serialize};
+
+use super::SecuritySection;
 
 /// Which database holds the metadata.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -39,20 +41,24 @@ impl StoreSection {
         Self { kind: StoreKind::Etcd, endpoints, ..Self::default() }
     }
 
-    /// How to reach the etcd cluster. The user, if etcd asks for one, is in the environment: `MILLRACE_STORE_USER` and
-    /// `MILLRACE_STORE_PASSWORD`.
+    /// How to reach the etcd cluster. Endpoints with `https` are trusted and met with the certificates of `[security]`.
+    /// The user, if etcd asks for one, is in the environment: `MILLRACE_STORE_USER` and `MILLRACE_STORE_PASSWORD`.
     #[cfg(feature = "etcd")]
     #[must_use]
-    pub fn etcd_config(&self) -> EtcdConfig {
+    pub fn etcd_config(&self, security: &SecuritySection) -> EtcdConfig {
         let credentials = std::env::var("MILLRACE_STORE_USER").ok().map(|user| EtcdCredentials {
             user,
             password: std::env::var("MILLRACE_STORE_PASSWORD").unwrap_or_default(),
         });
-        EtcdConfig { credentials, prefix: self.prefix.clone(), ..EtcdConfig::new(&self.endpoints) }
+        let tls = security.has_tls().then(|| EtcdTls {
+            ca: security.ca_path.clone(),
+            identity: Some((security.cert_path.clone(), security.key_path.clone())),
+        });
+        EtcdConfig { credentials, tls, prefix: self.prefix.clone(), ..EtcdConfig::new(&self.endpoints) }
     }
 
     /// Checks every value; an error names its key and says what to do.
-    pub(super) fn validate(&self) -> Result<(), (&'static str, String)> {
+    pub(super) fn validate(&self, security: &SecuritySection) -> Result<(), (&'static str, String)> {
         match self.kind {
             StoreKind::Embedded if !self.endpoints.is_empty() => {
                 Err(("store.endpoints", "belong to an etcd store: write kind = \"etcd\" too".to_owned()))
@@ -68,18 +74,18 @@ impl StoreSection {
                 "store.prefix",
                 "must be empty or /words/with/slashes/between, such as /team".to_owned(),
             )),
-            StoreKind::Etcd => self.check_endpoints(),
+            StoreKind::Etcd => self.check_endpoints(security),
         }
     }
 
     #[cfg(feature = "etcd")]
-    fn check_endpoints(&self) -> Result<(), (&'static str, String)> {
-        let endpoints = self.etcd_config().normal_endpoints();
+    fn check_endpoints(&self, security: &SecuritySection) -> Result<(), (&'static str, String)> {
+        let endpoints = self.etcd_config(security).normal_endpoints();
         endpoints.map(drop).map_err(|error| ("store.endpoints", error.to_string()))
     }
 
     #[cfg(not(feature = "etcd"))]
-    fn check_endpoints(&self) -> Result<(), (&'static str, String)> {
+    fn check_endpoints(&self, _: &SecuritySection) -> Result<(), (&'static str, String)> {
         Err(("store.kind", "this program was built without etcd".to_owned()))
     }
 
@@ -99,13 +105,15 @@ mod tests {
 
     #[test]
     fn keys_that_belong_to_another_kind_of_store_are_refused() {
-        assert_eq!(StoreSection::default().validate(), Ok(()));
-        assert_eq!(StoreSection::etcd("http://a:2379, http://b:2379").validate(), Ok(()));
+        let plain = SecuritySection::default();
+        assert_eq!(StoreSection::default().validate(&plain), Ok(()));
+        assert_eq!(StoreSection::etcd("http://a:2379, http://b:2379").validate(&plain), Ok(()));
         let etcd = || StoreSection::etcd("http://a:2379");
         let with = |prefix: &str| StoreSection { prefix: prefix.to_owned(), ..etcd() };
-        assert_eq!(with("/team/a").validate(), Ok(()));
+        assert_eq!(with("/team/a").validate(&plain), Ok(()));
         let cases = [
             ("store.endpoints", StoreSection::etcd("http://me:secret@a:2379")),
+            ("store.endpoints", StoreSection::etcd("https://a:2379")),
             ("store.endpoints", StoreSection { endpoints: Vec::new(), ..etcd() }),
             ("store.endpoints", StoreSection { kind: StoreKind::Embedded, ..etcd() }),
             ("store.path", StoreSection { path: "meta".into(), ..etcd() }),
@@ -114,8 +122,26 @@ mod tests {
             ("store.prefix", StoreSection { kind: StoreKind::Embedded, endpoints: Vec::new(), ..with("/a") }),
         ];
         for (key, section) in cases {
-            let (found, what) = section.validate().unwrap_err();
+            let (found, what) = section.validate(&plain).unwrap_err();
             assert!(found == key && !what.contains("secret"), "{key}: {found}: {what}");
         }
+    }
+
+    #[test]
+    fn an_etcd_with_tls_is_met_with_the_certificates_of_the_node() {
+        let security = SecuritySection {
+            ca_path: "ca.pem".into(),
+            cert_path: "node.pem".into(),
+            key_path: "node.key".into(),
+            ..SecuritySection::default()
+        };
+        let store = StoreSection::etcd("https://a:2379,b:2379,http://c:2379");
+        assert_eq!(store.validate(&security), Ok(()));
+        let config = store.etcd_config(&security);
+        let endpoints = ["https://a:2379", "https://b:2379", "http://c:2379"];
+        assert_eq!(config.normal_endpoints().unwrap(), endpoints);
+        let tls = config.tls.unwrap();
+        assert_eq!(tls.ca, PathBuf::from("ca.pem"));
+        assert_eq!(tls.identity, Some(("node.pem".into(), "node.key".into())));
     }
 }

@@ -50,7 +50,7 @@ pub(super) async fn open(config: &ServerConfig, data_dir: &Path) -> anyhow::Resu
         StoreKind::Etcd => bail!("this program was built without etcd"),
         #[cfg(feature = "etcd")]
         StoreKind::Etcd => {
-            let store = coordinator::backend::etcd::connect(config.store.etcd_config())
+            let store = coordinator::backend::etcd::connect(config.store.etcd_config(&config.security))
                 .await
                 .context("cannot reach the metadata store")?;
             Ok(Arc::new(store))
