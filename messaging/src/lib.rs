@@ -2,7 +2,8 @@
 //!
 //! A [`MessageCenter`] is a node's end of the bus. `send` never blocks: a message is queued, or the call says
 //! at once why not. Delivery is at most once and in order per (sender, receiver, stream class); whoever needs
-//! more repeats until it observes the result. Inside a process commands still pass through the codec, so that
+//! more repeats until it observes the result. Between processes the feature `grpc` carries messages; its page tells
+//! how streams are opened, broken and replaced. Inside a process commands still pass through the codec, so that
 //! one node behaves like many; row events pass by reference. Start reading at `topic.rs`, the table of the
 //! whole protocol, then `center.rs`.
 //!

@@ -1,4 +1,11 @@
 //! The side that accepts: a gRPC service for the port that the node listens on.
+//!
+//! ```text
+//!   first frame is a handshake? --> for this node? --> sender known? --> does it dial? --> certificate --> attach:
+//!     | no, or none in 10 s          | no                | not in 10 s     | no, we do      | not its      the stream
+//!     v                              v                   v                 v                v              before ends
+//!   InvalidMessage             TargetMismatch     TargetNotFound     TargetMismatch   ConnectionFailed
+//! ```
 
 use std::convert::Infallible;
 use std::future::Future;

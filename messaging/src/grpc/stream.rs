@@ -20,6 +20,9 @@ use crate::{MessageCenter, SendError, SendErrorKind};
 /// says why not; one that is not ours may answer only when it has something to say.
 const ACCEPTANCE: Duration = Duration::from_secs(1);
 
+/// Bytes of a message whose reading would keep a thread from others for milliseconds.
+const HUGE: usize = 1 << 20;
+
 /// What leaves on a stream: the handshake if there is one, then what is queued for the peer.
 pub(crate) struct Outbound {
     first: Option<Envelope>,
@@ -127,12 +130,41 @@ pub(crate) async fn receive(
             }
             Err(status) => return refused(&status),
         };
+        if envelope.payload_bytes() > HUGE {
+            hand_over_elsewhere(center, peer, link, session, envelope).await;
+            continue;
+        }
         tokio::select! {
             biased;
             () = &mut ended => return over(),
             () = center.receive(link.class(), &peer.id, &envelope) => {}
         }
         tokio::task::coop::consume_budget().await;
+    }
+}
+
+/// Like the ordinary way, on a thread that may be held up: reading a large message takes long, and other streams
+/// share the thread of this one. Returns when the message is handed over or the session has ended, not earlier.
+async fn hand_over_elsewhere(
+    center: &MessageCenter,
+    peer: &Peer,
+    link: &Link,
+    session: &Session,
+    envelope: Envelope,
+) {
+    let (center, id, class) = (center.clone(), peer.id.clone(), link.class());
+    let ended = session.ended.clone();
+    let handed = tokio::task::spawn_blocking(move || {
+        tokio::runtime::Handle::current().block_on(async {
+            tokio::select! {
+                biased;
+                () = ended.cancelled() => {}
+                () = center.receive(class, &id, &envelope) => {}
+            }
+        });
+    });
+    if let Err(error) = handed.await {
+        tracing::error!(peer = %peer.id, %error, "handing a message over ended abnormally");
     }
 }
 
