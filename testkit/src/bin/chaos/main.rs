@@ -61,6 +61,9 @@ struct Arguments {
     /// Members of etcd; 0: the store that is built in, which is for one node.
     #[arg(long, value_parser = clap::value_parser!(u8).range(0..=5))]
     stores: Option<u8>,
+    /// etcd's election timeout in milliseconds; its own default is 1000, and docs/operations.md says why not that.
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u16).range(100..=10_000))]
+    election: u16,
     /// Tables with a key.
     #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u16).range(3..=99))]
     tables: u16,
@@ -116,6 +119,7 @@ impl Arguments {
             seed: self.seed,
             connections: usize::from(self.connections),
             rate: self.rate,
+            election: Duration::from_millis(u64::from(self.election)),
             short: self.ci,
             disk_mib: disk.then_some(DISK_MIB),
         }

@@ -190,7 +190,11 @@ impl Course<'_> {
         let victim = stores.leader().await?;
         stores.kill(victim)?;
         let from = self.mark("killed");
-        tokio::time::sleep(self.lasts()).await;
+        let over = from + self.lasts();
+        while Instant::now() < over {
+            self.restart_ended()?;
+            tokio::time::sleep(LOOK).await;
+        }
         self.mark("started again");
         let stores = self.world.stores.as_mut().context("there is no etcd")?;
         stores.resume(victim)?;
@@ -323,16 +327,7 @@ impl Course<'_> {
     async fn supervise(&mut self, limit: Duration) -> Result<()> {
         let deadline = Instant::now() + limit;
         loop {
-            for n in 0..self.world.nodes.len() {
-                if let Err(error) = self.world.nodes[n].server.still_running() {
-                    self.restarts += 1;
-                    self.mark(format!("node {n} ended"));
-                    if !self.fault.may_end_nodes() {
-                        self.problems.push(format!("node {n}: {error:#}"));
-                    }
-                    self.world.launch(n)?;
-                }
-            }
+            self.restart_ended()?;
             let error = match self.world.all_ready(Duration::from_secs(1)).await {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
@@ -341,6 +336,20 @@ impl Course<'_> {
                 return Err(error);
             }
         }
+    }
+
+    fn restart_ended(&mut self) -> Result<()> {
+        for n in 0..self.world.nodes.len() {
+            if let Err(error) = self.world.nodes[n].server.still_running() {
+                self.restarts += 1;
+                self.mark(format!("node {n} ended"));
+                if !self.fault.may_end_nodes() {
+                    self.problems.push(format!("node {n}: {error:#}"));
+                }
+                self.world.launch(n)?;
+            }
+        }
+        Ok(())
     }
 
     fn conclude(mut self, victim: String, from: Instant, ended: Instant, verdict: Verdict) -> Round {

@@ -41,6 +41,8 @@ pub(crate) struct Plan {
     pub(crate) seed: u64,
     pub(crate) connections: usize,
     pub(crate) rate: u32,
+    /// After this time without its leader etcd elects another one.
+    pub(crate) election: Duration,
     /// Faults do not last long.
     pub(crate) short: bool,
     /// Put each data directory on a file system of this many mebibytes.
@@ -92,7 +94,7 @@ impl World {
         plan.tables.create_source(&source.client(FROM).await?).await?;
         plan.tables.create_target(&target.client(TO).await?).await?;
         let wires = Wires::new();
-        let (stores, endpoints) = stores(plan.stores, &wires).await?;
+        let (stores, endpoints) = stores(&plan, &wires).await?;
         let nodes = nodes(&plan, dir.path(), &endpoints, &wires).await?;
         let load = Load::start(&source, FROM, plan.tables, plan.seed, plan.connections, plan.rate);
         let lag = Lag::start((&source, FROM), (&target, TO), plan.tables);
@@ -322,19 +324,22 @@ pub(crate) async fn ask(api: Api, path: &str) -> Result<Value> {
 }
 
 /// Starts the members of etcd, and says where the nodes reach them.
-async fn stores(count: usize, wires: &Wires) -> Result<(Option<Etcd>, Vec<String>)> {
+async fn stores(plan: &Plan, wires: &Wires) -> Result<(Option<Etcd>, Vec<String>)> {
     let (mut urls, mut places) = (Vec::new(), Vec::new());
-    for n in 0..count {
+    for n in 0..plan.stores {
         let (port, place) = wires.open_early(Place::Store(n)).await?;
         urls.push(format!("http://127.0.0.1:{port}"));
         places.push(place);
     }
-    if count == 0 {
+    if plan.stores == 0 {
         return Ok((None, urls));
     }
     // Clients ask the members where the others are.
     let told = format!("--advertise-client-urls={}", urls.join(","));
-    let etcd = Etcd::builder().members(count).argument(&told).start().await?;
+    let (election, heartbeat) = (plan.election.as_millis(), plan.election.as_millis() / 10);
+    let etcd = Etcd::builder().members(plan.stores).argument(&told);
+    let etcd = etcd.argument(&format!("--election-timeout={election}"));
+    let etcd = etcd.argument(&format!("--heartbeat-interval={heartbeat}")).start().await?;
     for (url, place) in etcd.endpoints().iter().zip(places) {
         let port = url.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
         place.is_at(port.with_context(|| format!("etcd has no port in {url}"))?);
