@@ -17,9 +17,12 @@
 //! cost a writer no round trip: the lock is part of `BEGIN`, the condition part of the statement that moves the progress.
 //! Sessions that change tables outside of a transaction share the lock as sessions, to the same effect.
 //!
-//! Why not a row lock: the transactions of a node's workers would share the lock of one row, for which PostgreSQL writes
-//! a multixact with all holders for each of them, to the log and to files that have to be vacuumed. An advisory lock
-//! is memory only, and shows who holds it.
+//! Why not a row lock: the transactions of a sink's workers would share the lock of one row, for which PostgreSQL writes
+//! a multixact with all holders for each of them: with eight workers five members a transaction, which at five thousand
+//! transactions a second uses their numbers up within two days. A row for each worker needs no multixact and is a little
+//! cheaper for the smallest transactions (`examples/fence.rs` measures all of them), but writes to the log and to a page
+//! each time, cannot be held by a session outside of a transaction, and does not show who holds it. An advisory lock
+//! is memory only, and `pg_locks` names the sessions that have to be ended.
 //!
 //! ```text
 //!   open ──► registered ──► closed in an orderly way: fences itself ──► gone
