@@ -34,7 +34,8 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     run_step("costs of the control plane", || programs::control_growth(root))?;
     run_step("simulated clusters", || {
         programs::sim(root, &["--scenarios", "--seeds", "2000"].map(str::to_owned))
-    })
+    })?;
+    run_step("clusters under faults", || programs::chaos(root, &["--ci".to_owned()]))
 }
 
 /// The tests alone.

@@ -12,22 +12,23 @@ use crate::servers;
 /// The program that counts allocations has an allocator of its own: nothing else is built with it.
 const CONTROL: [&str; 6] = ["-p", "testkit", "--features", "control", "--bin", "control"];
 
+/// The arguments of a step, and behind them those of the caller.
+fn with<'a>(fixed: &[&'a str], rest: &'a [String]) -> Vec<&'a str> {
+    fixed.iter().copied().chain(rest.iter().map(String::as_str)).collect()
+}
+
 /// Builds everything optimised and runs one program with the arguments of the caller.
 pub(crate) fn run(root: &Path, name: &str, rest: &[String]) -> Result<()> {
     servers::ensure()?;
     crate::run(root, "cargo", &["build", "--release", "-p", "node", "-p", "testkit"], &[])?;
-    let mut arguments = vec!["run", "--quiet", "--release", "-p", "testkit", "--bin", name, "--"];
-    arguments.extend(rest.iter().map(String::as_str));
-    crate::run(root, "cargo", &arguments, &[])
+    let program = ["run", "--quiet", "--release", "-p", "testkit", "--bin", name, "--"];
+    crate::run(root, "cargo", &with(&program, rest), &[])
 }
 
 /// The costs of the control plane, of an optimised build; needs no server.
 pub(crate) fn control(root: &Path, rest: &[String]) -> Result<()> {
-    let mut arguments = vec!["run", "--quiet", "--release"];
-    arguments.extend(CONTROL);
-    arguments.push("--");
-    arguments.extend(rest.iter().map(String::as_str));
-    crate::run(root, "cargo", &arguments, &[])
+    let program = [&["run", "--quiet", "--release"], &CONTROL[..], &["--"]].concat();
+    crate::run(root, "cargo", &with(&program, rest), &[])
 }
 
 /// The same without optimisation and with few spans: whether costs grow as they may, within seconds.
@@ -40,21 +41,9 @@ pub(crate) fn control_growth(root: &Path) -> Result<()> {
 
 /// The simulated cluster, of a build that is optimised a little; needs no server.
 pub(crate) fn sim(root: &Path, rest: &[String]) -> Result<()> {
-    let mut arguments = vec![
-        "run",
-        "--quiet",
-        "--profile",
-        "sim",
-        "-p",
-        "testkit",
-        "--features",
-        "sim",
-        "--bin",
-        "sim",
-        "--",
-    ];
-    arguments.extend(rest.iter().map(String::as_str));
-    crate::run(root, "cargo", &arguments, &[])
+    let build = ["--profile", "sim", "-p", "testkit", "--features", "sim", "--bin", "sim"];
+    let program = [&["run", "--quiet"], &build[..], &["--"]].concat();
+    crate::run(root, "cargo", &with(&program, rest), &[])
 }
 
 /// Clusters under faults: an unoptimised build, which is quick to make, unless the arguments say `--release`.
