@@ -253,6 +253,19 @@ pub trait Store: Send + Sync + 'static {
     /// Reads one key.
     async fn get(&self, key: &str) -> Result<Snapshot<Option<KeyValue>>, StoreError>;
 
+    /// Reads several keys, at most [`MAX_TXN_OPS`]; what was found stands in their order. A store that is far away
+    /// takes one question for all of them.
+    async fn get_many(&self, keys: &[String]) -> Result<Vec<Option<KeyValue>>, StoreError> {
+        if keys.len() > MAX_TXN_OPS {
+            return Err(StoreError::TooManyOps { ops: keys.len() });
+        }
+        let mut found = Vec::with_capacity(keys.len());
+        for key in keys {
+            found.push(self.get(key).await?.found);
+        }
+        Ok(found)
+    }
+
     /// Reads every key that starts with `prefix`, in order.
     async fn scan(&self, prefix: &str) -> Result<Snapshot<Vec<KeyValue>>, StoreError>;
 

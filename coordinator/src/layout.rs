@@ -1,11 +1,15 @@
 //! Where things are kept in the metadata store (coordinator §3).
 
 use heartbeatpb::NodeId;
+use heartbeatpb::config::{is_valid_keyspace, is_valid_name};
 
 use crate::error::Error;
 
 /// Words that would collide with parts of a key.
 const RESERVED: [&str; 6] = ["owner", "capture", "task", "changefeed", "job", "meta"];
+
+/// Stands where a keyspace would, in front of what belongs to the whole cluster.
+const META: &str = "__cdc_meta__";
 
 /// The keys of one cluster.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -39,7 +43,7 @@ impl Layout {
     /// When the id is not one: letters and digits with single dashes between, at most 128 bytes, no
     /// reserved word.
     pub fn new(cluster: &str) -> Result<Self, Error> {
-        if !heartbeatpb::config::is_valid_name(cluster) || RESERVED.contains(&cluster) {
+        if !is_valid_name(cluster) || RESERVED.contains(&cluster) {
             return Err(Error::InvalidClusterId(cluster.chars().take(128).collect()));
         }
         Ok(Self { base: format!("/tidb/cdc/{cluster}") })
@@ -54,19 +58,19 @@ impl Layout {
     /// Candidates for coordinator.
     #[must_use]
     pub fn owner_prefix(&self) -> String {
-        format!("{}/__cdc_meta__/owner", self.base)
+        format!("{}/{META}/owner", self.base)
     }
 
     /// What is known of drains.
     #[must_use]
     pub fn drain(&self) -> String {
-        format!("{}/__cdc_meta__/drain", self.base)
+        format!("{}/{META}/drain", self.base)
     }
 
     /// Registered nodes.
     #[must_use]
     pub fn capture_prefix(&self) -> String {
-        format!("{}/__cdc_meta__/capture/", self.base)
+        format!("{}/{META}/capture/", self.base)
     }
 
     /// A registered node.
@@ -92,7 +96,11 @@ impl Layout {
     pub fn parse<'a>(&self, key: &'a str) -> Option<ChangefeedKey<'a>> {
         let mut parts = key.strip_prefix(&self.base)?.strip_prefix('/')?.split('/');
         let (keyspace, changefeed, kind, name) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-        if parts.next().is_some() || changefeed != "changefeed" || keyspace.is_empty() || name.is_empty() {
+        if parts.next().is_some() || changefeed != "changefeed" {
+            return None;
+        }
+        let is_keyspace = !keyspace.is_empty() && keyspace != META && is_valid_keyspace(keyspace);
+        if !is_keyspace || !is_valid_name(name) {
             return None;
         }
         match kind {
@@ -124,9 +132,27 @@ mod tests {
             "/tidb/cdc/default/k/changefeed/other/a",
             "/tidb/cdc/default2/k/changefeed/info/a",
             "/tidb/cdc/default/__cdc_meta__/owner/1f",
+            "/tidb/cdc/default/__cdc_meta__/changefeed/info/a",
+            "/tidb/cdc/default//changefeed/info/a",
+            "/tidb/cdc/default/k k/changefeed/info/a",
+            "/tidb/cdc/default/k/changefeed/info/a_b",
+            "/tidb/cdc/default/k/changefeed/info/-",
+            "/tidb/cdc/default/k/task/position/n",
         ] {
             assert_eq!(layout.parse(key), None, "{key}");
         }
+        // The keys that operators' tools know.
+        let node = NodeId::from("a3b1c7de-77aa-4a0b-8c1d-3f0e2d9c5544");
+        assert_eq!(
+            layout.capture(&node),
+            "/tidb/cdc/default/__cdc_meta__/capture/a3b1c7de-77aa-4a0b-8c1d-3f0e2d9c5544"
+        );
+        assert_eq!(layout.owner_prefix(), "/tidb/cdc/default/__cdc_meta__/owner");
+        assert_eq!(layout.status("default", "a"), "/tidb/cdc/default/default/changefeed/status/a");
+        for reserved in ["capture", "task", "changefeed", "job", "meta"] {
+            assert!(Layout::new(reserved).is_err(), "{reserved}");
+        }
+        assert!(Layout::new(&"x".repeat(128)).is_ok() && Layout::new(&"x".repeat(129)).is_err());
         assert!(Layout::new("owner").is_err() && Layout::new("a b").is_err() && Layout::new("").is_err());
     }
 }

@@ -3,8 +3,7 @@
 //!
 //! Hears `CoordinatorTopic`; tells `MaintainerManagerTopic`; looks at the set of members. `core` decides (no
 //! clock, no I/O), [`Coordinator`] is the task around it, [`meta`] changes the stored documents by
-//! compare-and-set, [`backend`] is the metadata store (embedded: [`backend::redb`]), [`Election`] says who
-//! leads. What it needs from upstreams it declares as [`RetentionHook`] and [`UpstreamClock`]; the node plugs
+//! compare-and-set, [`backend`] is the metadata store, [`Election`] says who leads. What it needs from upstreams it declares as [`RetentionHook`] and [`UpstreamClock`]; the node plugs
 //! them in. Start reading at `core.rs`.
 //!
 //! - **CO-1** Durable before effective: no command carries an epoch, state or checkpoint that is not stored.
@@ -105,6 +104,43 @@
 //!
 //! [`membership`] decides who is in the cluster, and [`watchdog`] when this process may not write any more. Both are
 //! cores for stores that several nodes share; with the embedded store one process is the cluster.
+//!
+//! # The metadata store
+//!
+//! One trait, [`backend::Store`], and the same keys ([`layout`]) in every binding:
+//!
+//! | binding | for | lease | durable |
+//! |---|---|---|---|
+//! | [`backend::redb`] | one node, nothing to install | the lock of the directory | when a call returns |
+//! | `backend::etcd`, feature `etcd` | clusters | etcd's, renewed every sixth of its time | when most members have it |
+//! | [`backend::memory`] | tests, simulations | as long as the process | as long as its `Disk` |
+//!
+//! Without the feature `etcd` this crate needs no gRPC, no TLS and no network; `node` turns it on. No `protoc` is
+//! needed either way: the few messages of etcd's API are written by hand.
+//!
+//! What becomes of a transaction, as its caller sees it:
+//!
+//! ```text
+//!   sent ---> Ok(succeeded, revision)          all operations at one revision, or the alternative
+//!     |-----> Err(Unavailable)                 certainly not applied: send it again
+//!     |-----> Err(Uncertain)                   applied or not: read, and compare with what was sent ([`meta`] does)
+//!     |-----> Err(LeaseGone | Refused | ...)   certainly not applied, and never will be
+//!     +-----> Err(Broken)                      this process cannot use the store any more: start anew
+//! ```
+//!
+//! A session, which carries every role of a process:
+//!
+//! ```text
+//!   granted ---> kept ---- answer of any member -----+
+//!                 ^ |                                |  confirmed := when its question was sent
+//!                 | +--------------------------------+  (what `watchdog` counts from)
+//!                 |
+//!                 +-- no answer for ttl - margin: the watchdog fences this process
+//!                 +-- no answer for ttl, lease unknown to the store, revoked, store broken: `done`
+//! ```
+//!
+//! An election is won by the candidate with the smallest create revision. A candidacy is written once, so the winner's
+//! revision, which is the coordinator's version and its fence, is larger than that of every winner before.
 
 pub mod backend;
 pub mod changefeed;

@@ -193,8 +193,9 @@ impl Meta {
     async fn read(&self, keyspace: &str, name: &str) -> Result<Read, Error> {
         let missing = || Error::NotExists(format!("{keyspace}/{name}"));
         let (info_key, status_key) = (self.layout.info(keyspace, name), self.layout.status(keyspace, name));
-        let info_kv = self.store.get(&info_key).await?.found.ok_or_else(missing)?;
-        let status_kv = self.store.get(&status_key).await?.found;
+        let mut found = self.store.get_many(&[info_key.clone(), status_key.clone()]).await?.into_iter();
+        let info_kv = found.next().flatten().ok_or_else(missing)?;
+        let status_kv = found.next().flatten();
         let (info, _) = ChangefeedInfo::from_json(&info_kv.value, keyspace, name)?;
         let status = match status_kv.as_ref().map(|kv| ChangefeedStatusDoc::from_json(&kv.value)) {
             Some(Ok(status)) => status,
@@ -469,9 +470,11 @@ impl Meta {
             }
             let mut durable = Vec::new();
             let mut txn = Txn { when: vec![self.fence()], ..Txn::default() };
-            for write in writes {
-                let key = self.layout.status(&write.id.keyspace, &write.id.name);
-                let Some(kv) = self.store.get(&key).await?.found else { continue };
+            let keys: Vec<String> =
+                writes.iter().map(|write| self.layout.status(&write.id.keyspace, &write.id.name)).collect();
+            let found = self.store.get_many(&keys).await?;
+            for ((write, key), kv) in writes.iter().zip(keys).zip(found) {
+                let Some(kv) = kv else { continue };
                 let Ok(mut status) = ChangefeedStatusDoc::from_json(&kv.value) else { continue };
                 if write.epoch < status.epoch {
                     continue;

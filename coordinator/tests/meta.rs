@@ -166,6 +166,51 @@ fn checkpoint(id: &ChangefeedId, checkpoint: u64, epoch: u64) -> CheckpointWrite
     CheckpointWrite { id: id.clone(), checkpoint: Ts(checkpoint), epoch: MaintainerEpoch::from_wire(epoch) }
 }
 
+#[test]
+fn documents_of_other_programs_read_back_and_keep_their_words() {
+    // As operators' tools and servers of the first architecture write them.
+    let info = r#"{"id":{"id":{"low":1234567890123,"high":9876543210987},
+        "display":{"name":"orders-to-kafka","keyspace":"default","namespace":"default"}},
+        "upstream-id":7311822338,"sink-uri":"kafka://10.1.0.9:9092/orders?protocol=canal-json",
+        "create-time":"2026-03-01T08:00:12.481Z","start-ts":455678901234565121,"target-ts":0,"admin-job-type":0,
+        "sort-engine":"unified","sort-dir":"","upstream-info":null,
+        "config":{"memory-quota":536870912,"filter":{"rules":["shop.*"]}},"state":"warning",
+        "error":{"time":"2026-03-01T08:09:00Z","addr":"10.0.0.5:8300","code":"CDC:ErrKafkaSendMessage","message":"broker timed out"},
+        "warning":null,"creator-version":"v1.2.0","epoch":455679012345600001,"keyspace-id":0}"#;
+    let (read, assigned) = ChangefeedInfo::from_json(info.as_bytes(), "k", "n").unwrap();
+    assert!(!assigned);
+    assert_eq!(
+        (&*read.id.name, &*read.id.keyspace, read.start_ts),
+        ("orders-to-kafka", "default", Ts(455678901234565121))
+    );
+    assert_eq!(
+        (read.state, MaintainerEpoch::to_wire(read.epoch)),
+        (ChangefeedState::Warning, 455679012345600001)
+    );
+    assert_eq!(read.error.as_ref().unwrap().node, "10.0.0.5:8300");
+    let written: serde_json::Value = serde_json::from_slice(&read.to_json()).unwrap();
+    let original: serde_json::Value = serde_json::from_str(info).unwrap();
+    for (key, value) in original.as_object().unwrap() {
+        // Missing sections of the configuration are completed.
+        if key != "config" {
+            assert_eq!(&written[key], value, "{key}");
+        }
+    }
+    assert_eq!(written.as_object().unwrap().len(), original.as_object().unwrap().len(), "{written:#}");
+    assert_eq!(written["config"]["filter"]["rules"], original["config"]["filter"]["rules"]);
+    assert_eq!(written["config"]["memory-quota"], original["config"]["memory-quota"]);
+
+    let status = r#"{"checkpoint-ts":455679001234565121,"progress":1,"min-table-barrier-ts":0,"admin-job-type":0,"epoch":455679012345600001}"#;
+    let read = ChangefeedStatusDoc::from_json(status.as_bytes()).unwrap();
+    assert_eq!((read.progress, read.checkpoint_ts), (Progress::None, Ts(455679001234565121)));
+    let written: serde_json::Value = serde_json::from_slice(&read.to_json()).unwrap();
+    assert_eq!(written, serde_json::from_str::<serde_json::Value>(status).unwrap());
+    for (word, progress) in [(0, Progress::None), (2, Progress::Removing), (3, Progress::Stopping)] {
+        let old = format!(r#"{{"checkpoint-ts":5,"progress":{word}}}"#);
+        assert_eq!(ChangefeedStatusDoc::from_json(old.as_bytes()).unwrap().progress, progress);
+    }
+}
+
 /// Makes one test of each function for each binding.
 macro_rules! suite {
     ($($test:ident),* $(,)?) => {

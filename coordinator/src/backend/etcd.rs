@@ -33,12 +33,12 @@ pub use config::{DEFAULT_CALL_LIMIT, EtcdConfig, EtcdCredentials, EtcdTls};
 use self::failure::LEASE_EXISTS;
 use self::pool::Pool;
 use self::wire::{
-    Answer, CompareTarget, DeleteRequest, GrantRequest, OneOp, PutRequest, RangeRequest, RequestOp,
-    RevokeRequest, TimeToLiveRequest, TxnRequest, range_of,
+    Answer, CompareTarget, DeleteRequest, GrantRequest, OneOp, PutRequest, RangeRequest, ReadOp, ReadRequest,
+    RequestOp, RevokeRequest, TimeToLiveRequest, TxnRequest, range_of,
 };
 use super::{
-    Compare, Confirmations, KeyValue, Leadership, LeaseId, Op, Revision, Session, Snapshot, Store,
-    StoreError, Txn, TxnOutcome, Watch, candidate_key,
+    Compare, Confirmations, KeyValue, Leadership, LeaseId, MAX_TXN_OPS, Op, Revision, Session, Snapshot,
+    Store, StoreError, Txn, TxnOutcome, Watch, candidate_key,
 };
 
 /// Keys of one page of a scan.
@@ -222,6 +222,22 @@ impl Store for EtcdStore {
         let answer = self.shared.pool.ask(&RangeRequest { key, ..RangeRequest::default() }).await?;
         let found = answer.kvs.first().and_then(|kv| self.shared.keys.read(kv));
         Ok(Snapshot { found, revision: revision(&answer) })
+    }
+
+    async fn get_many(&self, keys: &[String]) -> Result<Vec<Option<KeyValue>>, StoreError> {
+        if keys.len() > MAX_TXN_OPS {
+            return Err(StoreError::TooManyOps { ops: keys.len() });
+        }
+        let range = |key: &String| {
+            let key = self.shared.keys.full(key).into_bytes();
+            ReadOp { range: Some(RangeRequest { key, ..RangeRequest::default() }) }
+        };
+        let answer = self.shared.pool.ask(&ReadRequest { reads: keys.iter().map(range).collect() }).await?;
+        let found = |at: usize| {
+            let kv = answer.found.get(at)?.range.as_ref()?.kvs.first()?;
+            self.shared.keys.read(kv)
+        };
+        Ok((0..keys.len()).map(found).collect())
     }
 
     async fn scan(&self, prefix: &str) -> Result<Snapshot<Vec<KeyValue>>, StoreError> {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use coordinator::Layout;
 use coordinator::backend::etcd::{EtcdConfig, EtcdStore, connect};
-use coordinator::backend::{Compare, Op, Store, StoreError, Txn, Watch, WatchEvent};
+use coordinator::backend::{Compare, Op, Session, Store, StoreError, Txn, Watch, WatchEvent};
 use coordinator::meta::{Meta, Stored};
 use coordinator::watchdog::{Lost, Watchdog};
 use heartbeatpb::config::{ChangefeedInfo, ChangefeedStatusDoc, ReplicaConfig, UpstreamInfo};
@@ -299,6 +299,24 @@ async fn a_reader_that_is_slow_loses_no_change() {
     assert_eq!(seen.len(), 500);
 }
 
+/// How old the newest confirmation of a lease has been at most.
+fn oldest_confirmation(session: &Session) -> Arc<Mutex<Duration>> {
+    let (oldest, session) = (Arc::new(Mutex::new(Duration::ZERO)), session.clone());
+    tokio::spawn({
+        let oldest = Arc::clone(&oldest);
+        async move {
+            loop {
+                let now = Instant::now();
+                let age = now.saturating_duration_since(session.confirmed.last(now));
+                let most = age.max(*oldest.lock());
+                *oldest.lock() = most;
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    });
+    oldest
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_death_of_the_leading_member_costs_one_election_of_etcd() {
     let mut etcd = Etcd::builder().members(3).start().await.unwrap();
@@ -306,6 +324,7 @@ async fn the_death_of_the_leading_member_costs_one_election_of_etcd() {
     let session = store.session(TTL).await.unwrap();
     let won = store.campaign("owner", session.lease, "n1").await.unwrap();
     let mut watch = store.watch("sum", 1).await.unwrap();
+    let oldest = oldest_confirmation(&session);
     let counting = tokio::spawn(count_up(Arc::clone(&store), 600));
     for _ in 0..2 {
         let leader = etcd.leader().await.unwrap();
@@ -317,7 +336,7 @@ async fn the_death_of_the_leading_member_costs_one_election_of_etcd() {
         etcd.ready().await.unwrap();
     }
     let longest = counting.await.unwrap();
-    println!("longest time without a success: {longest:?}");
+    println!("longest time without a success: {longest:?}, oldest confirmation: {:?}", *oldest.lock());
     assert!(longest < Duration::from_secs(15), "{longest:?}");
     assert_eq!(collect(&mut *watch, 600).await, numbers(600), "no change is missing or there twice");
     assert!(!session.done.is_cancelled());
@@ -355,6 +374,28 @@ async fn a_frozen_member_is_left_within_a_second() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+// behaviour: coordinator-ST-2
+async fn a_stream_on_which_nothing_arrives_is_opened_at_another_member() {
+    let etcd = Etcd::builder().members(3).start().await.unwrap();
+    let follower = (etcd.leader().await.unwrap() + 1) % 3;
+    // No session: nobody else notices that the member is frozen.
+    let store = connect(EtcdConfig::new([etcd.endpoint(follower)])).await.unwrap();
+    until(|| async { format!("{store:?}").matches("http://").count() == 3 }).await;
+    let mut watch = store.watch("w", 1).await.unwrap();
+    store.txn(put("w", "1")).await.unwrap();
+    assert_eq!(collect(&mut *watch, 1).await, ["w=1"]);
+    etcd.pause(follower).unwrap();
+    let other = connect(EtcdConfig::new([etcd.endpoint((follower + 1) % 3)])).await.unwrap();
+    other.txn(put("w", "2")).await.unwrap();
+    let frozen = Instant::now();
+    assert_eq!(collect(&mut *watch, 1).await, ["w=2"]);
+    assert!(frozen.elapsed() < Duration::from_secs(25), "{:?}", frozen.elapsed());
+    etcd.unpause(follower).unwrap();
+    other.txn(put("w", "3")).await.unwrap();
+    assert_eq!(collect(&mut *watch, 1).await, ["w=3"], "once, and only once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_freeze_of_the_leading_member_is_survived_by_leases_and_watches() {
     let etcd = Etcd::builder().members(3).start().await.unwrap();
     let store = Arc::new(open(&etcd).await);
@@ -363,9 +404,10 @@ async fn the_freeze_of_the_leading_member_is_survived_by_leases_and_watches() {
     let counting = tokio::spawn(count_up(Arc::clone(&store), 400));
     until(|| async { value(&*store, "sum").await.is_some_and(|sum| sum.parse::<u32>().unwrap() > 50) }).await;
     let leader = etcd.leader().await.unwrap();
+    let oldest = oldest_confirmation(&session);
     etcd.pause(leader).unwrap();
     let longest = counting.await.unwrap();
-    println!("longest time without a success: {longest:?}");
+    println!("longest time without a success: {longest:?}, oldest confirmation: {:?}", *oldest.lock());
     assert!(longest < Duration::from_secs(20), "{longest:?}");
     assert_eq!(collect(&mut *watch, 400).await, numbers(400), "no change is missing or there twice");
     assert!(!session.done.is_cancelled());

@@ -33,6 +33,7 @@ macro_rules! suite {
 
 suite! {
     keys_are_ordered_and_carry_their_revisions,
+    several_keys_are_read_at_once,
     a_scan_of_many_keys_is_of_one_revision,
     a_transaction_applies_all_or_the_alternative,
     an_absent_key_has_no_value_and_an_empty_value_is_one,
@@ -74,6 +75,22 @@ async fn keys_are_ordered_and_carry_their_revisions(binding: &Binding) {
     if binding.is_alone() {
         assert_eq!(unchanged.revision, last.revision);
     }
+}
+
+async fn several_keys_are_read_at_once(binding: &Binding) {
+    let store = binding.open().await;
+    store.txn(put("a", "1")).await.unwrap();
+    store.txn(put("b", "")).await.unwrap();
+    let keys = ["b", "absent", "a", "a"].map(str::to_owned);
+    let found = store.get_many(&keys).await.unwrap();
+    let values: Vec<_> = found.iter().map(|kv| kv.as_ref().map(|kv| (&*kv.key, &*kv.value))).collect();
+    assert_eq!(values, [Some(("b", &b""[..])), None, Some(("a", b"1")), Some(("a", b"1"))]);
+    assert_eq!(found[2], store.get("a").await.unwrap().found);
+    assert!(store.get_many(&[]).await.unwrap().is_empty());
+    let most = vec!["a".to_owned(); MAX_TXN_OPS];
+    assert_eq!(store.get_many(&most).await.unwrap().len(), MAX_TXN_OPS);
+    let more = vec!["a".to_owned(); MAX_TXN_OPS + 1];
+    assert!(matches!(store.get_many(&more).await, Err(StoreError::TooManyOps { .. })));
 }
 
 async fn a_scan_of_many_keys_is_of_one_revision(binding: &Binding) {

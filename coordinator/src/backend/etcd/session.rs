@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   granted --> renewed every sixth of the time to live, at the current endpoint
-//!                 |   no answer within 0.3 s: another endpoint is asked as well, and the first answer counts
+//!                 |   no answer within 0.2 s: another endpoint is asked as well, and the first answer counts
 //!                 v
 //!               done: the cluster does not know the lease any more, it was revoked, the store is broken,
 //!                     or nobody confirmed it for its whole time to live
@@ -23,9 +23,12 @@ use super::pool::{Endpoint, Pool};
 use crate::backend::{LeaseId, StoreError};
 
 /// Another endpoint is asked when the first one has not answered for this time.
-const HEDGE: Duration = Duration::from_millis(300);
+const HEDGE: Duration = Duration::from_millis(200);
+/// All are asked anew when none has answered for this time: a member passes a renewal on to the leader, and the one
+/// that was asked while the leader died goes on waiting for the dead one.
+const ROUND: Duration = Duration::from_millis(600);
 /// Between failed renewals.
-const RETRY: Duration = Duration::from_millis(200);
+const RETRY: Duration = Duration::from_millis(100);
 /// Renewals come at least this often: it is also how a frozen member is noticed.
 const LONGEST_PERIOD: Duration = Duration::from_secs(2);
 
@@ -63,7 +66,7 @@ pub(super) async fn keep(
             }
             renewal = async {
                 tokio::time::sleep_until(next.into()).await;
-                renew(&pool, lease, ttl / 3).await
+                renew(&pool, lease, ROUND).await
             } => renewal,
             () = tokio::time::sleep_until(end.into()) => {
                 tracing::error!(lease = lease.0, ?ttl, "nobody confirmed the lease for its whole time to live");
@@ -103,9 +106,16 @@ pub(super) async fn keep(
 /// # Errors
 /// [`StoreError::LeaseGone`], or when nobody answers within the time.
 pub(super) async fn keep_alive(pool: &Arc<Pool>, lease: LeaseId) -> Result<(), StoreError> {
-    match renew(pool, lease, pool.config.call_limit).await? {
-        Renewal::Lives { .. } => Ok(()),
-        Renewal::Gone => Err(StoreError::LeaseGone),
+    let deadline = Instant::now() + pool.config.call_limit;
+    loop {
+        match renew(pool, lease, ROUND).await {
+            Ok(Renewal::Lives { .. }) => return Ok(()),
+            Ok(Renewal::Gone) => return Err(StoreError::LeaseGone),
+            Err(error) if error.is_retryable() && Instant::now() < deadline => {
+                tokio::time::sleep(RETRY).await
+            }
+            Err(error) => return Err(error),
+        }
     }
 }
 

@@ -57,6 +57,7 @@ macro_rules! method {
 
 method!(RangeRequest => RangeResponse, "/etcdserverpb.KV/Range", repeatable = true, agreed = true);
 method!(TxnRequest => TxnResponse, "/etcdserverpb.KV/Txn", repeatable = false, agreed = true);
+method!(ReadRequest => ReadResponse, "/etcdserverpb.KV/Txn", repeatable = true, agreed = true);
 // A lease has a number that nobody else chooses, so these change nothing when they come twice.
 method!(GrantRequest => GrantResponse, "/etcdserverpb.Lease/LeaseGrant", repeatable = true, agreed = false);
 method!(RevokeRequest => RevokeResponse, "/etcdserverpb.Lease/LeaseRevoke", repeatable = true, agreed = false);
@@ -190,6 +191,33 @@ pub(super) struct TxnResponse {
     header: Option<Header>,
     #[prost(bool, tag = "2")]
     pub(super) succeeded: bool,
+}
+
+/// A transaction that only reads.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ReadRequest {
+    #[prost(message, repeated, tag = "2")]
+    pub(super) reads: Vec<ReadOp>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ReadOp {
+    #[prost(message, optional, tag = "1")]
+    pub(super) range: Option<RangeRequest>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ReadResponse {
+    #[prost(message, optional, tag = "1")]
+    header: Option<Header>,
+    #[prost(message, repeated, tag = "3")]
+    pub(super) found: Vec<FoundOp>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct FoundOp {
+    #[prost(message, optional, tag = "1")]
+    pub(super) range: Option<RangeResponse>,
 }
 
 #[derive(Clone, PartialEq, Message)]
