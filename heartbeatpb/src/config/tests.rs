@@ -72,6 +72,8 @@ fn each_key(value: &Value, check: &mut impl FnMut(&str)) {
 }
 
 #[test]
+// behaviour: api-A-8
+// behaviour: api-S-11
 fn every_key_survives_the_stored_form_and_the_api_form() {
     let config = everything_changed();
     let stored = config.to_value();
@@ -89,6 +91,7 @@ fn every_key_survives_the_stored_form_and_the_api_form() {
 }
 
 #[test]
+// behaviour: api-L-11
 fn toml_and_api_spell_the_same_configuration() {
     let toml = ReplicaConfig::from_toml(
         r#"
@@ -146,6 +149,7 @@ fn unknown_keys_are_all_listed() {
 }
 
 #[test]
+// behaviour: api-S-7
 fn values_outside_their_range_are_named() {
     let key_of =
         |toml: &str, uri: &str| match ReplicaConfig::from_toml(toml).unwrap().validate_and_adjust(uri) {
@@ -234,6 +238,7 @@ fn secrets_are_hidden_and_come_back_on_update() {
 }
 
 #[test]
+// behaviour: api-S-10
 fn a_changefeed_document_reads_back_and_older_ones_are_completed() {
     let mut info = ChangefeedInfo::new(
         ChangefeedId::fresh("orders"),

@@ -95,9 +95,6 @@ pub(super) struct CreateArgs {
     /// Print the names of the tables.
     #[arg(short, long)]
     verbose: bool,
-    /// Where schemas are registered, for protocols that need it.
-    #[arg(long, value_name = "URL")]
-    schema_registry: Option<String>,
     #[command(flatten)]
     old: OldArgs,
 }
@@ -159,14 +156,8 @@ async fn create(client: &Session, args: CreateArgs) -> Result<(), CliError> {
         None => Map::new(),
         Some(file) => read_config(file)?,
     };
-    let mut set = |section: &str, key: &str, value: Value| {
-        replica.entry(section).or_insert_with(|| json!({}))[key] = value;
-    };
     if args.no_initial_copy {
-        set("initial-copy", "enabled", json!(false));
-    }
-    if let Some(registry) = &args.schema_registry {
-        set("sink", "schema-registry", json!(registry));
+        replica.entry("initial-copy").or_insert_with(|| json!({}))["enabled"] = json!(false);
     }
     let mut body = json!({
         "start_ts": args.start_ts, "target_ts": args.target_ts, "sink_uri": args.sink_uri,

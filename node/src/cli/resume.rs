@@ -92,7 +92,6 @@ mod tests {
     use super::*;
 
     #[test]
-    // behaviour: api-L-5
     fn a_position_to_resume_from_is_now_a_number_or_a_notation_and_never_zero() {
         assert_eq!(parse_position("now"), Ok(json!("now")));
         assert_eq!(parse_position("42"), Ok(json!(42)));
@@ -103,7 +102,6 @@ mod tests {
     }
 
     #[test]
-    // behaviour: api-L-4
     fn a_day_behind_is_not_far_and_more_is() {
         let now = datetime!(2026-03-02 08:00:00 UTC);
         assert_eq!(behind(&json!("2026-03-01 08:00:00.000"), now), Some(FAR));

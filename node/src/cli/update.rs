@@ -22,9 +22,6 @@ pub(super) struct UpdateArgs {
     /// Stop at this position.
     #[arg(long)]
     target_ts: Option<u64>,
-    /// Where schemas are registered, for protocols that need it.
-    #[arg(long, value_name = "URL")]
-    schema_registry: Option<String>,
     /// Print the tables of the changefeed too.
     #[arg(short, long)]
     verbose: bool,
@@ -44,13 +41,10 @@ pub(super) struct UpdateArgs {
 /// Shows what would change, asks, and changes it.
 pub(super) async fn update(client: &Session, args: &UpdateArgs) -> Result<(), CliError> {
     let id = &args.id.changefeed_id;
-    let mut changes = match &args.config {
+    let changes = match &args.config {
         None => json!({}),
         Some(file) => read_changes(file)?,
     };
-    if let Some(registry) = &args.schema_registry {
-        merge(&mut changes, &json!({ "sink": { "schema_registry": registry } }));
-    }
     let current = client.get(&path(id, "")).await?;
     let mut config = current["config"].clone();
     merge(&mut config, &changes);

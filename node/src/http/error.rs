@@ -140,3 +140,36 @@ impl IntoResponse for ApiFailure {
         response
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    // behaviour: api-M-4
+    // behaviour: api-M-9
+    fn the_status_follows_from_the_code_and_from_nothing_else() {
+        for (code, status) in [
+            ("CDC:ErrAPIInvalidParam", 400),
+            ("CDC:ErrInvalidReplicaConfig", 400),
+            ("CDC:ErrChangeFeedNotExists", 400),
+            ("CDC:ErrCredentialNotFound", 401),
+            ("CDC:ErrUnauthorized", 401),
+            ("CDC:ErrAPINotFound", 404),
+            ("CDC:ErrAPIGone", 410),
+            ("CDC:ErrOwnerNotFound", 503),
+            ("CDC:ErrClusterIsUnhealthy", 503),
+            ("CDC:ErrMaintainerNotFounded", 500),
+            ("CDC:ErrInternal", 500),
+            ("", 500),
+        ] {
+            // Codes in the text are words like others.
+            let failure = ApiFailure::new(code, "after CDC:ErrAPIInvalidParam came CDC:ErrOwnerNotFound");
+            let response = failure.into_response();
+            assert_eq!(response.status().as_u16(), status, "{code}");
+            assert_eq!(response.headers().contains_key(header::RETRY_AFTER), status == 503, "{code}");
+            assert_eq!(response.headers().contains_key(header::WWW_AUTHENTICATE), status == 401, "{code}");
+        }
+        assert_eq!(ApiFailure::too_large().into_response().status().as_u16(), 413);
+    }
+}

@@ -9,6 +9,9 @@ use serde_json::{Value, json};
 
 use super::{ApiFailure, Shared};
 
+/// Where a description has its keyspace.
+const KEYSPACE: &str = "/id/display/keyspace";
+
 #[derive(Deserialize, Default)]
 #[serde(default)]
 pub(super) struct MetadataQuery {
@@ -41,8 +44,13 @@ pub(super) async fn metadata(
 fn shown(text: &str) -> String {
     match serde_json::from_str::<Value>(text) {
         Ok(mut value) => {
+            // The name of a keyspace is none, though `key` is in its name.
+            let keyspace = value.pointer(KEYSPACE).cloned();
             mask_secrets(&mut value);
             mask_texts(&mut value);
+            if let (Some(place), Some(keyspace)) = (value.pointer_mut(KEYSPACE), keyspace) {
+                *place = keyspace;
+            }
             value.to_string()
         }
         // A name of a node or a number; what looks like a URI is masked as one.
@@ -90,6 +98,7 @@ mod tests {
             (format!(r#"{{"error":{{"message":"kafka://h/?sasl-password={canary}"}}}}"#), "message"),
             (format!("postgres://u:{canary}@h/d"), "postgres"),
             (format!("{canary}{}", "x".repeat(300)), ""),
+            (r#"{"id":{"display":{"keyspace":"default"}}}"#.to_owned(), r#""keyspace":"default""#),
             ("5d0e8a0c".to_owned(), "5d0e8a0c"),
         ] {
             let shown = shown(&text);

@@ -300,6 +300,8 @@ async fn requests_that_cannot_be_understood_are_refused_by_every_endpoint() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 // behaviour: coordinator-ST-18
+// behaviour: api-A-3
+// behaviour: api-A-12
 async fn changefeeds_that_cannot_be_are_refused_with_a_code_and_leave_nothing_behind() {
     let source = PgServer::start().await.unwrap();
     source.sql("postgres", "CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE keyless (v text); CREATE ROLE weak LOGIN PASSWORD 's3cr3t-canary'").await.unwrap();
