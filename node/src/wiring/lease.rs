@@ -41,8 +41,9 @@ impl Lease {
     /// Whether nobody else can have taken over yet. Once it was said that it does not hold, the process ends: what was
     /// left out by then is done by others.
     pub(crate) fn holds(&self) -> bool {
-        let holds = self.clock.elapsed_micros() < self.until.load(Ordering::Acquire);
-        if !holds {
+        let until = self.until.load(Ordering::Acquire);
+        let holds = self.clock.elapsed_micros() < until;
+        if !holds && until > 0 {
             self.refused.store(true, Ordering::Release);
         }
         holds
