@@ -116,10 +116,10 @@ impl World {
     fn obey(&mut self, lose: bool) {
         for effect in std::mem::take(&mut self.rig.out) {
             let Effect::Dispatch(node, message) = effect else {
-                match effect {
-                    Effect::Points { .. } => self.rig.kept.push(effect),
-                    Effect::Fence { attempt, whom } => self.asked.push((attempt, whom)),
-                    _ => {}
+                if let Effect::Fence { attempt, whom } = effect {
+                    self.asked.push((attempt, whom));
+                } else if matches!(effect, Effect::Points { .. }) {
+                    self.rig.kept.push(effect);
                 }
                 continue;
             };
