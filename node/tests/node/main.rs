@@ -5,6 +5,7 @@
 mod access;
 mod bad_input;
 mod bank;
+mod commands;
 mod common;
 mod copy;
 mod faults;
