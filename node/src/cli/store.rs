@@ -98,7 +98,9 @@ impl Content {
     fn of(bytes: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(bytes).ok()?;
         match serde_json::from_str::<Value>(text) {
-            Ok(value) if value.to_string() == text => Some(Self::Json(value)),
+            Ok(value) if serde_json::to_string(&value).is_ok_and(|written| written == text) => {
+                Some(Self::Json(value))
+            }
             Ok(_) | Err(_) => Some(Self::Text(text.to_owned())),
         }
     }
@@ -196,11 +198,11 @@ impl Place {
                 }
                 let opened = tokio::task::spawn_blocking(move || redb::open(&dir)).await;
                 let opened = opened.map_err(|_| wrong("the store could not be opened"))?;
-                Arc::new(opened.map_err(|error| match error {
-                    StoreError::Locked(dir) => {
-                        wrong(format!("a running server holds the store in {dir}; stop it first"))
+                Arc::new(opened.map_err(|error| {
+                    if let StoreError::Locked(dir) = error {
+                        return wrong(format!("a running server holds the store in {dir}; stop it first"));
                     }
-                    other => wrong(other.to_string()),
+                    wrong(error.to_string())
                 })?)
             }
             #[cfg(feature = "etcd")]
