@@ -175,6 +175,16 @@ pub const MAINTAINER_FAILED: &str = "CDC:ErrMaintainerFailed";
 pub const API_INVALID_PARAM: &str = "CDC:ErrAPIInvalidParam";
 /// There is nothing at this path.
 pub const API_NOT_FOUND: &str = "CDC:ErrAPINotFound";
+/// There is nothing of that kind here; the message says what there is instead.
+pub const API_GONE: &str = "CDC:ErrAPIGone";
+/// The request needs a user, and has no credentials of HTTP Basic.
+pub const CREDENTIAL_NOT_FOUND: &str = "CDC:ErrCredentialNotFound";
+/// The user or the password is wrong, the user is not allowed, or passwords cannot be verified now.
+pub const UNAUTHORIZED: &str = "CDC:ErrUnauthorized";
+/// The node made a mistake; its log says which.
+pub const INTERNAL: &str = "CDC:ErrInternal";
+/// The command line was given a position to resume from that is none.
+pub const CLI_INVALID_CHECKPOINT_TS: &str = "CDC:ErrCliInvalidCheckpointTs";
 /// There is no changefeed of this name.
 pub const CHANGEFEED_NOT_EXISTS: &str = "CDC:ErrChangeFeedNotExists";
 /// A changefeed of this name exists.
