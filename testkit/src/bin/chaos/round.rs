@@ -365,7 +365,7 @@ impl Course<'_> {
         let until = undone.filter(|at| *at > from).unwrap_or(length);
         let highest = samples.iter().map(|(_, lag)| *lag).fold(0.0, f64::max);
         let recovery = recovery(&samples, from, until);
-        let limit = self.fault.limit(self.world.nodes.len());
+        let limit = self.fault.limit(self.world.nodes.len(), self.world.plan.short);
         self.problems.extend(missed(limit, highest, recovery));
         if !verdict.clean() {
             self.problems.push(describe(&verdict));
