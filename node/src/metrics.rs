@@ -45,6 +45,8 @@ pub const LOG_DISK_TOTAL: &str = "ticdc_logger_disk_total_bytes";
 /// Bytes in use on the file system with the log file.
 pub const LOG_DISK_USED: &str = "ticdc_logger_disk_used_bytes";
 
+/// Time of one of the last hundred operations of people, in milliseconds since 1970, where it was answered. Labels: `namespace`, `changefeed`, `operation`, `result`, `username`, `details`, `error`, `event_id`.
+pub const OPERATION_TIME: &str = "ticdc_owner_changefeed_operation_time";
 /// Bytes of a source's log behind what was read and before what was confirmed: the source has to keep at least these. Labels: `namespace`, `changefeed`.
 pub const UNCONFIRMED: &str = "ticdc_log_reader_unconfirmed_bytes";
 /// Time of the oldest position that a source of this node has to keep, in milliseconds since 1970.
@@ -118,6 +120,7 @@ pub(crate) fn describe() {
         (HEAP_INUSE, "Memory that the program has allocated and touched"),
         (HEAP_IDLE, "Not known apart from what is in use"),
         (HEAP_RELEASED, "Not known apart from what is in use"),
+        (OPERATION_TIME, "Times of the last operations of people"),
         (UNCONFIRMED, "Bytes of a source's log that were read and are not confirmed"),
         (SAFEPOINT, "Time of the oldest position that a source of this node has to keep"),
         (MIN_SAFEPOINT, "Time of the oldest position that a source of this node has to keep"),

@@ -9,6 +9,8 @@ use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use heartbeatpb::WallTime;
+use metrics::{Gauge, gauge};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
@@ -81,6 +83,8 @@ pub(crate) struct Operations {
 struct Inner {
     events: u64,
     last: VecDeque<Value>,
+    /// Their series, in the same order.
+    shown: VecDeque<Gauge>,
     answers: BTreeMap<String, (Instant, Kept)>,
     keys: BTreeMap<String, (Instant, String)>,
 }
@@ -100,6 +104,17 @@ fn short(text: &str) -> String {
         return text;
     }
     text.chars().take(LONGEST - 3).chain("...".chars()).collect()
+}
+
+/// Shows when an operation ended, as long as its handle is kept.
+#[expect(clippy::cast_precision_loss, reason = "milliseconds fit a float until the year 287396")]
+fn shown(record: &Record, [result, details, error]: [&str; 3], event: u64) -> Gauge {
+    let gauge = gauge!(crate::metrics::OPERATION_TIME, "namespace" => "default",
+        "changefeed" => short(&record.changefeed), "operation" => record.operation, "result" => result.to_owned(),
+        "username" => short(&record.user), "details" => details.to_owned(), "error" => error.to_owned(),
+        "event_id" => event.to_string());
+    gauge.set(WallTime::now().millis() as f64);
+    gauge
 }
 
 impl Operations {
@@ -123,7 +138,9 @@ impl Operations {
         );
         if inner.last.len() == KEPT {
             inner.last.pop_front();
+            inner.shown.pop_front();
         }
+        inner.shown.push_back(shown(record, [result, &details, &error], event));
         inner.last.push_back(json!({
             "event": event, "time": crate::wiring::rfc3339_now(), "operation": record.operation,
             "keyspace": "default", "changefeed": short(&record.changefeed), "user": short(&record.user),
@@ -251,8 +268,8 @@ mod tests {
         }
         let inner = operations.inner.lock();
         assert_eq!(
-            (inner.last.len(), &inner.last[0]["event"], &inner.last[99]["event"]),
-            (100, &json!(2), &json!(101))
+            (inner.last.len(), inner.shown.len(), &inner.last[0]["event"], &inner.last[99]["event"]),
+            (100, 100, &json!(2), &json!(101))
         );
     }
 
