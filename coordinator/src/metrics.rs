@@ -1,4 +1,4 @@
-//! Metrics of the coordinator. Its series are [`CoordinatorMetrics`]'s: they go with the role.
+//! Metrics of the coordinator. Its series are `CoordinatorMetrics`'s: they go with the role.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
