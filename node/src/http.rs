@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Router;
-use axum::routing::{any, delete, get, post, put};
+use axum::routing::{any, delete, get, patch, post, put};
 use coordinator::backend::Store;
 use coordinator::{CoordinatorHandle, Layout};
 use serde_json::{Value, json};
@@ -93,10 +93,8 @@ pub(crate) fn router(state: ApiState) -> Router {
     let state = Arc::new(state);
     let feeds = Router::new()
         .route("/", get(changefeed::list).post(changefeed::create))
-        .route(
-            "/{id}",
-            get(changefeed::get).put(changefeed::update).patch(changefeed::patch).delete(changefeed::remove),
-        )
+        .route("/{id}", get(changefeed::get).put(changefeed::update))
+        .route("/{id}", patch(changefeed::patch).delete(changefeed::remove))
         .route("/{id}/pause", post(changefeed::pause))
         .route("/{id}/resume", post(changefeed::resume))
         .route("/{id}/status", get(status::status))
