@@ -1,4 +1,5 @@
-//! The registry behind `/metrics`: cells that handles write without a lock, and the text that a scrape reads.
+//! The registry behind `/metrics`: cells that handles write without a lock, and the text that a scrape reads, which
+//! `metrics-exporter-prometheus` writes. Its own registry keeps series for ever, or takes them from handles that live.
 //!
 //! A changefeed, a maintainer or a peer comes and goes while the process lives, and so do their series. The owner of
 //! a thing keeps the handles of its series, and that is all it has to do:
@@ -11,11 +12,12 @@
 //! nothing from the other. A series that comes again begins at zero, as after a restart.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use metrics::{Counter, Gauge, Histogram, HistogramFn, Key, KeyName, Metadata, SharedString, Unit};
+use metrics::{Counter, Gauge, Histogram, HistogramFn, Key, KeyName, Label, Metadata, SharedString, Unit};
+use metrics_exporter_prometheus::LabelSet;
+use metrics_exporter_prometheus::formatting::{write_help_line, write_metric_line, write_type_line};
 use parking_lot::Mutex;
 
 /// Labels of things that go while the process stays.
@@ -41,11 +43,12 @@ struct Registry {
 struct Family {
     help: String,
     bounds: Option<Arc<[f64]>>,
-    /// By labels as they are written.
-    series: BTreeMap<String, Series>,
+    /// By sorted labels as they are written.
+    series: BTreeMap<Vec<String>, Series>,
 }
 
 struct Series {
+    labels: LabelSet,
     cell: Cell,
     /// Goes with the last handle.
     passing: bool,
@@ -111,13 +114,13 @@ impl Registry {
 
     /// The cell of a series, made by `make` if there is none.
     fn cell(&self, key: &Key, make: impl FnOnce(&Arc<[f64]>) -> Cell) -> Cell {
-        let mut labels: Vec<_> = key.labels().collect();
-        labels.sort_by_key(|label| label.key());
-        let mut written = String::new();
-        for label in &labels {
-            let comma = if written.is_empty() { "" } else { "," };
-            let _ = write!(written, "{comma}{}=\"{}\"", label.key(), escaped(label.value()));
-        }
+        let mut sorted: Vec<Label> = key.labels().cloned().collect();
+        sorted.sort();
+        let passes = sorted.iter().any(|label| PASSING.contains(&label.key()));
+        let labels = LabelSet::from_key_and_global(
+            &Key::from_parts(key.name().to_owned(), sorted),
+            &Default::default(),
+        );
         let mut families = self.families.lock();
         let family = families.entry(key.name().to_owned()).or_default();
         let bounds = family.bounds.get_or_insert_with(|| (self.bounds)(key.name()).into());
@@ -127,8 +130,9 @@ impl Registry {
             debug_assert!(false, "{} has two types", key.name());
             return made;
         }
-        let passing = matches!(made, Cell::Gauge(_)) || labels.iter().any(|l| PASSING.contains(&l.key()));
-        family.series.entry(written).or_insert(Series { cell: made, passing }).cell.clone()
+        let passing = matches!(made, Cell::Gauge(_)) || passes;
+        let written = labels.to_strings().collect();
+        family.series.entry(written).or_insert(Series { labels, cell: made, passing }).cell.clone()
     }
 }
 
@@ -197,44 +201,38 @@ impl MetricsHandle {
         for (name, family) in &*self.0.families.lock() {
             let Some(first) = family.series.values().next() else { continue };
             if !family.help.is_empty() {
-                let help = family.help.replace('\\', "\\\\").replace('\n', "\\n");
-                let _ = writeln!(text, "# HELP {name} {help}");
+                write_help_line(&mut text, name, None, None, &family.help);
             }
             let growing = self.0.growing.contains(&name.as_str());
             let kind = if growing { "counter" } else { first.cell.kind() };
-            let _ = writeln!(text, "# TYPE {name} {kind}");
-            for (labels, series) in &family.series {
-                write_series(&mut text, name, labels, &series.cell);
+            write_type_line(&mut text, name, None, None, kind);
+            for series in family.series.values() {
+                write_series(&mut text, name, series);
             }
         }
         text
     }
 }
 
-fn write_series(text: &mut String, name: &str, labels: &str, cell: &Cell) {
-    let braced = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
-    let _ = match cell {
-        Cell::Counter(cell) => writeln!(text, "{name}{braced} {}", cell.load(Ordering::Relaxed)),
-        Cell::Gauge(cell) => {
-            writeln!(text, "{name}{braced} {}", f64::from_bits(cell.load(Ordering::Relaxed)))
-        }
+fn write_series(text: &mut String, name: &str, series: &Series) {
+    let labels = &series.labels;
+    let mut line = |suffix, bound: Option<String>, value: &dyn std::fmt::Display| {
+        write_metric_line(text, name, suffix, labels, bound.map(|bound| ("le", bound)), value, None);
+    };
+    match &series.cell {
+        Cell::Counter(cell) => line(None, None, &cell.load(Ordering::Relaxed)),
+        Cell::Gauge(cell) => line(None, None, &f64::from_bits(cell.load(Ordering::Relaxed))),
         Cell::Histogram(cell) => {
-            let comma = if labels.is_empty() { "" } else { "," };
             let mut count = 0;
             for (at, here) in cell.counts.iter().enumerate() {
                 count += here.load(Ordering::Relaxed);
                 let bound = cell.bounds.get(at).map_or_else(|| "+Inf".to_owned(), f64::to_string);
-                let _ = writeln!(text, "{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {count}");
+                line(Some("bucket"), Some(bound), &count);
             }
-            let sum = f64::from_bits(cell.sum.load(Ordering::Relaxed));
-            writeln!(text, "{name}_sum{braced} {sum}\n{name}_count{braced} {count}")
+            line(Some("sum"), None, &f64::from_bits(cell.sum.load(Ordering::Relaxed)));
+            line(Some("count"), None, &count);
         }
-    };
-}
-
-/// A label's value as the text format wants it.
-fn escaped(value: &str) -> String {
-    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+    }
 }
 
 #[cfg(test)]
