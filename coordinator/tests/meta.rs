@@ -175,7 +175,7 @@ fn documents_of_other_programs_read_back_and_keep_their_words() {
         "create-time":"2026-03-01T08:00:12.481Z","start-ts":455678901234565121,"target-ts":0,"admin-job-type":0,
         "sort-engine":"unified","sort-dir":"","upstream-info":null,
         "config":{"memory-quota":536870912,"filter":{"rules":["shop.*"]}},"state":"warning",
-        "error":{"time":"2026-03-01T08:09:00Z","addr":"10.0.0.5:8300","code":"CDC:ErrKafkaSendMessage","message":"broker timed out"},
+        "error":{"time":"2026-03-01T08:09:00Z","addr":"10.0.0.5:8300","code":"CDC:ErrSinkUnavailable","message":"broker timed out"},
         "warning":null,"creator-version":"v1.2.0","epoch":455679012345600001,"keyspace-id":0}"#;
     let (read, assigned) = ChangefeedInfo::from_json(info.as_bytes(), "k", "n").unwrap();
     assert!(!assigned);

@@ -1,4 +1,4 @@
-//! Series of dispatcher managers; names are public API. They go with the last copy of [`ManagerMetrics`].
+//! Series of dispatcher managers; names are public API. They go with the last copy of `ManagerMetrics`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -24,4 +24,4 @@ mod upstream;
 mod wiring;
 
 pub use http::password;
-pub use wiring::{Node, Surroundings};
+pub use wiring::{Connect, Node, Surroundings};

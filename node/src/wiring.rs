@@ -37,7 +37,7 @@ use self::registration::Registration;
 use crate::upstream::UpstreamHub;
 
 pub(crate) use lease::Lease;
-pub use start::Surroundings;
+pub use start::{Connect, Surroundings};
 
 /// Now, as documents and errors carry it.
 pub(crate) fn rfc3339_now() -> String {

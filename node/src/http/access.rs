@@ -92,7 +92,7 @@ const PLACED: Rule = rule(At::Maintainer, false);
 /// A user may ask the maintainer's node.
 const PLACING: Rule = rule(At::Maintainer, true);
 
-/// The rule of every route. What is not here is refused, so that a new route is not open by mistake.
+/// The rule of every route. What is not here asks for a user, so that a new route is not open by mistake.
 pub(super) fn rule_of(method: &Method, path: &str) -> Option<Rule> {
     let of = |path: &str| {
         Some(match (method.as_str(), path) {
@@ -164,8 +164,13 @@ pub(super) async fn pass(State(state): State<Shared>, request: Request, next: Ne
             Ok(response) => response,
             Err(failure) => failure.into_response(),
         },
-        // A path without a route, or a method that its route does not take: the fallbacks say so.
-        (_, None) | (None, Some(_)) => next.run(request).await,
+        // A method that its route does not take, of which the fallback says so, or a route that was forgotten here.
+        (Some(_), None) => match state.access.gate.admit(request.headers()).await {
+            Ok(_) => next.run(request).await,
+            Err(failure) => failure.into_response(),
+        },
+        // A path without a route.
+        (None, _) => next.run(request).await,
     };
     line.write(&response, user.as_deref(), began);
     response

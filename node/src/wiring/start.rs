@@ -34,13 +34,16 @@ const UPKEEP: Duration = Duration::from_secs(5);
 /// How long a node waits to see its own registration before it stands for election.
 const SEE_ONESELF: Duration = Duration::from_secs(10);
 
+/// Connects a node's end of the bus to those of the others.
+pub type Connect = Box<dyn FnOnce(&MessageCenter) + Send>;
+
 /// What a node finds where it runs, in place of what its configuration names: for programs that embed nodes.
 #[derive(Default)]
 pub struct Surroundings {
     /// A metadata store; the configured one otherwise.
     pub store: Option<Arc<dyn Store>>,
     /// Connects the node's end of the bus to those of the others; the configured network otherwise.
-    pub network: Option<Box<dyn FnOnce(&MessageCenter) + Send>>,
+    pub network: Option<Connect>,
 }
 
 impl std::fmt::Debug for Surroundings {
@@ -130,7 +133,7 @@ struct Modules {
 }
 
 impl Modules {
-    fn new(ground: &Ground, node: &NodeId, network: Option<Box<dyn FnOnce(&MessageCenter) + Send>>) -> Self {
+    fn new(ground: &Ground, node: &NodeId, network: Option<Connect>) -> Self {
         let config = &ground.config;
         let center = MessageCenter::new(node.clone(), MessagingConfig::default());
         let log = LogService::new(

@@ -1,3 +1,5 @@
+//! Documents move between the stores of one node and of a cluster, whole or not at all.
+
 use std::os::unix::fs::PermissionsExt as _;
 
 use coordinator::backend::memory;
