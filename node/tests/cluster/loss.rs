@@ -47,7 +47,8 @@ async fn the_node_that_leads_is_killed() {
 async fn a_node_that_only_writes_is_killed() {
     survives(3, async |cluster| {
         let (leader, maintainer) = (cluster.leader().await, cluster.maintainer().await);
-        let mut others = cluster.dispatchers().await.into_iter().filter(|at| ![leader, maintainer].contains(at));
+        let mut others =
+            cluster.dispatchers().await.into_iter().filter(|at| ![leader, maintainer].contains(at));
         others.next_back().unwrap_or(maintainer)
     })
     .await;
