@@ -1,13 +1,19 @@
 //! Where a node's metadata is: opens the store that the configuration names.
 
 use std::fs::{File, TryLockError};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use coordinator::backend::{Store, StoreError};
+use coordinator::backend::{LocalStore, Store, StoreError};
 
 use crate::config::{ServerConfig, StoreKind};
+
+/// How long whoever held the embedded store may take to let go of it.
+const RELEASE: Duration = Duration::from_secs(2);
+/// Between two attempts to open it.
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// Takes the data directory for this process until the file is dropped.
 ///
@@ -29,6 +35,18 @@ pub(super) fn lock(data_dir: &Path) -> anyhow::Result<File> {
     }
 }
 
+/// Opens the embedded store. A call that a node of this process made before it stopped may still hold it.
+async fn open_embedded(dir: PathBuf) -> anyhow::Result<LocalStore> {
+    let deadline = Instant::now() + RELEASE;
+    loop {
+        let dir = dir.clone();
+        match tokio::task::spawn_blocking(move || coordinator::backend::redb::open(&dir)).await? {
+            Err(StoreError::Locked(_)) if Instant::now() < deadline => tokio::time::sleep(AGAIN).await,
+            opened => return Ok(opened?),
+        }
+    }
+}
+
 /// Opens the store.
 ///
 /// # Errors
@@ -41,10 +59,7 @@ pub(super) async fn open(config: &ServerConfig, data_dir: &Path) -> anyhow::Resu
             } else {
                 config.store.path.clone()
             };
-            let store = tokio::task::spawn_blocking(move || coordinator::backend::redb::open(&dir))
-                .await?
-                .context("cannot open the metadata store")?;
-            Ok(Arc::new(store))
+            Ok(Arc::new(open_embedded(dir).await.context("cannot open the metadata store")?))
         }
         #[cfg(not(feature = "etcd"))]
         StoreKind::Etcd => bail!("this program was built without etcd"),
