@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::{behaviours, codegen, examples, programs, servers, tidy};
+use crate::{behaviours, codegen, examples, programs, servers, tests, tidy};
 
 /// Runs one step and says how long it took.
 pub(crate) fn run_step(name: &str, step: impl FnOnce() -> Result<()>) -> Result<()> {
@@ -15,32 +15,43 @@ pub(crate) fn run_step(name: &str, step: impl FnOnce() -> Result<()>) -> Result<
     Ok(())
 }
 
-/// Every check and every test.
+/// Every check and every test. What is run is built once: a build of one package picks other features for what it
+/// stands on, and most of the workspace would be made again.
 pub(crate) fn run(root: &Path) -> Result<()> {
     run_step("servers", servers::ensure)?;
     run_step("formatting", || crate::run(root, "cargo", &["fmt", "--all", "--check"], &[]))?;
     run_step("generated code", || codegen::run(root, true))?;
     run_step("tidy", || tidy::run(root))?;
+    run_step("tests of the chores", || chores(root))?;
+    run_step("behaviours", || behaviours::run(root, false))?;
     run_step("lints", || {
-        crate::run(root, "cargo", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[])
+        let everything = ["clippy", "--workspace", "--all-targets", "--features", programs::FEATURES];
+        crate::run(root, "cargo", &[&everything[..], &["--", "-D", "warnings"]].concat(), &[])
     })?;
     run_step("documentation", || {
         let arguments = ["doc", "--workspace", "--no-deps", "--quiet"];
         crate::run(root, "cargo", &arguments, &[("RUSTDOCFLAGS", "-D warnings")])
     })?;
-    run_step("behaviours", || behaviours::run(root, false))?;
-    run_step("tests", || test(root, &[]))?;
-    run_step("examples", || examples::run(root, None))?;
-    run_step("costs of the control plane", || programs::control_growth(root))?;
+    run_step("tests", || tests::run(root, &["--features", programs::FEATURES]))?;
+    let programs = crate::built(root)?;
+    run_step("examples", || examples::run_all(root, &programs, None))?;
+    run_step("costs of the control plane", || programs::control_growth(root, &programs))?;
     run_step("simulated clusters", || {
-        programs::sim(root, &["--scenarios", "--seeds", "2000"].map(str::to_owned))
+        programs::sim_built(root, &programs, &["--scenarios", "--seeds", "2000"])
     })?;
-    run_step("clusters under faults", || programs::chaos(root, &["--ci".to_owned()]))
+    run_step("clusters under faults", || programs::chaos_built(root, &programs, &["--ci"]))
 }
 
-/// The tests alone.
+/// The tests alone; with arguments those that cargo picks by them.
 pub(crate) fn test(root: &Path, rest: &[String]) -> Result<()> {
-    let mut arguments = vec!["test", "--workspace"];
-    arguments.extend(rest.iter().map(String::as_str));
-    crate::run(root, "cargo", &arguments, &[])
+    if rest.is_empty() {
+        return chores(root).and_then(|()| tests::run(root, &[]));
+    }
+    let rest: Vec<&str> = rest.iter().map(String::as_str).collect();
+    crate::run(root, "cargo", &[&["test", "--workspace"], &rest[..]].concat(), &[])
+}
+
+/// The tests of these chores, which stand on what the chores were built from: see the profile in Cargo.toml.
+fn chores(root: &Path) -> Result<()> {
+    crate::run(root, "cargo", &["test", "--quiet", "--profile", "xtask", "--package", "xtask"], &[])
 }

@@ -1,6 +1,6 @@
 //! `cargo xtask examples`: every crate has an example program, and every one of them runs.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -12,10 +12,11 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// Crates that nobody uses alone.
 const WITHOUT: [&str; 2] = ["testkit", "xtask"];
 /// Arguments that make an example small; what measures by default measures little here.
-const ARGUMENTS: [(&str, &[&str]); 5] = [
+const ARGUMENTS: [(&str, &[&str]); 6] = [
     ("apply", &["blackhole://", "20000"]),
     ("drain", &["20000"]),
     ("embed", &["2"]),
+    ("fence", &["8", "1"]),
     ("generate", &["generator://bank?rate=0", "1"]),
     ("throughput", &["50", "20000"]),
 ];
@@ -27,19 +28,23 @@ struct Example {
 
 /// Builds and runs the examples of every crate, or of one.
 pub(crate) fn run(root: &Path, only: Option<&str>) -> Result<()> {
+    match only {
+        Some(package) => crate::run(root, "cargo", &["build", "--quiet", "-p", package, "--examples"], &[])?,
+        None => crate::run(root, "cargo", &["build", "--quiet", "--workspace", "--examples"], &[])?,
+    }
+    run_all(root, &crate::built(root)?, only)
+}
+
+/// Runs the examples that are built in the folder of programs.
+pub(crate) fn run_all(root: &Path, programs: &Path, only: Option<&str>) -> Result<()> {
     let metadata = crate::metadata(root, &["--no-deps"])?;
     let examples = all(&metadata, only);
     if let Some(package) = missing(&metadata, only, &examples).first() {
         bail!("crate {package} has no example");
     }
-    let target = PathBuf::from(metadata["target_directory"].as_str().context("no target directory")?);
-    match only {
-        Some(package) => crate::run(root, "cargo", &["build", "--quiet", "-p", package, "--examples"], &[])?,
-        None => crate::run(root, "cargo", &["build", "--quiet", "--workspace", "--examples"], &[])?,
-    }
     for example in &examples {
         let started = Instant::now();
-        run_one(root, &target.join("debug/examples").join(&example.name), &example.name)
+        run_one(root, &programs.join("examples").join(&example.name), &example.name)
             .with_context(|| format!("example {} of {}", example.name, example.package))?;
         eprintln!(
             "ok: {} --example {}, {:.1} s",

@@ -10,6 +10,7 @@ mod metrics;
 mod openapi;
 mod programs;
 mod servers;
+mod tests;
 mod tidy;
 
 use std::path::{Path, PathBuf};
@@ -155,6 +156,13 @@ fn run(root: &Path, program: &str, arguments: &[&str], variables: &[(&str, &str)
         bail!("{program} {} failed", arguments.join(" "));
     }
     Ok(())
+}
+
+/// The folder of the programs that an unoptimised build makes.
+fn built(root: &Path) -> Result<PathBuf> {
+    let metadata = metadata(root, &["--no-deps"])?;
+    let target = metadata["target_directory"].as_str().context("no target directory")?;
+    Ok(Path::new(target).join("debug"))
 }
 
 /// What cargo knows about the workspace.

@@ -5,10 +5,12 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context as _, Result, anyhow};
 
 use crate::servers;
 
+/// What the programs of `testkit` are made of beside what tests need.
+pub(crate) const FEATURES: &str = "testkit/sim,testkit/control";
 /// The program that counts allocations has an allocator of its own: nothing else is built with it.
 const CONTROL: [&str; 6] = ["-p", "testkit", "--features", "control", "--bin", "control"];
 
@@ -31,12 +33,26 @@ pub(crate) fn control(root: &Path, rest: &[String]) -> Result<()> {
     crate::run(root, "cargo", &with(&program, rest), &[])
 }
 
-/// The same without optimisation and with few spans: whether costs grow as they may, within seconds.
-pub(crate) fn control_growth(root: &Path) -> Result<()> {
-    let mut arguments = vec!["run", "--quiet"];
-    arguments.extend(CONTROL);
-    arguments.extend(["--", "--quick", "--check", "--spans", "10000,40000", "--changefeeds", "90"]);
-    crate::run(root, "cargo", &arguments, &[])
+/// The same of an unoptimised build and with few spans: whether costs grow as they may, within seconds.
+pub(crate) fn control_growth(root: &Path, programs: &Path) -> Result<()> {
+    let arguments = ["--quick", "--check", "--spans", "10000,40000", "--changefeeds", "90"];
+    built(root, programs, "control", &arguments)
+}
+
+/// The simulated cluster of an unoptimised build, for a number of seeds that takes a minute.
+pub(crate) fn sim_built(root: &Path, programs: &Path, arguments: &[&str]) -> Result<()> {
+    built(root, programs, "sim", arguments)
+}
+
+/// Clusters under faults, of an unoptimised build.
+pub(crate) fn chaos_built(root: &Path, programs: &Path, arguments: &[&str]) -> Result<()> {
+    built(root, programs, "chaos", arguments)
+}
+
+/// Runs a program that is there already.
+fn built(root: &Path, programs: &Path, name: &str, arguments: &[&str]) -> Result<()> {
+    let program = programs.join(name);
+    crate::run(root, program.to_str().context("the target folder's name is not UTF-8")?, arguments, &[])
 }
 
 /// The simulated cluster, of a build that is optimised a little; needs no server.
