@@ -22,6 +22,7 @@ use crate::meta::{CheckpointWrite, Meta, Stored};
 use crate::metrics::{self, CoordinatorMetrics};
 
 /// Members of the cluster with their advertised addresses.
+use crate::operations::OperationDoc;
 pub type Members = Arc<BTreeMap<NodeId, String>>;
 
 /// Requests of people that wait for the task; each of them waits for its answer anyway.
@@ -85,13 +86,20 @@ enum Done {
 pub struct Coordinator {
     core: Core,
     meta: Arc<Meta>,
+/// Somebody who waits for an answer.
+struct Waiting {
+    reply: oneshot::Sender<Result<Reply, Error>>,
+    /// The operation that is carried out for her.
+    mark: Option<Arc<OperationDoc>>,
+}
+
     neighbours: Neighbours,
     inbox: Inbox<CoordinatorTopic>,
     requests: mpsc::Receiver<Request>,
     resign: CancellationToken,
     jobs: JoinSet<Done>,
     writes: Arc<tokio::sync::Semaphore>,
-    waiting: BTreeMap<OpId, oneshot::Sender<Result<Reply, Error>>>,
+    waiting: BTreeMap<OpId, Waiting>,
     next_op: u64,
     tick: std::time::Duration,
     metrics: CoordinatorMetrics,
@@ -110,7 +118,12 @@ impl Coordinator {
         let meta = Arc::new(meta);
         let (sender, requests) = mpsc::channel(REQUEST_QUEUE);
         let resign = CancellationToken::new();
-        let handle = CoordinatorHandle { requests: sender, meta: Arc::clone(&meta), resign: resign.clone() };
+        let handle = CoordinatorHandle {
+            requests: sender,
+            meta: Arc::clone(&meta),
+            resign: resign.clone(),
+            mark: None,
+        };
         let tick = config.tick;
         let coordinator = Self {
             core: Core::new(neighbours.center.node().clone(), meta.version(), config),
@@ -166,7 +179,7 @@ impl Coordinator {
                 Some(request) = self.requests.recv() => {
                     self.next_op += 1;
                     let op = OpId(self.next_op);
-                    self.waiting.insert(op, request.reply);
+                    self.waiting.insert(op, Waiting { reply: request.reply, mark: request.mark });
                     self.core.on_command(op, request.command, now())
                 }
                 inbound = self.inbox.recv() => match inbound {
@@ -284,8 +297,8 @@ impl Coordinator {
             }
             Action::Reply { op, result } => {
                 // A caller that went away does not want the answer.
-                if let Some(reply) = self.waiting.remove(&op) {
-                    let _ = reply.send(result);
+                if let Some(waiting) = self.waiting.remove(&op) {
+                    let _ = waiting.reply.send(result);
                 }
             }
             Action::Count { kind, took } => self.metrics.operator(kind, took),
@@ -314,7 +327,8 @@ impl Coordinator {
     }
 
     fn spawn_write(&mut self, id: ChangefeedId, write: Write) {
-        let meta = Arc::clone(&self.meta);
+        let asker = self.core.asked_by(&id, &write).and_then(|op| self.waiting.get(&op));
+        let meta = self.meta.marking(asker.and_then(|asker| asker.mark.clone()));
         let retention = Arc::clone(&self.neighbours.retention);
         let writes = Arc::clone(&self.writes);
         self.jobs.spawn(async move {

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::core::{ChangefeedView, Command, DrainView, Reply};
 use crate::error::Error;
 use crate::meta::{Meta, Stored};
+use crate::operations::OperationDoc;
 
 /// A removal of the same name is waited for this long before a creation is refused.
 const REMOVAL_WAIT: Duration = Duration::from_secs(50);
@@ -20,6 +21,8 @@ const REMOVAL_POLL: Duration = Duration::from_millis(200);
 /// A question to the coordinator's task.
 pub(crate) struct Request {
     pub(crate) command: Command,
+    /// The operation that it is part of.
+    pub(crate) mark: Option<Arc<OperationDoc>>,
     pub(crate) reply: oneshot::Sender<Result<Reply, Error>>,
 }
 
@@ -31,6 +34,7 @@ pub struct CoordinatorHandle {
     pub(crate) requests: mpsc::Sender<Request>,
     pub(crate) meta: Arc<Meta>,
     pub(crate) resign: CancellationToken,
+    pub(crate) mark: Option<Arc<OperationDoc>>,
 }
 
 impl std::fmt::Debug for CoordinatorHandle {
@@ -46,9 +50,39 @@ impl CoordinatorHandle {
         self.meta.version()
     }
 
+    /// The same coordinator, asked in the name of an operation that is stored: what is changed through this handle says
+    /// in the same transaction that the operation is applied.
+    #[must_use]
+    pub fn for_operation(&self, doc: OperationDoc) -> Self {
+        Self { mark: Some(Arc::new(doc)), ..self.clone() }
+    }
+
+    /// Reads what people asked to be changed, and the ids of documents that cannot be read.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn operations(&self) -> Result<(Vec<OperationDoc>, Vec<String>), Error> {
+        self.meta.get_operations().await
+    }
+
+    /// Stores what is known of an operation and deletes others. With `from` only if that is what is stored; returns
+    /// whether it was.
+    ///
+    /// # Errors
+    /// When the store fails, or this coordinator was replaced.
+    pub async fn put_operation(
+        &self,
+        doc: &OperationDoc,
+        from: Option<&OperationDoc>,
+        drop: &[String],
+    ) -> Result<bool, Error> {
+        self.meta.put_operation(doc, from, drop).await
+    }
+
     async fn ask(&self, command: Command) -> Result<Reply, Error> {
         let (reply, answer) = oneshot::channel();
-        self.requests.send(Request { command, reply }).await.map_err(|_| Error::Stopped)?;
+        let mark = self.mark.clone();
+        self.requests.send(Request { command, mark, reply }).await.map_err(|_| Error::Stopped)?;
         answer.await.map_err(|_| Error::Stopped)?
     }
 

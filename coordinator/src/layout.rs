@@ -67,6 +67,18 @@ impl Layout {
         format!("{}/{META}/drain", self.base)
     }
 
+    /// What people asked to be changed.
+    #[must_use]
+    pub fn operation_prefix(&self) -> String {
+        format!("{}/{META}/operation/", self.base)
+    }
+
+    /// One operation.
+    #[must_use]
+    pub fn operation(&self, id: &str) -> String {
+        format!("{}{id}", self.operation_prefix())
+    }
+
     /// Registered nodes.
     #[must_use]
     pub fn capture_prefix(&self) -> String {

@@ -16,6 +16,8 @@
 //! - **CO-8** A changefeed that is not to run has no dispatchers left when that is said: the last stop closes them
 //!   everywhere under the stored epoch.
 //! - **CO-9** What ought to be heard and is not is asked for again, or taken for lost and started anew.
+//! - **CO-10** What a person asks for is stored before it is done, and that it was done in the transaction that does it: a
+//!   request that is repeated with its key is done once, whoever leads ([`operations`]).
 //!
 //! # A changefeed
 //!
@@ -156,6 +158,7 @@ pub mod membership;
 pub mod meta;
 pub mod metrics;
 pub mod watchdog;
+pub mod operations;
 
 pub use changefeed::Group;
 pub use config::CoordinatorConfig;

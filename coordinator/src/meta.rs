@@ -3,6 +3,8 @@
 //! Every write compares the coordinator's own election key, so a coordinator that was replaced changes
 //! nothing (CO-3), and the revisions of the documents it read, so no concurrent change is lost.
 
+mod operations;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ use crate::backend::{Compare, KeyValue, Leadership, MAX_TXN_OPS, Op, Store, Txn}
 use crate::drain::DrainDoc;
 use crate::error::Error;
 use crate::layout::{ChangefeedKey, Layout};
+use crate::operations::OperationDoc;
 
 /// Attempts of a compare-and-set before the caller is told about the conflict.
 const CAS_ATTEMPTS: usize = 10;
@@ -44,10 +47,13 @@ pub struct CheckpointWrite {
 }
 
 /// The documents of one cluster.
+#[derive(Clone)]
 pub struct Meta {
     store: Arc<dyn Store>,
     layout: Layout,
     fence: Leadership,
+    /// Stored in the same transaction as what it is about: the operation that a change belongs to.
+    mark: Option<Arc<OperationDoc>>,
 }
 
 impl std::fmt::Debug for Meta {
@@ -67,7 +73,21 @@ impl Meta {
     /// The documents, written in the name of a won election.
     #[must_use]
     pub fn new(store: Arc<dyn Store>, layout: Layout, fence: Leadership) -> Self {
-        Self { store, layout, fence }
+        Self { store, layout, fence, mark: None }
+    }
+
+    /// The same documents; whatever changes a changefeed stores that this operation is applied, too.
+    #[must_use]
+    pub(crate) fn marking(&self, mark: Option<Arc<OperationDoc>>) -> Self {
+        Self { mark, ..self.clone() }
+    }
+
+    /// Adds to a change that its operation is applied. One that has ended meanwhile must not be any more.
+    fn mark(&self, txn: &mut Txn) {
+        let Some(doc) = &self.mark else { return };
+        let key = self.layout.operation(&doc.id);
+        txn.when.push(Compare::Value { key: key.clone(), value: doc.to_json() });
+        txn.then.push(Op::put(key, doc.applied().to_json()));
     }
 
     /// Generation of the coordinator.
@@ -217,7 +237,7 @@ impl Meta {
         let id = &stored.info.id;
         let (info, status) =
             (self.layout.info(&id.keyspace, &id.name), self.layout.status(&id.keyspace, &id.name));
-        let txn = Txn {
+        let mut txn = Txn {
             when: vec![
                 self.fence(),
                 Compare::Absent { key: info.clone() },
@@ -226,6 +246,7 @@ impl Meta {
             then: vec![Op::put(info, stored.info.to_json()), Op::put(status, stored.status.to_json())],
             or_else: Vec::new(),
         };
+        self.mark(&mut txn);
         match self.store.txn(txn).await {
             Ok(outcome) if outcome.succeeded => Ok(()),
             // Not the first attempt, or its answer was lost: if what is there is ours, it worked.
@@ -287,7 +308,9 @@ impl Meta {
             if then.is_empty() {
                 return Ok(next);
             }
-            match self.store.txn(Txn { when: read.when, then, or_else: Vec::new() }).await {
+            let mut txn = Txn { when: read.when, then, or_else: Vec::new() };
+            self.mark(&mut txn);
+            match self.store.txn(txn).await {
                 Ok(outcome) if outcome.succeeded => return Ok(next),
                 Ok(_) => self.still_owner().await?,
                 Err(error) if error.may_have_applied() => sent = Some(next),

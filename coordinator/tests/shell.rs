@@ -6,6 +6,8 @@
 mod leading;
 #[path = "shell/node.rs"]
 mod node;
+#[path = "shell/operations.rs"]
+mod operations;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -124,6 +124,14 @@ impl Core {
     /// Puts a write behind those that wait.
     pub(super) fn want(&mut self, id: &ChangefeedId, write: Write, now: Instant) {
         if let Some(feed) = self.feeds.get_mut(id) {
+    /// Who asked for a write that is to be done, if a person did.
+    #[must_use]
+    pub fn asked_by(&self, id: &ChangefeedId, write: &Write) -> Option<OpId> {
+        let creates = matches!(write, Write::Create { .. });
+        let creator = self.creating.get(id).filter(|_| creates).map(|(op, _)| *op);
+        creator.or_else(|| write.op())
+    }
+
             feed.queue.push_back(write);
         }
         self.pump(id, now);

@@ -142,6 +142,15 @@ impl Node {
         let status = maintainers.running.values_mut().find(|status| &*status.changefeed.name == name);
         change(status.expect("the maintainer runs"));
     }
+    /// The coordinator that follows one of this version.
+    pub(crate) async fn coordinator_after(&mut self, version: u64) -> CoordinatorHandle {
+        let newer = |handle: &Option<CoordinatorHandle>| {
+            handle.as_ref().is_some_and(|handle| handle.version() > version)
+        };
+        self.view.wait_for(newer).await.unwrap();
+        self.coordinator().await
+    }
+
 
     pub(crate) fn is_running(&self, name: &str) -> bool {
         self.maintainers.lock().running.keys().any(|id| &*id.name == name)
