@@ -1,7 +1,7 @@
 //! What goes wrong in a dispatcher manager, and how it is told to the owner.
 
 use heartbeatpb::config::ConfigError;
-use heartbeatpb::{NodeId, RunningError, WallTime};
+use heartbeatpb::{NodeId, RunningError, WallTime, error_chain};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -52,7 +52,7 @@ impl Error {
     /// What the owner is told.
     #[must_use]
     pub fn fault(&self) -> Fault {
-        Fault { code: self.code().into(), message: chain(self), retryable: self.is_retryable() }
+        Fault { code: self.code().into(), message: error_chain(self), retryable: self.is_retryable() }
     }
 }
 
@@ -80,7 +80,7 @@ impl Fault {
 
     /// A failure of the downstream, with its causes.
     pub(crate) fn sink(error: &sink::Error) -> Self {
-        Self { code: error.code().into(), message: chain(error), retryable: error.is_retryable() }
+        Self { code: error.code().into(), message: error_chain(error), retryable: error.is_retryable() }
     }
 
     /// The form that travels, stamped with the time and the node.
@@ -93,18 +93,6 @@ impl Fault {
             message: self.message.clone(),
         }
     }
-}
-
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

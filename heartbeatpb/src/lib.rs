@@ -9,12 +9,14 @@
 //! - **HB-3** A configuration is never shown by `Debug`.
 
 mod block;
+mod causes;
 pub mod codes;
 pub mod config;
 mod convert;
 mod epoch;
 mod error;
 mod ids;
+mod permit;
 mod request;
 mod rules;
 mod span;
@@ -24,9 +26,11 @@ mod ts;
 pub mod wire;
 
 pub use block::*;
+pub use causes::error_chain;
 pub use epoch::*;
 pub use error::*;
 pub use ids::*;
+pub use permit::{Granted, WritePermit};
 pub use request::*;
 pub use rules::Rule;
 #[cfg(feature = "test-util")]

@@ -297,14 +297,7 @@ impl Error {
     /// The message and its causes in one line, for states that a person reads.
     #[must_use]
     pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut source = std::error::Error::source(self);
-        while let Some(error) = source {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
-            source = error.source();
-        }
-        text
+        heartbeatpb::error_chain(self)
     }
 
     /// A protocol error.

@@ -65,7 +65,7 @@ impl DownstreamFence for Fences {
                 time: String::new(),
                 node: self.0.to_string(),
                 code: error.code().to_owned(),
-                message: crate::wiring::error_chain(&error),
+                message: heartbeatpb::error_chain(&error),
             }),
         }
     }

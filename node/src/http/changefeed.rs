@@ -21,7 +21,7 @@ type Answer = Result<Json<Value>, ApiFailure>;
 
 impl From<coordinator::Error> for ApiFailure {
     fn from(error: coordinator::Error) -> Self {
-        ApiFailure::new(error.code(), crate::wiring::error_chain(&error))
+        ApiFailure::new(error.code(), heartbeatpb::error_chain(&error))
     }
 }
 
@@ -477,7 +477,7 @@ async fn check_ends(
         sink::SinkOptions { replica: config.clone(), ..sink::SinkOptions::new(id.clone(), &state.data_dir) };
     let downstream = sink::check(sink_uri, &options)
         .await
-        .map_err(|e| ApiFailure::new(e.code(), crate::wiring::error_chain(&e)))?;
+        .map_err(|e| ApiFailure::new(e.code(), heartbeatpb::error_chain(&e)))?;
     let identity = upstream.identity().await?;
     let same = downstream.identity.is_some_and(|downstream| {
         downstream.system_identifier == identity.system.to_string()

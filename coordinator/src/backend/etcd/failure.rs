@@ -111,26 +111,11 @@ fn never_sent(status: &tonic::Status) -> Option<String> {
     let mut source = status.source();
     while let Some(error) = source {
         if error.downcast_ref::<tonic::ConnectError>().is_some() {
-            return Some(causes(error));
+            return Some(heartbeatpb::error_chain(error));
         }
         source = error.source();
     }
     None
-}
-
-/// An error with everything behind it.
-fn causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }
 
 fn advice(causes: &str) -> &'static str {
