@@ -9,6 +9,7 @@ pub mod etcd;
 mod image;
 mod local;
 pub mod memory;
+mod permitted;
 pub mod redb;
 mod session;
 
@@ -17,6 +18,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 pub use local::LocalStore;
+pub use permitted::PermittedStore;
 pub use session::{Confirmations, Session};
 
 /// Most comparisons, and most operations, of one transaction.

@@ -104,8 +104,9 @@
 //!      +-- 1 s -- resigned: asked to, draining, session ended           members join: asked alone, later
 //! ```
 //!
-//! [`membership`] decides who is in the cluster, and [`watchdog`] when this process may not write any more. Both are
-//! cores for stores that several nodes share; with the embedded store one process is the cluster.
+//! [`membership`] decides who is in the cluster, and [`watchdog`] when this process may not write, for a while or for
+//! good. Both are cores for stores that several nodes share; with the embedded store one process is the cluster. While
+//! writing is suspended nothing reaches the store ([`backend::PermittedStore`]); what then does compares the election's key.
 //!
 //! # The metadata store
 //!
@@ -137,8 +138,8 @@
 //!                 ^ |                                |  confirmed := when its question was sent
 //!                 | +--------------------------------+  (what `watchdog` counts from)
 //!                 |
-//!                 +-- no answer for ttl - margin: the watchdog fences this process
-//!                 +-- no answer for ttl, lease unknown to the store, revoked, store broken: `done`
+//!                 +-- no answer for ttl - margin: the watchdog suspends writing until the same lease is confirmed
+//!                 +-- lease unknown to the store, revoked, store broken: `done`
 //! ```
 //!
 //! An election is won by the candidate with the smallest create revision. A candidacy is written once, so the winner's
@@ -157,8 +158,9 @@ pub mod layout;
 pub mod membership;
 pub mod meta;
 pub mod metrics;
-pub mod watchdog;
 pub mod operations;
+pub mod reach;
+pub mod watchdog;
 
 pub use changefeed::Group;
 pub use config::CoordinatorConfig;

@@ -1,23 +1,33 @@
-//! Whether this process may still write: the lease of its session, by what the store says and by the clock.
+//! Whether this process may write now: by what the store says about the lease of its session, and by the clock.
 //!
-//! A core: signs and time in, at most one verdict out. The loop around it asks the store how long the lease has left
-//! and waits for the session's end at the same time, and acts on the verdict: liveness goes to stopping, the write
-//! path is closed, and the process ends.
+//! A core: signs and time in, verdicts out. The loop around it asks the store, waits for the session's end at the same
+//! time, and acts: what writes is held back, let go on, or closed for good.
 //!
 //! ```text
 //!               confirmed (at the time the question was sent)
 //!                 +-----+
-//!                 v     |
-//!   granted --> trusted-+-- the session is done ---------------------> lost: fence, once
-//!                       +-- the lease is gone ------------------------> lost: fence, once
-//!                       +-- not confirmed for ttl - margin, by clock --> lost: fence, once
+//!                 v     |          not confirmed for ttl - margin, by the clock
+//!   granted --> trusted-+------------------------------------------------------> suspended
+//!                 |  ^                                                             |   |
+//!                 |  |  the same lease is confirmed, and the registration is there |   |
+//!                 |  +-------------------------------------------------------------+   |
+//!                 |                                                                    |
+//!                 +-- the session is done, the lease is gone, or the registration is --+
+//!                                               v
+//!                                        lost: fence, once
 //! ```
+//!
+//! Silence alone ends nothing. A store that has no leader gives no lease up, and when it has one again every lease begins
+//! anew (etcd: `lessor.Promote`); and a lease that is confirmed now was never given up in between, for its number is
+//! random and an ended lease is not revived. So whoever waits in suspense for the same lease has lost nothing to anybody,
+//! and whoever finds it gone has written nothing since another node may have taken over.
 
 use std::time::{Duration, Instant};
 
 /// Between two questions to the store.
 pub const PERIOD: Duration = Duration::from_secs(1);
-/// The least time between the fence by the clock and the earliest moment at which the store may give the lease up.
+/// The least time between the end of writing by the clock and the earliest moment at which the store may give the lease
+/// up: for what was allowed a moment before, and is still on its way.
 const LEAST_MARGIN: Duration = Duration::from_secs(1);
 
 /// Why a process may not write any more.
@@ -29,9 +39,9 @@ pub enum Lost {
     /// The store said so.
     #[error("the lease is gone from the metadata store")]
     Gone,
-    /// Nobody said anything for too long: by the clock another node may have taken over.
-    #[error("the metadata store did not confirm the lease in time")]
-    Silent,
+    /// The lease lives, but not what says who has it.
+    #[error("the registration of this node is gone from the metadata store")]
+    Unregistered,
 }
 
 impl Lost {
@@ -42,20 +52,45 @@ impl Lost {
     }
 }
 
+/// What changes for whoever writes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Nothing may be written until further notice: by the clock another node could take over soon.
+    Suspended,
+    /// Writing may go on: nobody has taken over.
+    Resumed {
+        /// For how long it was suspended.
+        after: Duration,
+    },
+    /// Nothing may be written ever again.
+    Lost(Lost),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    Trusted,
+    Suspended {
+        since: Instant,
+        /// The registration was seen since then.
+        registered: bool,
+    },
+    Lost(Lost),
+}
+
 /// The verdict on one session.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Watchdog {
     ttl: Duration,
     /// The lease lives at least until its time to live after this.
     confirmed: Instant,
-    lost: Option<Lost>,
+    state: State,
 }
 
 impl Watchdog {
     /// A session whose lease of `ttl` was asked for at `asked`.
     #[must_use]
     pub fn new(ttl: Duration, asked: Instant) -> Self {
-        Self { ttl, confirmed: asked, lost: None }
+        Self { ttl, confirmed: asked, state: State::Trusted }
     }
 
     /// Longest time to wait for an answer about the lease.
@@ -64,105 +99,144 @@ impl Watchdog {
         PERIOD.min(self.ttl / 3)
     }
 
-    /// When [`Watchdog::on_time`] has to be called at the latest.
+    /// When writing ends unless the lease is confirmed again, and [`Watchdog::on_time`] has to be called at the latest.
     #[must_use]
     pub fn deadline(&self) -> Instant {
         let margin = LEAST_MARGIN.max(self.ttl / 5);
         self.confirmed + self.ttl.saturating_sub(margin)
     }
 
-    /// The store renewed the lease, or said that it lives, in answer to a question sent at `asked`. An answer that
-    /// comes after the verdict changes nothing: others may have acted on it.
-    pub fn on_confirmed(&mut self, asked: Instant) {
+    /// The moment at which the newest question was asked by whose answer the lease lives.
+    #[must_use]
+    pub fn confirmed(&self) -> Instant {
+        self.confirmed
+    }
+
+    /// Whether something may be written now.
+    #[must_use]
+    pub fn may_write(&self, now: Instant) -> bool {
+        self.state == State::Trusted && now < self.deadline()
+    }
+
+    /// Since when nothing may be written although nothing is lost.
+    #[must_use]
+    pub fn suspended_since(&self) -> Option<Instant> {
+        match self.state {
+            State::Suspended { since, .. } => Some(since),
+            State::Trusted | State::Lost(_) => None,
+        }
+    }
+
+    /// Whether the store is to be asked for the registration of this process.
+    #[must_use]
+    pub fn wants_registration(&self) -> bool {
+        matches!(self.state, State::Suspended { registered: false, .. })
+    }
+
+    /// The store renewed the lease in answer to a question sent at `asked`. Whoever learns only now that the one before
+    /// was too long ago is suspended now: a process that was stopped hears of its renewal before it looks at the clock.
+    pub fn on_confirmed(&mut self, asked: Instant) -> Option<Verdict> {
+        let lapsed = self.deadline();
         self.confirmed = self.confirmed.max(asked);
+        if self.state == State::Trusted && asked >= lapsed { self.suspend(lapsed) } else { None }
+    }
+
+    /// The store was asked at `asked` for the registration of this process, and has it under the lease or not.
+    pub fn on_registration(&mut self, asked: Instant, found: bool) -> Option<Verdict> {
+        if !found {
+            return self.lose(Lost::Unregistered);
+        }
+        if let State::Suspended { since, registered } = &mut self.state {
+            *registered |= asked >= *since;
+        }
+        None
     }
 
     /// The store said that the lease is gone. Returns the verdict the first time there is one.
-    pub fn on_gone(&mut self) -> Option<Lost> {
+    pub fn on_gone(&mut self) -> Option<Verdict> {
         self.lose(Lost::Gone)
     }
 
     /// The session ended.
-    pub fn on_done(&mut self) -> Option<Lost> {
+    pub fn on_done(&mut self) -> Option<Verdict> {
         self.lose(Lost::Done)
     }
 
     /// Time passes, whether the store answers or not.
-    pub fn on_time(&mut self, now: Instant) -> Option<Lost> {
-        if now >= self.deadline() { self.lose(Lost::Silent) } else { None }
+    pub fn on_time(&mut self, now: Instant) -> Option<Verdict> {
+        let deadline = self.deadline();
+        match self.state {
+            State::Trusted if now >= deadline => self.suspend(deadline),
+            State::Suspended { since, registered: true } if now < deadline => {
+                self.state = State::Trusted;
+                Some(Verdict::Resumed { after: now.saturating_duration_since(since) })
+            }
+            State::Trusted | State::Suspended { .. } | State::Lost(_) => None,
+        }
     }
 
-    /// The verdict, if there is one.
+    /// Why nothing may be written ever again, if so.
     #[must_use]
     pub fn lost(&self) -> Option<Lost> {
-        self.lost
+        match self.state {
+            State::Lost(why) => Some(why),
+            State::Trusted | State::Suspended { .. } => None,
+        }
     }
 
-    fn lose(&mut self, why: Lost) -> Option<Lost> {
-        if self.lost.is_some() {
+    fn suspend(&mut self, since: Instant) -> Option<Verdict> {
+        self.state = State::Suspended { since, registered: false };
+        Some(Verdict::Suspended)
+    }
+
+    fn lose(&mut self, why: Lost) -> Option<Verdict> {
+        if matches!(self.state, State::Lost(_)) {
             return None;
         }
-        self.lost = Some(why);
-        self.lost
+        self.state = State::Lost(why);
+        Some(Verdict::Lost(why))
+    }
+}
+
+/// When something happened by a clock that goes on while the machine sleeps, of what is known by one that stops.
+///
+/// An answer that comes after a sleep may be to a question from before it. A question is dated as if it had been asked
+/// before the last sleep, unless it was asked after somebody has noticed that sleep: too early at worst, never too late.
+#[derive(Clone, Debug)]
+pub struct SleepLog {
+    /// How long the machine had slept when the questions were asked that are dated now.
+    slept: Duration,
+    /// How long it has slept by now.
+    total: Duration,
+    /// By the clock that stops: when the last sleep was noticed.
+    noticed: Instant,
+}
+
+/// Two clocks that are read one after the other differ by this without a sleep.
+const JITTER: Duration = Duration::from_millis(1);
+
+impl SleepLog {
+    /// The machine has slept for `slept` by now.
+    #[must_use]
+    pub fn new(slept: Duration, now: Instant) -> Self {
+        Self { slept, total: slept, noticed: now }
+    }
+
+    /// The machine has slept for `slept` by now, by the clock that stops.
+    pub fn on_look(&mut self, slept: Duration, now: Instant) {
+        if slept > self.total + JITTER {
+            (self.total, self.noticed) = (slept, now);
+        }
+    }
+
+    /// By the clock that goes on, when a question was asked at the latest possible moment that is safe to assume.
+    pub fn date(&mut self, asked: Instant) -> Instant {
+        if asked >= self.noticed {
+            self.slept = self.total;
+        }
+        asked + self.slept
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const TTL: Duration = Duration::from_secs(10);
-
-    fn watchdog() -> (Watchdog, Instant) {
-        let start = Instant::now();
-        (Watchdog::new(TTL, start), start)
-    }
-
-    #[test]
-    // behaviour: coordinator-ST-20
-    fn a_store_that_does_not_answer_is_not_waited_for_longer_than_the_lease_surely_lives() {
-        let (mut dog, start) = watchdog();
-        let at = |seconds| start + Duration::from_secs(seconds);
-        assert_eq!(dog.on_time(at(7)), None);
-        // The answer came at 7, to a question of 5: the lease lives until 15.
-        dog.on_confirmed(at(5));
-        assert_eq!((dog.deadline(), dog.on_time(at(12))), (at(13), None));
-        dog.on_confirmed(at(3));
-        assert_eq!(dog.deadline(), at(13), "an older answer takes nothing back");
-        assert_eq!(dog.on_time(at(13)), Some(Lost::Silent));
-        dog.on_confirmed(at(13));
-        assert_eq!((dog.on_time(at(14)), dog.lost()), (None, Some(Lost::Silent)), "it stays lost");
-    }
-
-    #[test]
-    // behaviour: coordinator-ST-9
-    // behaviour: coordinator-ST-10
-    fn the_end_of_a_session_is_told_once_whatever_tells_it() {
-        let (dog, start) = watchdog();
-        let late = start + 2 * TTL;
-        for first in 0..3 {
-            let mut dog = dog.clone();
-            let mut told = Vec::new();
-            for turn in 0..6 {
-                told.extend(match (first + turn) % 3 {
-                    0 => dog.on_done(),
-                    1 => dog.on_gone(),
-                    _ => dog.on_time(late),
-                });
-            }
-            let expected = [Lost::Done, Lost::Gone, Lost::Silent][first];
-            assert_eq!((told.as_slice(), dog.lost()), (&[expected][..], Some(expected)));
-            assert_eq!(expected.code(), heartbeatpb::codes::CAPTURE_SUICIDE);
-        }
-    }
-
-    #[test]
-    fn short_leases_keep_a_margin_of_a_second() {
-        let start = Instant::now();
-        let dog = Watchdog::new(Duration::from_secs(3), start);
-        assert_eq!(dog.deadline(), start + Duration::from_secs(2));
-        assert_eq!(dog.answer_limit(), Duration::from_secs(1));
-        let dog = Watchdog::new(Duration::from_millis(900), start);
-        assert_eq!((dog.deadline(), dog.answer_limit()), (start, Duration::from_millis(300)));
-    }
-}
+mod tests;

@@ -58,6 +58,8 @@ pub struct MaintainerManager {
     config: ManagerConfig,
     coordinator: Option<NodeId>,
     version: i64,
+    /// Members that this node does not reach.
+    unreached: Option<watch::Receiver<BTreeSet<NodeId>>>,
     /// Every maintainer has a view of it from its birth, so none can miss a change.
     drain: Publisher<DrainTarget>,
     registry: Registry,
@@ -92,6 +94,7 @@ impl MaintainerManager {
             config,
             coordinator: None,
             version: 0,
+            unreached: None,
             drain: Publisher::new(DrainTarget::default()),
             registry: Registry::default(),
             tasks: JoinSet::new(),
@@ -109,6 +112,14 @@ impl MaintainerManager {
         self
     }
 
+    /// Lets its maintainers give members up that this node does not reach, where a fence keeps them from writing. Without
+    /// a fence they keep what they have: two could write it.
+    #[must_use]
+    pub fn with_unreached(mut self, unreached: watch::Receiver<BTreeSet<NodeId>>) -> Self {
+        self.unreached = Some(unreached);
+        self
+    }
+
     /// The way in for people; good from now until the manager ends.
     #[must_use]
     pub fn placements(&self) -> PlacementHandle {
@@ -120,6 +131,7 @@ impl MaintainerManager {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut nodes = self.config.nodes.clone();
+        let mut unreached = self.unreached.clone();
         let prompt = Arc::clone(&self.prompt);
         loop {
             tokio::select! {
@@ -131,11 +143,9 @@ impl MaintainerManager {
                     if changed.is_err() {
                         break;
                     }
-                    let alive = nodes.borrow_and_update().clone();
-                    for slot in self.registry.slots() {
-                        slot.handle.mailbox.control(Control::Nodes(alive.clone()));
-                    }
+                    self.tell_nodes();
                 }
+                () = set_changed(&mut unreached) => self.tell_nodes(),
                 Some(ended) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.on_ended(ended),
                 Some(question) = self.asked.1.recv() => self.on_question(question),
                 message = self.inbox.recv() => match message {
@@ -203,6 +213,22 @@ impl MaintainerManager {
     fn on_message(&mut self, inbound: Inbound<ToMaintainerManager>) {
         let Inbound { from, message } = inbound;
         let from_coordinator = self.coordinator.as_ref() == Some(&from);
+    /// The nodes that a maintainer works with.
+    fn nodes_for(&self, fences: bool) -> BTreeSet<NodeId> {
+        let mut nodes = self.config.nodes.borrow().clone();
+        if let Some(unreached) = self.unreached.as_ref().filter(|_| fences) {
+            let unreached = unreached.borrow();
+            nodes.retain(|node| !unreached.contains(node));
+        }
+        nodes
+    }
+
+    fn tell_nodes(&self) {
+        for slot in self.registry.slots() {
+            slot.handle.mailbox.control(Control::Nodes(self.nodes_for(slot.fences)));
+        }
+    }
+
         match message {
             ToMaintainerManager::HeartBeat(request) => {
                 if let Some(slot) = self.registry.get(&request.changefeed) {
@@ -390,12 +416,15 @@ impl MaintainerManager {
             drain: self.drain.view(),
             prompt: Arc::clone(&self.prompt),
         });
+        let fences = self.fence.applies_to(&info);
         if let Some(removal) = removal {
             handle.mailbox.control(removal);
         }
-        handle.mailbox.control(Control::Nodes(self.config.nodes.borrow().clone()));
+        handle.mailbox.control(Control::Nodes(self.nodes_for(fences)));
         let task = self.tasks.spawn(maintainer.run(self.stop.child_token()));
-        self.registry.insert(id, Slot::new(handle, task.id()));
+        let mut slot = Slot::new(handle, task.id());
+        slot.fences = fences;
+        self.registry.insert(id, slot);
     }
 
     fn on_remove(&mut self, request: &RemoveMaintainerRequest) {
@@ -445,4 +474,15 @@ impl MaintainerManager {
             self.on_told(&due, now);
         }
     }
+}
+
+/// Waits until a set has changed; for ever when nobody keeps it.
+async fn set_changed(set: &mut Option<watch::Receiver<BTreeSet<NodeId>>>) {
+    if let Some(receiver) = set {
+        if receiver.changed().await.is_ok() {
+            return;
+        }
+        *set = None;
+    }
+    std::future::pending().await
 }

@@ -22,6 +22,8 @@ const LONGEST_SESSION: Duration = Duration::from_secs(600);
 const SHORTEST_SESSION: Duration = Duration::from_secs(2);
 /// Longest time for which a node that disappeared is kept.
 const LONGEST_REMOVAL_DELAY: Duration = Duration::from_secs(600);
+/// Members greet each other twice a second, and a few greetings may be late.
+const SHORTEST_SILENCE: Duration = Duration::from_secs(2);
 
 /// Configuration of one server process (api-cli-config §10).
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -40,6 +42,8 @@ pub struct ServerConfig {
     pub capture_session_ttl: HumanDuration,
     /// How long a node is kept whose registration disappeared without a goodbye.
     pub capture_removal_delay: HumanDuration,
+    /// After which silence the work of a member is given to others although its lease lives; nothing turns it off.
+    pub unreached_after: HumanDuration,
     /// Where the cluster keeps its metadata.
     pub store: StoreSection,
     /// Certificates, and who may ask.
@@ -119,6 +123,7 @@ impl Default for ServerConfig {
             data_dir: PathBuf::from("./millrace_data"),
             capture_session_ttl: HumanDuration::from_secs(3),
             capture_removal_delay: HumanDuration(Duration::from_millis(500)),
+            unreached_after: HumanDuration::from_secs(3),
             store: StoreSection::default(),
             security: SecuritySection::default(),
             log_file: String::new(),
@@ -217,6 +222,10 @@ impl ServerConfig {
         }
         if self.capture_removal_delay.0 > LONGEST_REMOVAL_DELAY {
             return invalid("capture-removal-delay", "must be at most 10m".to_owned());
+        }
+        let silence = self.unreached_after.0;
+        if !silence.is_zero() && !(SHORTEST_SILENCE..=LONGEST_REMOVAL_DELAY).contains(&silence) {
+            return invalid("unreached-after", "must be 0s, or between 2s and 10m".to_owned());
         }
         self.store.validate(&self.security).or_else(|(key, what)| invalid(key, what))?;
         self.security.validate().or_else(|(key, what)| invalid(key, what))?;
@@ -321,7 +330,7 @@ mod tests {
     #[test]
     fn bad_values_are_named() {
         type Change = fn(&mut ServerConfig);
-        let cases: [(&str, Change); 19] = [
+        let cases: [(&str, Change); 20] = [
             ("cluster-id", |c| c.cluster_id = "a--b".into()),
             ("cluster-id", |c| c.cluster_id = "owner".into()),
             ("addr", |c| c.addr = "localhost".into()),
@@ -331,6 +340,7 @@ mod tests {
             ("capture-session-ttl", |c| c.capture_session_ttl = HumanDuration::from_secs(1)),
             ("capture-session-ttl", |c| c.capture_session_ttl = HumanDuration(Duration::from_millis(2_500))),
             ("capture-removal-delay", |c| c.capture_removal_delay = HumanDuration::from_secs(601)),
+            ("unreached-after", |c| c.unreached_after = HumanDuration::from_secs(1)),
             ("store.endpoints", |c| c.store.kind = StoreKind::Etcd),
             ("store.endpoints", |c| c.store.endpoints = vec!["http://a:2379".into()]),
             ("store.path", |c| {

@@ -59,6 +59,10 @@ pub(crate) struct ApiState {
     pub(crate) tls: Option<Arc<crate::tls::Tls>>,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) layout: Layout,
+    /// Members that this node does not reach.
+    pub(crate) unreached: tokio::sync::watch::Receiver<std::collections::BTreeSet<heartbeatpb::NodeId>>,
+    /// Whether this node may write now.
+    pub(crate) lease: Arc<crate::wiring::Lease>,
 }
 
 impl ApiState {

@@ -14,6 +14,7 @@ pub mod config;
 mod connect;
 mod http;
 pub mod metrics;
+mod permitted;
 pub mod quickstart;
 pub mod serve;
 pub mod shutdown;

@@ -34,6 +34,8 @@ pub const HEAP_INUSE: &str = "go_memstats_heap_inuse_bytes";
 pub const HEAP_IDLE: &str = "go_memstats_heap_idle_bytes";
 /// Always 0: dashboards subtract it.
 pub const HEAP_RELEASED: &str = "go_memstats_heap_released_bytes";
+/// Seconds until this node stops to write unless the metadata store confirms its lease; 0 while writing is suspended. Absent with the built-in store, whose lease lasts.
+pub const LEASE_REMAINING: &str = "ticdc_metastore_lease_remaining_seconds";
 /// Bytes written to the log file; 0 when the log goes to the console.
 pub const LOG_WRITTEN: &str = "ticdc_logger_write_bytes_total";
 /// Bytes of the log file.
@@ -124,6 +126,7 @@ pub(crate) fn describe() {
         (UNCONFIRMED, "Bytes of a source's log that were read and are not confirmed"),
         (SAFEPOINT, "Time of the oldest position that a source of this node has to keep"),
         (MIN_SAFEPOINT, "Time of the oldest position that a source of this node has to keep"),
+        (LEASE_REMAINING, "Seconds until writing is suspended unless the lease is confirmed"),
         (LOG_FILE_SIZE, "Bytes of the log file"),
         (LOG_TOTAL_SIZE, "Bytes of the log file and of those that were put aside"),
         (LOG_DISK_TOTAL, "Size of the file system with the log file"),

@@ -1,26 +1,32 @@
-//! The sinks of this node's dispatcher managers: `sink::open`, with a counter of flushed rows and a look at the node's lease.
+//! The sinks of this node's dispatcher managers: `sink::open`, with a counter of flushed rows and the node's permit to write.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use dispatcher_manager::SinkFactory;
 use event::{BlockEvent, RowBatch, TableInfo};
 use heartbeatpb::config::{ChangefeedInfo, DispatcherManagerConfig};
-use heartbeatpb::{DispatcherId, MaintainerEpoch, NodeId, RunningError, TableSpan, Ts, WallTime};
+use heartbeatpb::{
+    DispatcherId, MaintainerEpoch, NodeId, RunningError, TableSpan, Ts, WallTime, WritePermit,
+};
 use maintainer::{DownstreamFence, FenceOutcome};
 use sink::{Error, Flushed, Sink, SinkOptions, TableStart};
 use tokio_util::sync::CancellationToken;
 
 use crate::upstream::UpstreamHub;
-use crate::wiring::Lease;
+
+/// How long opening a sink waits for the permit; whoever wants the sink asks again.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Opens sinks for dispatcher managers.
 pub(crate) struct Sinks {
     pub(crate) data_dir: PathBuf,
     pub(crate) upstreams: Arc<UpstreamHub>,
-    pub(crate) lease: Arc<Lease>,
+    /// Looked at by the sinks before every effect.
+    pub(crate) permit: WritePermit,
 }
 
 #[async_trait]
@@ -32,15 +38,26 @@ impl SinkFactory for Sinks {
             epoch: config.epoch,
             data_dir: self.data_dir.clone(),
             replica: config.config.clone(),
+            permit: self.permit.clone(),
         };
+        // A sink registers, and takes the place of the one before.
+        if tokio::time::timeout(PATIENCE, self.permit.granted()).await.is_err() {
+            let what = "writing is suspended: the lease of this node is not confirmed".to_owned();
+            return Err(Error::Unavailable { what, source: None });
+        }
         let inner = sink::open(&config.sink_uri, &options).await?;
         let rows = self.upstreams.written(&config.changefeed);
-        Ok(Arc::new(Guarded { inner, rows, lease: Arc::clone(&self.lease) }))
+        Ok(Arc::new(Counted { inner, rows }))
     }
 }
 
-/// Fences the sinks of nodes that are gone, where a downstream can; its own node reports what fails.
-pub(crate) struct Fences(pub(crate) NodeId);
+/// Fences the sinks of nodes that are gone, where a downstream can.
+pub(crate) struct Fences {
+    /// This node, which reports what fails.
+    pub(crate) node: NodeId,
+    /// A node whose own lease is in doubt fences nobody.
+    pub(crate) permit: WritePermit,
+}
 
 #[async_trait]
 impl DownstreamFence for Fences {
@@ -58,12 +75,13 @@ impl DownstreamFence for Fences {
             maintainer::Whom::AllBut(nodes) => sink::Whom::AllBut(nodes.clone()),
             maintainer::Whom::Nodes(nodes) => sink::Whom::Nodes(nodes.clone()),
         };
+        self.permit.granted().await;
         let request = sink::FenceRequest { changefeed: info.id.clone(), epoch, whom };
         match sink::fence(&info.sink_uri, &request).await {
             Ok(fenced) => Ok(FenceOutcome { busy: fenced.busy }),
             Err(error) => Err(RunningError {
                 time: String::new(),
-                node: self.0.to_string(),
+                node: self.node.to_string(),
                 code: error.code().to_owned(),
                 message: heartbeatpb::error_chain(&error),
             }),
@@ -71,22 +89,14 @@ impl DownstreamFence for Fences {
     }
 }
 
-/// A sink that counts the rows that it has flushed, and takes nothing once the node's lease is old: a process that
-/// was stopped for a while must not write before it has noticed.
-struct Guarded {
+/// A sink that counts the rows that it has flushed.
+struct Counted {
     inner: Arc<dyn Sink>,
     rows: Arc<AtomicU64>,
-    lease: Arc<Lease>,
-}
-
-impl Guarded {
-    fn may_write(&self) -> Result<(), Error> {
-        if self.lease.holds() { Ok(()) } else { Err(Error::Closed) }
-    }
 }
 
 #[async_trait]
-impl Sink for Guarded {
+impl Sink for Counted {
     async fn run(&self, shutdown: CancellationToken) -> Result<(), Error> {
         self.inner.run(shutdown).await
     }
@@ -105,15 +115,10 @@ impl Sink for Guarded {
     }
 
     async fn open_table(&self, dispatcher: DispatcherId, table: &TableInfo) -> Result<(), Error> {
-        self.may_write()?;
         self.inner.open_table(dispatcher, table).await
     }
 
     fn write_rows(&self, dispatcher: DispatcherId, batch: RowBatch, flushed: Flushed) {
-        if !self.lease.holds() {
-            // What is not flushed is not done: the node is about to end, and another one repeats it.
-            return;
-        }
         let rows = batch.row_count();
         let total = Arc::clone(&self.rows);
         let counted = Flushed::new(move || {
@@ -128,14 +133,11 @@ impl Sink for Guarded {
     }
 
     async fn write_block_event(&self, event: &BlockEvent) -> Result<(), Error> {
-        self.may_write()?;
         self.inner.write_block_event(event).await
     }
 
     fn publish_checkpoint(&self, checkpoint: Ts, time: WallTime) {
-        if self.lease.holds() {
-            self.inner.publish_checkpoint(checkpoint, time);
-        }
+        self.inner.publish_checkpoint(checkpoint, time);
     }
 
     fn close_dispatcher(&self, dispatcher: DispatcherId) {
@@ -143,7 +145,6 @@ impl Sink for Guarded {
     }
 
     async fn forget_changefeed(&self) -> Result<(), Error> {
-        self.may_write()?;
         self.inner.forget_changefeed().await
     }
 

@@ -10,12 +10,16 @@
 //!   stop:   DRAINING, STOPPING ──► coordinator resigns ──► maintainers ──► log readers ──► dispatchers
 //!           ──► (nothing writes any more) goodbye, lease given back ──► log, network, port
 //!
+//!   suspended (the lease is not confirmed): nothing is written downstream, upstream or to the store
+//!           ──► confirmed: goes on where it was   ──► gone: lost
+//!
 //!   lost:   DRAINING, STOPPING ──► write path closed, readers and maintainers cut off ──► the process ends
 //! ```
 
 mod lease;
 mod members;
 mod parts;
+mod reach;
 mod registration;
 mod start;
 mod stop;

@@ -36,7 +36,7 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use event::{BlockEvent, RowBatch, TableInfo};
-use heartbeatpb::{ChangefeedId, DispatcherId, TableId, TableSpan, Ts, WallTime};
+use heartbeatpb::{ChangefeedId, DispatcherId, TableId, TableSpan, Ts, WallTime, WritePermit};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -146,6 +146,19 @@ impl FileSink {
     /// # Errors
     /// When the directory cannot be used.
     pub async fn open(config: FileConfig, changefeed: &ChangefeedId) -> Result<Self, Error> {
+        Self::open_permitted(config, changefeed, WritePermit::always()).await
+    }
+
+    /// As [`FileSink::open`], and no file appears while `permit` does not hold. Nobody else can keep this process from
+    /// writing files, so that it is looked at once more between the disk and the file's name.
+    ///
+    /// # Errors
+    /// As [`FileSink::open`].
+    pub async fn open_permitted(
+        config: FileConfig,
+        changefeed: &ChangefeedId,
+        permit: WritePermit,
+    ) -> Result<Self, Error> {
         let root = config.root.clone();
         blocking(move || probe(&root)).await?;
         let metrics = FileMetrics::new(changefeed);
@@ -155,12 +168,12 @@ impl FileSink {
                 (queue, WorkerSlot { jobs, held: AtomicUsize::new(0), asked: AtomicBool::new(false) })
             })
             .unzip();
-        let checkpoint = Arc::new(CheckpointFile::new(config.root.clone(), metrics.clone()));
+        let checkpoint = Arc::new(CheckpointFile::new(config.root.clone(), permit.clone(), metrics.clone()));
         let context = Arc::new(Context {
             changefeed: changefeed.clone(),
             encode: Arc::new(config.encode.clone()),
             config,
-            stop: disk::Stop::default(),
+            stop: disk::Stop::new(permit),
             metrics,
             sink_metrics: SinkMetrics::new(changefeed, "cloudstorage"),
             held: AtomicUsize::new(0),
@@ -336,8 +349,12 @@ impl Sink for FileSink {
     }
 
     async fn forget_changefeed(&self) -> Result<(), Error> {
-        let root = self.context.config.root.clone();
-        blocking(move || forget(&root, 3).map_err(|e| disk::error(&root, e))).await
+        let (root, context) = (self.context.config.root.clone(), Arc::clone(&self.context));
+        blocking(move || {
+            context.stop.permitted()?;
+            forget(&root, 3).map_err(|e| disk::error(&root, e))
+        })
+        .await
     }
 
     fn wants_checkpoints(&self) -> bool {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use heartbeatpb::config::ReplicaConfig;
-use heartbeatpb::{ChangefeedId, MaintainerEpoch, NodeId};
+use heartbeatpb::{ChangefeedId, MaintainerEpoch, NodeId, WritePermit};
 use url::Url;
 
 use crate::blackhole::BlackholeSink;
@@ -26,9 +26,11 @@ pub struct SinkOptions {
     /// The changefeed's configuration; its `[sink]` part says how files are written.
     pub replica: ReplicaConfig,
 }
+    /// Looked at before every effect. While it does not hold, what the sink has taken waits.
+    pub permit: WritePermit,
 
 impl SinkOptions {
-    /// Options with the configuration at its defaults, for a sink of a node of its own.
+    /// Options with the configuration at its defaults, for a sink of a node of its own, which may always write.
     #[must_use]
     pub fn new(changefeed: ChangefeedId, data_dir: impl Into<PathBuf>) -> Self {
         Self {
@@ -38,6 +40,7 @@ impl SinkOptions {
             data_dir: data_dir.into(),
             replica: ReplicaConfig::default(),
         }
+            permit: WritePermit::always(),
     }
 }
 
@@ -96,7 +99,7 @@ pub async fn open(uri: &str, options: &SinkOptions) -> Result<Arc<dyn Sink>, Err
         Target::Postgres => Ok(Arc::new(PostgresSink::open(uri, options).await?)),
         Target::File => {
             let config = FileConfig::for_changefeed(uri, &options.replica)?;
-            Ok(Arc::new(FileSink::open(config, &options.changefeed).await?))
+            Ok(Arc::new(FileSink::open_permitted(config, &options.changefeed, options.permit.clone()).await?))
         }
         Target::Blackhole(url) => Ok(Arc::new(BlackholeSink::new(&url, options)?)),
     }

@@ -4,7 +4,9 @@
 //! (`route.rs`). Workers take batches of a queue, turn them into few statements (`plan.rs`) and run them in
 //! one transaction together with the queue's progress (`apply.rs`, `progress.rs`). What a transaction's
 //! failure means is decided in `connection.rs`; what the target tables must look like in `target.rs`; how they change in
-//! `ddl.rs`. Every transaction that writes holds to the sink's `registration.rs`, by which `fence.rs` can end it.
+//! `ddl.rs`. Every transaction that writes holds to the sink's `registration.rs`, by which `fence.rs` can end it. Before
+//! a transaction begins, and before it commits, the process looks whether it may write at all
+//! ([`crate::SinkOptions::permit`]); if not, the transaction is rolled back and made again when it may.
 //!
 //! Several dispatchers may write one table, each a key range of it, on one node or on many. Progress is kept by key
 //! range (`pieces.rs`), so that a row change is applied once however often and at whatever checkpoints the table is
@@ -80,6 +82,7 @@ macro_rules! with_control {
         let mut guard = $self.control.lock().await;
         let mut backoff = Backoff::new();
         loop {
+            $self.shared.permitted().await?;
             let attempt = async {
                 if guard.as_ref().is_none_or(Connection::is_closed) {
                     *guard = Some(Connection::open(&$self.shared.config).await?);
@@ -91,6 +94,8 @@ macro_rules! with_control {
             };
             match attempt.await {
                 Ok(value) => break Ok(value),
+                // A transaction that is open ends with its connection.
+                Err(Failure::Suspended) => *guard = None,
                 Err(Failure::Lost(error)) if backoff.is_overdue() => {
                     *guard = None;
                     break Err(error);
@@ -133,7 +138,12 @@ impl PostgresSink {
                 .map_err(Failure::into_error)?;
         let (incoming, to_route) = unbounded_channel();
         Ok(Self {
-            shared: Arc::new(Shared::new(config, options.changefeed.clone(), registration)),
+            shared: Arc::new(Shared::new(
+                config,
+                options.changefeed.clone(),
+                registration,
+                options.permit.clone(),
+            )),
             incoming,
             to_route: Mutex::new(Some(to_route)),
             control: tokio::sync::Mutex::new(Some(connection)),

@@ -5,12 +5,12 @@ mod support;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use event::{BlockEvent, DdlEvent, DdlKind, RowBatch, TableInfo, TypeKind};
 use heartbeatpb::config::SinkConfig;
-use heartbeatpb::{ChangefeedId, DispatcherId, SchemaId, TableId, Ts, WallTime};
+use heartbeatpb::{ChangefeedId, DispatcherId, SchemaId, TableId, Ts, WallTime, WritePermit};
 use sink::{Error, FileConfig, FileSink, Flushed, Replay, Sink, replay};
 use support::{Rows, column, notes, table};
 use tokio_util::sync::CancellationToken;
@@ -34,7 +34,11 @@ fn config(dir: &Path, params: &str) -> FileConfig {
 
 impl Run {
     async fn start(config: FileConfig, feed: &ChangefeedId) -> Self {
-        let sink = Arc::new(FileSink::open(config, feed).await.expect("opened"));
+        Self::start_permitted(config, feed, WritePermit::always()).await
+    }
+
+    async fn start_permitted(config: FileConfig, feed: &ChangefeedId, permit: WritePermit) -> Self {
+        let sink = Arc::new(FileSink::open_permitted(config, feed, permit).await.expect("opened"));
         let shutdown = CancellationToken::new();
         let (running, token) = (Arc::clone(&sink), shutdown.clone());
         let task = tokio::spawn(async move { running.run(token).await });
@@ -618,4 +622,33 @@ async fn a_checked_directory_is_left_as_it_was() {
     assert_eq!(files(dir.path()).len(), 0);
     std::fs::write(dir.path().join("metadata"), b"{\"checkpoint-ts\":5}").expect("written");
     assert_eq!(FileSink::check(&config).await.expect("usable").len(), 1, "an earlier output is mentioned");
+}
+
+#[tokio::test]
+async fn no_file_appears_while_the_process_may_not_write() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let time = Arc::new(AtomicU64::new(0));
+    let clock = Arc::clone(&time);
+    let permit = WritePermit::new(move || clock.load(Ordering::SeqCst));
+    permit.hold_until(10);
+    let config = config(dir.path(), FORMATS[0]);
+    let run = Run::start_permitted(config.clone(), &feed(), permit.clone()).await;
+    let shape = notes(1, 10);
+    run.open(&shape, 10).await;
+    let before = files(dir.path());
+    time.store(10, Ordering::SeqCst);
+    run.write(Rows::of(&shape).at(20, 0).insert(&["1", "a"]).build());
+    run.sink.publish_checkpoint(Ts(15), WallTime(0));
+    let flushing = {
+        let sink = Arc::clone(&run.sink);
+        tokio::spawn(async move { sink.flush_before_block(DISPATCHER).await })
+    };
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!((files(dir.path()), run.flushed()), (before, 0));
+    permit.hold_until(20);
+    flushing.await.expect("no panic").expect("flushed");
+    assert_eq!(run.flushed(), 1);
+    // Its clock stands: the permit holds.
+    let read = run.read_back(&config, 20).await;
+    assert_eq!((rows(&read, "notes1"), read.checkpoint), (vec![vec!["1".to_owned(), "a".to_owned()]], Ts(20)));
 }

@@ -3,7 +3,8 @@
 //! [`PgServer`] starts a private PostgreSQL in a temporary directory and removes it when it is dropped; [`Etcd`] does
 //! the same with an etcd of one member or several, [`Prometheus`] with a Prometheus.
 //! [`Millrace`] runs the real program as a process that can be killed, [`Api`] talks to it, [`Load`] changes
-//! tables in every way that is known to be hard, and [`compare()`] says what differs at the end. The programs
+//! tables in every way that is known to be hard, and [`compare()`] says what differs at the end. [`wire::Wires`] is a
+//! network between the processes that can be cut. The programs
 //! in `src/bin` put these together: `crash` kills, `drain` measures, `dev` is for a person to play with.
 
 pub mod api;
@@ -16,6 +17,7 @@ pub mod prometheus;
 pub mod random;
 #[cfg(feature = "sim")]
 pub mod sim;
+pub mod wire;
 
 pub use api::Api;
 pub use compare::{Comparison, compare};

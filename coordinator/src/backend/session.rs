@@ -12,8 +12,8 @@ use super::LeaseId;
 pub struct Session {
     /// The lease.
     pub lease: LeaseId,
-    /// Raised when the lease can no longer be relied on: it was revoked, the store gave it up, or nobody confirmed it
-    /// for its whole time to live. Who holds a role under it must stop.
+    /// Raised when the lease is gone for good: it was revoked, the store gave it up, or the store is broken. Who holds a
+    /// role under it must stop. A store that is silent raises nothing: who writes looks at `confirmed`.
     pub done: CancellationToken,
     /// When the store confirmed it last: what a [`crate::watchdog::Watchdog`] is fed with.
     pub confirmed: Confirmations,

@@ -51,6 +51,8 @@ pub(crate) struct Slot {
     pub(crate) handle: Handle,
     /// Its task: an older one that ends late is not mistaken for this one.
     pub(crate) task: TaskId,
+    /// Writers of its downstream can be fenced: members that are not reached may be given up.
+    pub(crate) fences: bool,
     reported_version: u64,
     reported_at: Option<Instant>,
     /// It ended without a word.
@@ -64,6 +66,7 @@ impl Slot {
         Self {
             handle,
             task,
+            fences: false,
             reported_version: 0,
             reported_at: None,
             failed: None,

@@ -214,6 +214,8 @@ impl World {
     pub(crate) fn new(tables: i64) -> Self {
         Self::with_fence(tables, Arc::new(NothingToFence))
     }
+    /// Those of them that are not reached.
+    pub(crate) unreached: watch::Sender<BTreeSet<NodeId>>,
 
     /// One whose downstream has writers that can be fenced, or says that it has not.
     pub(crate) fn with_fence(tables: i64, fence: Arc<dyn DownstreamFence>) -> Self {
@@ -234,7 +236,10 @@ impl World {
         let config =
             ManagerConfig { node_epoch: NODE_EPOCH, liveness: Arc::clone(&liveness), nodes: nodes_view };
         let plug: Arc<dyn Upstream> = Arc::clone(&upstream) as Arc<dyn Upstream>;
-        let manager = MaintainerManager::new(center.clone(), plug, config).with_fence(fence);
+        let unreached = watch::Sender::new(BTreeSet::new());
+        let manager = MaintainerManager::new(center.clone(), plug, config)
+            .with_fence(fence)
+            .with_unreached(unreached.subscribe());
         let placements = manager.placements();
         let dispatchers = Arc::<Mutex<Dispatchers>>::default();
         let heard = Arc::<Mutex<Heard>>::default();
@@ -252,7 +257,19 @@ impl World {
             tokio::spawn(coordinate(center.register::<CoordinatorTopic>(100_000), Arc::clone(&heard))),
         ];
         let manager = Some(tokio::spawn(manager.run(shutdown.clone())));
-        Self { center, upstream, dispatchers, heard, liveness, placements, nodes, shutdown, tasks, manager }
+        Self {
+            center,
+            upstream,
+            dispatchers,
+            heard,
+            liveness,
+            placements,
+            nodes,
+            unreached,
+            shutdown,
+            tasks,
+            manager,
+        }
     }
 
     /// A node that knows its coordinator.

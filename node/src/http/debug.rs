@@ -32,12 +32,16 @@ fn node(state: &ApiState, out: &mut String) -> std::fmt::Result {
     writeln!(out, "node {} of cluster {}", state.node, state.cluster_id)?;
     writeln!(out, "  version v{}", env!("CARGO_PKG_VERSION"))?;
     writeln!(out, "  liveness {:?}", state.liveness.get())?;
+    if let Some(trouble) = state.lease.trouble() {
+        writeln!(out, "  writing {trouble}")?;
+    }
     writeln!(out, "  up for {} s", state.started.elapsed().as_secs())
 }
 
 async fn cluster(state: &ApiState, credentials: Option<&HeaderValue>, out: &mut String) -> std::fmt::Result {
     for (node, address) in &**state.members.borrow() {
-        writeln!(out, "member {node} at {address}")?;
+        let reached = if state.unreached.borrow().contains(node) { ", not reached from here" } else { "" };
+        writeln!(out, "member {node} at {address}{reached}")?;
     }
     let Some(leader) = state.leader() else {
         let leading = state.leading.borrow().clone();

@@ -16,7 +16,7 @@ use super::{ApiFailure, Shared, parse_body};
 use crate::config::RedactMode;
 
 pub(super) async fn status(State(state): State<Shared>) -> Json<Value> {
-    Json(json!({
+    let mut status = json!({
         "version": concat!("v", env!("CARGO_PKG_VERSION")),
         "git_hash": option_env!("MILLRACE_GIT_HASH").unwrap_or(""),
         "id": state.node.as_str(),
@@ -25,7 +25,11 @@ pub(super) async fn status(State(state): State<Shared>) -> Json<Value> {
         "is_owner": state.leader().is_some(),
         "liveness": liveness_number(state.liveness.get()),
         "uptime_seconds": state.started.elapsed().as_secs(),
-    }))
+    });
+    if let Some(trouble) = state.lease.trouble() {
+        status["writing"] = json!(trouble);
+    }
+    Json(status)
 }
 
 fn liveness_number(liveness: NodeLiveness) -> u8 {
@@ -50,17 +54,21 @@ pub(super) async fn livez() -> &'static str {
 
 /// Whether this node can serve; the coordinator is asked only if it is here.
 pub(super) async fn readyz(State(state): State<Shared>) -> Response {
-    let mut failing = Vec::new();
+    let mut failing: Vec<String> = Vec::new();
+    let mut fails = |check: &str| failing.push(check.to_owned());
     if !state.members.borrow().contains_key(&state.node) {
-        failing.push("node is not a member of the cluster");
+        fails("node is not a member of the cluster");
     }
     if state.leading.borrow().is_none() {
-        failing.push("no coordinator is known");
+        fails("no coordinator is known");
     } else if state.leader().is_some() && !state.is_initialised().await {
-        failing.push("coordinator is not initialised");
+        fails("coordinator is not initialised");
     }
     if state.liveness.get() != NodeLiveness::Alive {
-        failing.push("node is draining or stopping");
+        fails("node is draining or stopping");
+    }
+    if let Some(trouble) = state.lease.trouble() {
+        fails(&format!("writing is {trouble}"));
     }
     if failing.is_empty() {
         return "ok\n".into_response();

@@ -14,6 +14,10 @@ use time::format_description::well_known::Rfc3339;
 use super::changefeed::{error_value, find};
 use super::{ApiFailure, ApiState, Shared, facts};
 
+/// Of a node that holds a changefeed and is not heard.
+const UNREACHED: &str = "that node is a member of the cluster and is not reached from here; its tables stay with it until \
+    the target refuses what it writes, or, where a target cannot do that, until its lease ends";
+
 pub(super) async fn status(
     State(state): State<Shared>,
     Path(name): Path<String>,
@@ -63,7 +67,11 @@ fn time_of(error: &RunningError) -> Option<i64> {
 /// What the checkpoint stands at, by its maintainer, if that is here and the changefeed is to run.
 pub(super) async fn local_held(state: &ApiState, id: &ChangefeedId, reader: &Value) -> Option<Value> {
     let standstill = state.placements.standstill(id).await.ok()??;
-    Some(held_value(&standstill, reader))
+    let mut held = held_value(&standstill, reader);
+    if standstill.holder.node().is_some_and(|node| state.unreached.borrow().contains(node)) {
+        held["by"] = json!(format!("{}; {UNREACHED}", standstill.holder));
+    }
+    Some(held)
 }
 
 /// A node that gets no further because nothing is read says so itself.

@@ -128,6 +128,8 @@ impl Cluster {
                 tls: None,
                 store: Arc::clone(&store),
                 layout: layout.clone(),
+                lease: Arc::new(crate::wiring::Lease::new()),
+                unreached: watch::channel(std::collections::BTreeSet::new()).1,
             });
             tasks.push(tokio::spawn(crate::serve::Server::new(port, app).run(stop.clone())));
         }

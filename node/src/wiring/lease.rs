@@ -1,120 +1,121 @@
-//! The shell around the watchdog: asks whether this process may still write, and closes everything when it may not.
+//! The shell around the watchdog: asks whether this process may write, holds everything back while that is not certain,
+//! and closes everything when it is over.
 //!
 //! A thread of its own looks at the clock, so that neither a busy runtime nor a store that does not answer delays the
 //! verdict. Its clock goes on while the machine sleeps: a process that was stopped, or a virtual machine that was
-//! saved, finds its lease old when it wakes. Whoever is about to write asks [`Lease::holds`], which is up to date even
-//! before the thread has woken too.
+//! saved, finds its lease old when it wakes. Whoever is about to write looks at [`Lease::permit`], which is up to date
+//! even before the thread has woken too.
 //!
 //! ```text
-//!   store --- renewals, when they were asked for ---> thread --+-- until ---> Lease::holds <--- every write
-//!     ^                                                 ^      |
-//!     +--- time to live? every second, not for long --> gone   +-- lost, once ---> fence
+//!   store --- renewals, when they were asked for ---> thread --+-- until ---> permit <--- every write
+//!     ^                                                 ^      +-- suspended, resumed: log, status
+//!     |                                                 |      +-- lost, once ---> fence
+//!     +--- time to live? every second, not for long ----+
+//!     +--- registered? while suspended -----------------+
 //! ```
 
+mod clock;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use coordinator::backend::{Session, Store};
-use coordinator::watchdog::{Lost, PERIOD, Watchdog};
+use coordinator::backend::{LeaseId, Session, Store};
+use coordinator::watchdog::{Lost, PERIOD, SleepLog, Verdict, Watchdog};
+use heartbeatpb::WritePermit;
+use metrics::{Gauge, gauge};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+
+use self::clock::Clock;
 
 /// Between two looks at the clock: a fraction of the watchdog's margin.
 const LOOK: Duration = Duration::from_millis(50);
+/// Between two questions for the registration while writing is suspended.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
 
-/// Until when this process may write.
+/// Until when this process may write, as the rest of it sees it.
 pub(crate) struct Lease {
     clock: Clock,
-    /// Microseconds on the clock since its beginning.
-    until: AtomicU64,
-    /// Somebody was told that it does not hold, and has left something undone: there is no way back from it.
-    refused: AtomicBool,
+    permit: WritePermit,
+    /// While writing is suspended: when the lease was confirmed last, in microseconds of the clock. [`NOT_SUSPENDED`]
+    /// otherwise.
+    suspended: AtomicU64,
 }
+
+const NOT_SUSPENDED: u64 = u64::MAX;
 
 impl Lease {
     /// Before there is a session: nothing may be written.
-    pub(super) fn new() -> Self {
-        Self { clock: Clock::new(), until: AtomicU64::new(0), refused: AtomicBool::new(false) }
+    pub(crate) fn new() -> Self {
+        let clock = Clock::new();
+        let permit = WritePermit::new(move || clock.micros());
+        Self { clock, permit, suspended: AtomicU64::new(NOT_SUSPENDED) }
     }
 
-    /// Whether nobody else can have taken over yet. Once it was said that it does not hold, the process ends: what was
-    /// left out by then is done by others.
-    pub(crate) fn holds(&self) -> bool {
-        let until = self.until.load(Ordering::Acquire);
-        let holds = self.clock.elapsed_micros() < until;
-        if !holds && until > 0 {
-            self.refused.store(true, Ordering::Release);
-        }
-        holds
+    /// What everything that writes looks at before it does.
+    pub(crate) fn permit(&self) -> &WritePermit {
+        &self.permit
     }
 
-    fn extend(&self, until: Option<Instant>) {
-        let micros = until.map_or(u64::MAX, |until| self.clock.micros_of(until));
-        self.until.store(micros, Ordering::Release);
+    /// While writing is suspended: for how long the lease has not been confirmed.
+    pub(crate) fn suspended(&self) -> Option<Duration> {
+        let since = self.suspended.load(Ordering::Acquire);
+        (since != NOT_SUSPENDED).then(|| Duration::from_micros(self.clock.micros().saturating_sub(since)))
+    }
+
+    /// The same in words, for people.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        let time = self.suspended()?;
+        Some(format!("suspended: lease not confirmed for {:.1} s", time.as_secs_f64()))
+    }
+
+    /// It holds until then; for ever without a limit.
+    fn hold_until(&self, until: Option<Instant>) {
+        self.permit.hold_until(until.map_or(u64::MAX, |until| self.clock.micros_of(until)));
     }
 
     fn end(&self) {
-        self.until.store(0, Ordering::Release);
+        self.permit.hold_until(0);
+    }
+
+    /// The permit has ended by the clock. After a stop that was slept through it would hold again by the renewal that
+    /// came first.
+    fn suspend(&self) {
+        self.end();
+        tracing::warn!("the metadata store does not confirm the lease of this node; writing is suspended");
+    }
+
+    fn resume(&self, after: Duration) {
+        self.suspended.store(NOT_SUSPENDED, Ordering::Release);
+        tracing::warn!(seconds = after.as_secs_f64(), "the lease of this node is confirmed; writing goes on");
     }
 }
 
-/// A clock that does not stop while the machine sleeps, in the terms of one that does.
-struct Clock {
-    born: Instant,
-    uptime: Duration,
+/// What is asked of the store beside renewals, and what it said.
+#[derive(Default)]
+struct Questions {
+    /// The key of this node's registration, once it was written.
+    key: Mutex<Option<String>>,
+    /// Rung when the registration is wanted.
+    wanted: Notify,
+    answers: Mutex<Answers>,
 }
 
-impl Clock {
-    fn new() -> Self {
-        Self { born: Instant::now(), uptime: uptime() }
-    }
-
-    fn elapsed(&self) -> Duration {
-        uptime().saturating_sub(self.uptime)
-    }
-
-    fn elapsed_micros(&self) -> u64 {
-        micros(self.elapsed())
-    }
-
-    /// Now.
-    fn now(&self) -> Instant {
-        self.born + self.elapsed()
-    }
-
-    /// How long the machine has slept so far.
-    fn slept(&self) -> Duration {
-        self.now().saturating_duration_since(Instant::now())
-    }
-
-    fn micros_of(&self, at: Instant) -> u64 {
-        micros(at.saturating_duration_since(self.born))
-    }
-}
-
-fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
-}
-
-/// Time since the machine started, with the time for which it slept.
-#[cfg(target_os = "linux")]
-fn uptime() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    let (seconds, nanos) = (u64::try_from(time.tv_sec), u32::try_from(time.tv_nsec));
-    Duration::new(seconds.unwrap_or(0), nanos.unwrap_or(0))
-}
-
-/// Time since the first call.
-#[cfg(not(target_os = "linux"))]
-fn uptime() -> Duration {
-    static BORN: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
-    BORN.get_or_init(Instant::now).elapsed()
+/// What the store said and the thread has not looked at.
+#[derive(Default)]
+struct Answers {
+    gone: bool,
+    /// When it was asked, and whether the registration is there.
+    registered: Option<(Instant, bool)>,
 }
 
 /// Watches over a session. Dropping it ends the watch without a verdict.
 pub(super) struct Guard {
     stop: CancellationToken,
+    questions: Arc<Questions>,
 }
 
 impl Drop for Guard {
@@ -137,47 +138,102 @@ impl Guard {
         fence: impl FnOnce(Lost) + Send + 'static,
     ) -> anyhow::Result<Self> {
         let stop = CancellationToken::new();
-        let gone = Arc::new(AtomicBool::new(false));
-        let dog = Watchdog::new(ttl, asked);
+        let questions = Arc::new(Questions::default());
+        let slept = lease.clock.slept();
+        let dog = Watchdog::new(ttl, asked + slept);
         // A lease that lasts as long as its process needs no confirmations.
         let later = asked + ttl;
         let lasting = session.confirmed.last(later) == later;
-        lease.extend((!lasting).then(|| dog.deadline()));
-        tokio::spawn(ask(store, session.clone(), dog.answer_limit(), Arc::clone(&gone), stop.clone()));
-        let slept = lease.clock.slept();
-        let watch = Watch { dog, session, lasting, gone, stop: stop.clone(), lease, slept };
+        lease.hold_until((!lasting).then(|| dog.deadline()));
+        let limit = dog.answer_limit();
+        let asks = Asks {
+            store,
+            lease: session.lease,
+            limit,
+            clock: lease.clock,
+            questions: Arc::clone(&questions),
+        };
+        let stopped = stop.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = stopped.cancelled() => {}
+                () = asks.until_gone() => {}
+                () = asks.registration() => {}
+            }
+        });
+        let watch = Watch {
+            dog,
+            session,
+            lasting,
+            questions: Arc::clone(&questions),
+            stop: stop.clone(),
+            remaining: (!lasting).then(|| gauge!(crate::metrics::LEASE_REMAINING)),
+            sleeps: SleepLog::new(slept, Instant::now()),
+            lease,
+        };
         std::thread::Builder::new()
             .name("lease".to_owned())
             .spawn(move || watch.run(fence))
             .context("cannot start the thread that watches over the lease")?;
-        Ok(Self { stop })
+        Ok(Self { stop, questions })
+    }
+
+    /// This node is registered under this key: from now on it has to be there, for writing to go on after a suspension.
+    pub(super) fn on_registered(&self, key: &str) {
+        *self.questions.key.lock() = Some(key.to_owned());
     }
 }
 
-/// Asks the store for the lease's time to live, until it says that there is no lease.
-async fn ask(
+/// Asks the store what renewals do not tell.
+struct Asks {
     store: Arc<dyn Store>,
-    session: Session,
+    lease: LeaseId,
+    /// Of one answer.
     limit: Duration,
-    gone: Arc<AtomicBool>,
-    stop: CancellationToken,
-) {
-    let mut pace = tokio::time::interval(PERIOD);
-    pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let asking = async {
+    clock: Clock,
+    questions: Arc<Questions>,
+}
+
+impl Asks {
+    /// Asks for the lease's time to live until the store says that there is no lease.
+    async fn until_gone(&self) {
+        let mut pace = tokio::time::interval(PERIOD);
+        pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             pace.tick().await;
-            match tokio::time::timeout(limit, store.time_to_live(session.lease)).await {
-                Ok(Ok(None)) => return gone.store(true, Ordering::Release),
+            match tokio::time::timeout(self.limit, self.store.time_to_live(self.lease)).await {
+                Ok(Ok(None)) => break,
                 Ok(Ok(Some(_))) => {}
                 Ok(Err(error)) => tracing::debug!(%error, "the store does not tell how the lease is"),
                 Err(_) => tracing::debug!("the store does not answer how the lease is"),
             }
         }
-    };
-    tokio::select! {
-        () = stop.cancelled() => {}
-        () = asking => {}
+        self.questions.answers.lock().gone = true;
+    }
+
+    /// Asks for the registration whenever it is wanted, for ever.
+    async fn registration(&self) {
+        loop {
+            self.questions.wanted.notified().await;
+            let key = self.questions.key.lock().clone();
+            let asked = self.clock.now();
+            // Before there is a registration nobody knows this node, and none is to be there.
+            let Some(key) = key else {
+                self.questions.answers.lock().registered = Some((asked, true));
+                continue;
+            };
+            match tokio::time::timeout(self.limit, self.store.get(&key)).await {
+                Ok(Ok(found)) => {
+                    let ours = found.found.is_some_and(|kv| kv.lease == Some(self.lease));
+                    self.questions.answers.lock().registered = Some((asked, ours));
+                }
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, "the store does not tell whether this node is registered")
+                }
+                Err(_) => tracing::debug!("the store does not answer whether this node is registered"),
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
     }
 }
 
@@ -186,12 +242,12 @@ struct Watch {
     dog: Watchdog,
     session: Session,
     lasting: bool,
-    gone: Arc<AtomicBool>,
+    questions: Arc<Questions>,
     stop: CancellationToken,
     lease: Arc<Lease>,
-    /// How long the machine had slept when the lease was last seen confirmed. A confirmation may have been asked for
-    /// before a sleep that was noticed only now, so it is dated with the time before.
-    slept: Duration,
+    /// None where the lease lasts.
+    remaining: Option<Gauge>,
+    sleeps: SleepLog,
 }
 
 impl Watch {
@@ -205,111 +261,64 @@ impl Watch {
                 break lost;
             }
             let left = self.dog.deadline().saturating_duration_since(self.lease.clock.now());
-            let pause = if self.lasting { LOOK } else { left.clamp(Duration::from_millis(1), LOOK) };
-            std::thread::sleep(pause);
+            if let Some(gauge) = &self.remaining {
+                gauge.set(left.as_secs_f64());
+            }
+            let sooner = !self.lasting && self.dog.suspended_since().is_none();
+            std::thread::sleep(if sooner { left.clamp(Duration::from_millis(1), LOOK) } else { LOOK });
         };
         self.lease.end();
+        if let Some(gauge) = &self.remaining {
+            gauge.set(0.0);
+        }
         // A stop that came meanwhile has ended the session itself.
         if !self.stop.is_cancelled() {
             fence(lost);
         }
     }
 
+    /// One look at everything. Answers why it is over, when it is.
     fn look(&mut self, last: &mut Option<Instant>) -> Option<Lost> {
+        let answers = std::mem::take(&mut *self.questions.answers.lock());
+        let mut lost = None;
+        let mut hear = |verdict: Option<Verdict>, lease: &Lease| match verdict {
+            None => {}
+            Some(Verdict::Suspended) => lease.suspend(),
+            Some(Verdict::Resumed { after }) => lease.resume(after),
+            Some(Verdict::Lost(why)) => lost = Some(why),
+        };
         if self.session.done.is_cancelled() {
-            return self.dog.on_done();
+            hear(self.dog.on_done(), &self.lease);
         }
-        if self.gone.load(Ordering::Acquire) {
-            return self.dog.on_gone();
+        if answers.gone {
+            hear(self.dog.on_gone(), &self.lease);
         }
-        if self.lasting {
-            return None;
-        }
-        if self.lease.refused.load(Ordering::Acquire) {
-            return self.dog.on_time(self.dog.deadline());
-        }
-        let asked = self.session.confirmed.last(Instant::now());
-        if *last != Some(asked) {
-            *last = Some(asked);
-            self.dog.on_confirmed(asked + self.slept);
-            self.slept = self.lease.clock.slept();
-        }
-        let lost = self.dog.on_time(self.lease.clock.now());
-        if lost.is_none() {
-            self.lease.extend(Some(self.dog.deadline()));
+        if !self.lasting {
+            self.sleeps.on_look(self.lease.clock.slept(), Instant::now());
+            let asked = self.session.confirmed.last(Instant::now());
+            if *last != Some(asked) {
+                *last = Some(asked);
+                let asked = self.sleeps.date(asked);
+                hear(self.dog.on_confirmed(asked), &self.lease);
+            }
+            if let Some((asked, found)) = answers.registered {
+                hear(self.dog.on_registration(asked, found), &self.lease);
+            }
+            hear(self.dog.on_time(self.lease.clock.now()), &self.lease);
+            if self.dog.wants_registration() {
+                self.questions.wanted.notify_one();
+            }
+            if self.dog.suspended_since().is_some() {
+                let confirmed = self.lease.clock.micros_of(self.dog.confirmed());
+                self.lease.suspended.store(confirmed, Ordering::Release);
+            }
+            if self.dog.may_write(self.lease.clock.now()) {
+                self.lease.hold_until(Some(self.dog.deadline()));
+            }
         }
         lost
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::mpsc;
-
-    use coordinator::backend::memory::{Disk, open};
-    use coordinator::backend::{Confirmations, LeaseId};
-
-    use super::*;
-
-    fn guarded(
-        ttl: Duration,
-        confirmed: Confirmations,
-    ) -> (Session, Arc<Lease>, mpsc::Receiver<Lost>, Guard) {
-        let store: Arc<dyn Store> = Arc::new(open(&Disk::new()).unwrap());
-        let session = Session { lease: LeaseId(1), done: CancellationToken::new(), confirmed };
-        let lease = Arc::new(Lease::new());
-        let (told, verdict) = mpsc::channel();
-        let fence = move |lost| told.send(lost).unwrap();
-        let now = Instant::now();
-        let guard = Guard::start(store, session.clone(), (ttl, now), Arc::clone(&lease), fence).unwrap();
-        (session, lease, verdict, guard)
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    // behaviour: coordinator-ST-20
-    async fn a_lease_that_nobody_confirms_ends_a_second_early_by_the_clock() {
-        let ttl = Duration::from_secs(3);
-        let began = Instant::now();
-        let (renewals, confirmed) = Confirmations::since(began);
-        // The store says that it is there: only confirmations count.
-        let store: Arc<dyn Store> = Arc::new(open(&Disk::new()).unwrap());
-        let granted = store.grant(ttl).await.unwrap();
-        let session = Session { lease: granted, done: CancellationToken::new(), confirmed };
-        let lease = Arc::new(Lease::new());
-        assert!(!lease.holds(), "nothing is written without a session");
-        let (told, verdict) = mpsc::channel();
-        let fence = move |lost| told.send(lost).unwrap();
-        let _guard = Guard::start(store, session, (ttl, began), Arc::clone(&lease), fence).unwrap();
-        assert!(lease.holds());
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        let last = Instant::now();
-        renewals.send_replace(last);
-        let lost = verdict.recv_timeout(Duration::from_secs(10)).unwrap();
-        assert_eq!(lost, Lost::Silent);
-        let after = last.elapsed();
-        assert!(after >= Duration::from_secs(2) && after < Duration::from_secs(3), "{after:?}");
-        assert!(!lease.holds());
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    // behaviour: coordinator-ST-9
-    async fn the_end_of_the_session_and_the_end_of_the_lease_are_both_heard_of() {
-        let (session, lease, verdict, _guard) = guarded(Duration::from_secs(60), Confirmations::always());
-        session.done.cancel();
-        let first = verdict.recv_timeout(Duration::from_secs(10)).unwrap();
-        assert!(!lease.holds());
-        // The store knows no lease of this number.
-        let (_session, lease, verdict, _other) = guarded(Duration::from_secs(60), Confirmations::always());
-        let second = verdict.recv_timeout(Duration::from_secs(10)).unwrap();
-        assert!(matches!(first, Lost::Done | Lost::Gone) && second == Lost::Gone && !lease.holds());
-        assert!(verdict.recv_timeout(Duration::from_millis(200)).is_err(), "it is told once");
-    }
-
-    #[test]
-    fn the_clock_goes_forward_and_knows_no_sleep_that_was_none() {
-        let clock = Clock::new();
-        std::thread::sleep(Duration::from_millis(20));
-        assert!(clock.elapsed() >= Duration::from_millis(20));
-        assert!(clock.slept() < Duration::from_millis(500), "{:?}", clock.slept());
-    }
-}
+mod tests;

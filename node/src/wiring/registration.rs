@@ -102,6 +102,11 @@ impl Registration {
         Ok((Self { key, info, lease }, revision))
     }
 
+    /// Where it is.
+    pub(super) fn key(&self) -> &str {
+        &self.key
+    }
+
     /// Takes the registration back, and with the lease everything else that hangs on it. To be called only when
     /// nothing in this process can write downstream any more: others take over at once.
     pub(super) async fn take_back(self, store: &dyn Store) -> Result<(), StoreError> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use coordinator::backend::{Session, Store};
+use coordinator::backend::{PermittedStore, Session, Store};
 use coordinator::{CoordinatorConfig, CoordinatorHandle, Election, Layout, Neighbours};
 use dispatcher_orchestrator::{Orchestrator, OrchestratorHandle};
 use heartbeatpb::{NodeId, WallTime, error_chain};
@@ -20,10 +20,12 @@ use tokio_util::sync::CancellationToken;
 use super::lease::{Guard, Lease};
 use super::members::{Registry, Views, follow_leader};
 use super::parts::Part;
+use super::reach::{Greeter, ReachViews};
 use super::registration::{NodeInfo, Registration};
 use super::{Node, WritePath, store};
 use crate::config::{ServerConfig, StoreKind};
 use crate::http::{Access, ApiState, router};
+use crate::permitted::{PermittedRetention, PermittedUpstream};
 use crate::serve::Server;
 use crate::sinks::{Fences, Sinks};
 use crate::tls::Tls;
@@ -128,6 +130,8 @@ struct Modules {
     manager: MaintainerManager,
     registry: Registry,
     views: Views,
+    greeter: Greeter,
+    reach: ReachViews,
     /// The way to other nodes; none where there are no others, or where the embedding program has one.
     transport: Option<GrpcTransport>,
 }
@@ -151,24 +155,29 @@ impl Modules {
         let sinks = Arc::new(Sinks {
             data_dir: ground.data_dir.join("sink"),
             upstreams: Arc::clone(&upstreams),
-            lease: Arc::clone(&lease),
+            permit: lease.permit().clone(),
         });
         let (orchestrator, dispatchers) =
             Orchestrator::new(center.clone(), Arc::new(collector_handle), sinks);
         let own = (node.clone(), ground.advertised.clone());
         let delay = config.capture_removal_delay.0;
         let (registry, views) = Registry::new(Arc::clone(&ground.store), &ground.layout, own, delay);
-        let managed: Arc<dyn maintainer::Upstream> = Arc::clone(&upstreams) as Arc<dyn maintainer::Upstream>;
+        let managed = PermittedUpstream {
+            inner: Arc::clone(&upstreams) as Arc<dyn maintainer::Upstream>,
+            permit: lease.permit().clone(),
+        };
+        let (greeter, reach) = Greeter::new(center.clone(), views.members.clone(), config.unreached_after.0);
         let manager = MaintainerManager::new(
             center.clone(),
-            managed,
+            Arc::new(managed),
             ManagerConfig {
                 node_epoch: ground.epoch,
                 liveness: Arc::clone(&liveness),
                 nodes: views.nodes.clone(),
             },
         )
-        .with_fence(Arc::new(Fences(node.clone())));
+        .with_fence(Arc::new(Fences { node: node.clone(), permit: lease.permit().clone() }))
+        .with_unreached(reach.unreached.clone());
         let transport = match network {
             Some(network) => {
                 network(&center);
@@ -195,28 +204,32 @@ impl Modules {
             manager,
             registry,
             views,
+            greeter,
+            reach,
             transport,
         }
+    }
+
+    /// The metadata store for everything that is done under the lease.
+    fn store(&self, ground: &Ground) -> Arc<dyn Store> {
+        Arc::new(PermittedStore::new(Arc::clone(&ground.store), self.lease.permit().clone()))
     }
 
     fn election(&self, ground: &Ground) -> (Election, watch::Receiver<Option<CoordinatorHandle>>) {
         let neighbours = Neighbours {
             center: self.center.clone(),
-            members: self.views.members.clone(),
-            retention: Arc::clone(&self.upstreams) as Arc<dyn coordinator::RetentionHook>,
+            members: self.reach.reached.clone(),
+            retention: Arc::new(PermittedRetention {
+                inner: Arc::clone(&self.upstreams) as Arc<dyn coordinator::RetentionHook>,
+                permit: self.lease.permit().clone(),
+            }),
             clock: Arc::clone(&self.upstreams) as Arc<dyn coordinator::UpstreamClock>,
         };
         let settings = CoordinatorConfig {
             session_ttl: ground.config.capture_session_ttl.0,
             ..CoordinatorConfig::default()
         };
-        Election::new(
-            Arc::clone(&ground.store),
-            ground.layout.clone(),
-            neighbours,
-            settings,
-            self.liveness.watch(),
-        )
+        Election::new(self.store(ground), ground.layout.clone(), neighbours, settings, self.liveness.watch())
     }
 }
 
@@ -251,15 +264,17 @@ impl Node {
             config: serde_json::to_value(&ground.config)?,
             data_dir: ground.data_dir.join("sink"),
             started: Instant::now(),
-            leader: coordinator,
+            leader: coordinator.clone(),
             upstreams: Arc::clone(&modules.upstreams),
             placements: modules.manager.placements(),
             metrics: metrics.clone(),
             liveness: Arc::clone(&modules.liveness),
             access: ground.access,
             tls: ground.tls.clone(),
-            store: Arc::clone(&ground.store),
+            store: modules.store(&ground),
             layout: ground.layout.clone(),
+            lease: Arc::clone(&modules.lease),
+            unreached: modules.reach.unreached.clone(),
         });
 
         let Ground { config, listener, address, advertised, store, layout, epoch, lock, tls, .. } = ground;
@@ -274,6 +289,7 @@ impl Node {
             manager,
             registry,
             views,
+            greeter,
             transport,
             ..
         } = modules;
@@ -299,6 +315,7 @@ impl Node {
         });
         let manager = Part::start("maintainer manager", move |stop| manager.run(stop));
         let registry = Part::start("members", move |stop| registry.run(stop));
+        let greeter = Part::start("greeter", move |stop| greeter.run(coordinator, stop));
         let elected = {
             let (store, prefix) = (Arc::clone(&store), layout.owner_prefix());
             Part::start("leader", move |stop| follow_leader(store, prefix, leading, stop))
@@ -315,7 +332,7 @@ impl Node {
         let entry =
             Entry { store: &store, layout: &layout, write_path, lease, ttl: config.capture_session_ttl.0 };
         let (deciding, writing) = (vec![manager], vec![orchestrator, collector]);
-        let mut serving = vec![log, registry, elected];
+        let mut serving = vec![log, registry, elected, greeter];
         serving.extend(network);
         serving.extend([port, upkeep]);
         match entry.join(info, views.known).await {
@@ -380,6 +397,7 @@ impl Entry<'_> {
         )?;
         let (registration, at) =
             Registration::new(self.store.as_ref(), self.layout, info, session.lease).await?;
+        guard.on_registered(registration.key());
         // Who leads must know who is there, itself first of all.
         let seen = known.wait_for(|known| *known >= at);
         match tokio::time::timeout(SEE_ONESELF, seen).await {

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use testkit::etcd::Etcd;
 use testkit::load;
-use testkit::{Load, Millrace, PgServer, compare};
+use testkit::wire::{Place, Wires};
+use testkit::{Etcd, EtcdBuilder, Load, Millrace, PgServer, compare};
 
 /// How long a state may take to come: the machines that run this are busy.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -42,6 +42,10 @@ pub(crate) struct Cluster {
     pub(crate) nodes: Vec<Millrace>,
     pub(crate) source: PgServer,
     pub(crate) target: PgServer,
+    /// The network between the nodes, where it can be cut.
+    pub(crate) wires: Option<Wires>,
+    /// Ports that the nodes are told of each other.
+    advertised: Vec<u16>,
     /// A node that does not answer although it runs.
     pub(crate) asleep: Option<usize>,
     config: String,
@@ -61,7 +65,21 @@ impl Drop for Cluster {
 impl Cluster {
     /// So many processes with a configuration file that have found each other, and filled tables at the source.
     pub(crate) async fn start(nodes: usize, config: &str) -> Self {
-        let (etcd, source, target) = tokio::join!(Etcd::start(), PgServer::start(), PgServer::start());
+        Self::start_with(nodes, config, Etcd::builder()).await
+    }
+
+    /// As [`Cluster::start`], with such a store.
+    pub(crate) async fn start_with(nodes: usize, config: &str, etcd: EtcdBuilder) -> Self {
+        Self::start_on(nodes, config, etcd, None).await
+    }
+
+    /// As [`Cluster::start`], over a network that can be cut.
+    pub(crate) async fn start_wired(nodes: usize, config: &str) -> Self {
+        Self::start_on(nodes, config, Etcd::builder(), Some(Wires::new())).await
+    }
+
+    async fn start_on(nodes: usize, config: &str, etcd: EtcdBuilder, wires: Option<Wires>) -> Self {
+        let (etcd, source, target) = tokio::join!(etcd.start(), PgServer::start(), PgServer::start());
         let (source, target) = (source.unwrap(), target.unwrap());
         target.sql("postgres", &format!("CREATE DATABASE {TARGET}")).await.unwrap();
         load::prepare(&source.client("postgres").await.unwrap(), ROWS).await.unwrap();
@@ -73,10 +91,19 @@ impl Cluster {
             dir.disable_cleanup(true);
             eprintln!("logs are in {}", dir.path().display());
         }
-        let mut cluster =
-            Self { etcd: etcd.unwrap(), nodes: Vec::new(), source, target, asleep: None, config, dir };
+        let mut cluster = Self {
+            etcd: etcd.unwrap(),
+            nodes: Vec::new(),
+            source,
+            target,
+            wires,
+            advertised: Vec::new(),
+            asleep: None,
+            config,
+            dir,
+        };
         for _ in 0..nodes {
-            cluster.add();
+            cluster.add().await;
         }
         for node in &mut cluster.nodes {
             node.ready().await.unwrap();
@@ -88,14 +115,24 @@ impl Cluster {
     }
 
     /// One more process, not waited for.
-    pub(crate) fn add(&mut self) -> usize {
+    pub(crate) async fn add(&mut self) -> usize {
         let at = self.nodes.len();
         let dir = self.dir.path().join(format!("n{at}"));
         std::fs::create_dir_all(&dir).unwrap();
         let file = dir.join("config.toml");
         std::fs::write(&file, &self.config).unwrap();
         let mut node = process(&dir, &self.etcd.endpoints().join(","), &file);
+        let mut advertised = node.api().port();
+        if let Some(wires) = &self.wires {
+            advertised = wires.open(Place::Node(at), advertised).await.unwrap();
+            let told = format!("127.0.0.1:{advertised}");
+            node = node.with_arguments(["--advertise-addr", told.as_str()]);
+        }
         node.spawn().unwrap();
+        if let Some(wires) = &self.wires {
+            wires.is_at(node.pid().unwrap(), Place::Node(at));
+        }
+        self.advertised.push(advertised);
         self.nodes.push(node);
         at
     }
@@ -131,7 +168,8 @@ impl Cluster {
     fn at_address(&self, address: &str) -> Option<usize> {
         self.nodes
             .iter()
-            .position(|node| node.is_started() && address.ends_with(&format!(":{}", node.api().port())))
+            .zip(&self.advertised)
+            .position(|(node, port)| node.is_started() && address.ends_with(&format!(":{port}")))
     }
 
     /// The node that leads.
@@ -228,6 +266,21 @@ impl Cluster {
         })
         .await;
         began.elapsed()
+    }
+
+    /// Ids of the processes, which a node that was started again would not have.
+    pub(crate) fn pids(&self) -> Vec<Option<u32>> {
+        self.nodes.iter().map(Millrace::pid).collect()
+    }
+
+    /// Waits for every node that this or that holds of what it says of its writing.
+    pub(crate) async fn writing(&self, what: &str, holds: impl Fn(&Value) -> bool) {
+        for node in &self.nodes {
+            eventually(what, async || {
+                node.api().get("/api/v2/status").await.is_ok_and(|status| holds(&status["writing"]))
+            })
+            .await;
+        }
     }
 
     /// Changes everything, about `rate` times a second.

@@ -113,27 +113,3 @@ async fn a_node_that_is_paused_wakes_without_its_lease_and_writes_nothing() {
     load.stop().await.unwrap();
     cluster.equal().await;
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn without_the_store_every_node_stops_to_write_before_its_lease_can_end() {
-    let mut cluster = Cluster::start(2, "").await;
-    cluster.create(0, &copying()).await;
-    let load = cluster.load(7, 150).await;
-    cluster.caught_up().await;
-    let began = Instant::now();
-    cluster.etcd.pause(0).unwrap();
-    for at in 0..2 {
-        let node = &mut cluster.nodes[at];
-        eventually("the process ends", async || node.still_running().is_err()).await;
-    }
-    let ended = began.elapsed();
-    println!("both ended {ended:?} after the store was gone");
-    load.stop().await.unwrap();
-    cluster.etcd.unpause(0).unwrap();
-    for at in 0..2 {
-        let log = std::fs::read_to_string(cluster.nodes[at].log_path()).unwrap();
-        assert!(log.contains("CDC:ErrCaptureSuicide"), "{log}");
-        cluster.nodes[at].start().await.unwrap();
-    }
-    cluster.equal().await;
-}

@@ -4,5 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails where it cannot go on")]
 
 mod common;
+mod cut;
 mod leave;
+mod lease;
 mod loss;

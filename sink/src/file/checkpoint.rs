@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use heartbeatpb::Ts;
+use heartbeatpb::{Ts, WritePermit};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
@@ -51,12 +51,13 @@ pub(super) struct CheckpointFile {
     root: PathBuf,
     newest: AtomicU64,
     changed: Notify,
+    permit: WritePermit,
     metrics: FileMetrics,
 }
 
 impl CheckpointFile {
-    pub(super) fn new(root: PathBuf, metrics: FileMetrics) -> Self {
-        Self { root, newest: AtomicU64::new(0), changed: Notify::new(), metrics }
+    pub(super) fn new(root: PathBuf, permit: WritePermit, metrics: FileMetrics) -> Self {
+        Self { root, newest: AtomicU64::new(0), changed: Notify::new(), permit, metrics }
     }
 
     /// Takes a checkpoint; one that is not newer changes nothing.
@@ -71,6 +72,7 @@ impl CheckpointFile {
         let mut written = self.known().await;
         let mut pause = INTERVAL;
         loop {
+            self.permit.granted().await;
             let newest = Ts(self.newest.load(Ordering::Acquire));
             if newest <= written {
                 self.changed.notified().await;
@@ -93,7 +95,8 @@ impl CheckpointFile {
     /// One last attempt, when the sink stops.
     pub(super) async fn close(&self) {
         let newest = Ts(self.newest.load(Ordering::Acquire));
-        if newest > self.known().await
+        if self.permit.holds()
+            && newest > self.known().await
             && let Err(e) = self.store(newest).await
         {
             tracing::warn!(error = %e, "the last checkpoint is not written");
@@ -138,7 +141,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         write(dir.path(), Ts(50)).expect("written");
         let metrics = FileMetrics::new(&ChangefeedId::fresh("test"));
-        let file = CheckpointFile::new(dir.path().to_owned(), metrics);
+        let file = CheckpointFile::new(dir.path().to_owned(), WritePermit::always(), metrics);
         file.publish(Ts(40));
         file.close().await;
         file.store(Ts(45)).await.expect("nothing to do");
@@ -156,7 +159,7 @@ mod tests {
         let root = dir.path().join("out");
         std::fs::write(&root, b"in the way").expect("a file where the directory should be");
         let metrics = FileMetrics::new(&ChangefeedId::fresh("test"));
-        let file = CheckpointFile::new(root.clone(), metrics);
+        let file = CheckpointFile::new(root.clone(), WritePermit::always(), metrics);
         file.publish(Ts(7));
         file.close().await;
         std::fs::remove_file(&root).expect("removed");

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use heartbeatpb::WritePermit;
 use parking_lot::{Condvar, Mutex};
 
 use crate::Error;
@@ -23,14 +24,40 @@ const RETRY_FOR: Duration = Duration::from_secs(60);
 /// Temporary files older than this belong to nobody any more.
 const TEMPORARY_AGE: Duration = Duration::from_secs(3600);
 
-/// Stops waits of blocking threads.
+/// Between two looks at a permit that does not hold.
+const PERMIT_LOOK: Duration = Duration::from_millis(20);
+
+/// Stops waits of blocking threads, and lets them write only while the process may.
 #[derive(Debug, Default)]
 pub(crate) struct Stop {
     stopped: Mutex<bool>,
     changed: Condvar,
+    permit: WritePermit,
 }
 
 impl Stop {
+    pub(crate) fn new(permit: WritePermit) -> Self {
+        Self { permit, ..Self::default() }
+    }
+
+    /// Waits until this process may write.
+    ///
+    /// # Errors
+    /// When it is stopped first.
+    pub(crate) fn permitted(&self) -> Result<(), Error> {
+        while !self.permit.holds() {
+            if self.pause(PERMIT_LOOK) {
+                return Err(Error::Closed);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether this process may write.
+    pub(crate) fn is_permitted(&self) -> bool {
+        self.permit.holds()
+    }
+
     pub(crate) fn stop(&self) {
         *self.stopped.lock() = true;
         self.changed.notify_all();
@@ -104,7 +131,8 @@ pub(crate) fn error(path: &Path, source: io::Error) -> Error {
     }
 }
 
-/// Repeats `attempt` while the disk's refusal is transient, for a minute or until `stop`.
+/// Makes an `attempt` when this process may write, and repeats it while the disk's refusal is transient, for a minute or
+/// until `stop`.
 pub(crate) fn persist<T>(
     stop: &Stop,
     path: &Path,
@@ -123,6 +151,7 @@ fn persist_for<T>(
     let started = Instant::now();
     let mut told = false;
     loop {
+        stop.permitted()?;
         let refusal = match attempt() {
             Ok(value) => return Ok(value),
             Err(refusal) if refusal.kind() == ErrorKind::Interrupted => continue,
@@ -217,13 +246,27 @@ fn remove_quietly(path: &Path) {
     }
 }
 
+/// As [`create`], and looks once more before the file appears: bringing it to the disk may have taken long. When this
+/// process may not write any more, the attempt counts as interrupted.
+pub(crate) fn create_permitted(stop: &Stop, dir: &Path, name: &str, bytes: &[u8]) -> io::Result<bool> {
+    create_if(dir, name, bytes, || stop.is_permitted())
+}
+
 /// Creates `dir/name` with `bytes`, which appears complete or not at all. `false` when the name is taken.
 /// Durable once [`sync_dir`] succeeded as well.
 pub(crate) fn create(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<bool> {
+    create_if(dir, name, bytes, || true)
+}
+
+fn create_if(dir: &Path, name: &str, bytes: &[u8], permitted: impl FnOnce() -> bool) -> io::Result<bool> {
     ensure_dir(dir)?;
     let temporary = temporary(dir, name);
     let path = dir.join(name);
     write_temporary(&temporary, bytes)?;
+    if !permitted() {
+        remove_quietly(&temporary);
+        return Err(ErrorKind::Interrupted.into());
+    }
     let linked = match fs::hard_link(&temporary, &path) {
         Ok(()) => Ok(true),
         Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(false),
@@ -313,6 +356,38 @@ mod tests {
             (refused.code(), refused.is_retryable(), attempts),
             ("CDC:ErrStorageSinkPermission", false, 1)
         );
+    }
+
+    #[test]
+    fn nothing_appears_while_the_process_may_not_write_and_everything_afterwards() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let time = std::sync::Arc::new(AtomicU64::new(0));
+        let clock = std::sync::Arc::clone(&time);
+        let permit = WritePermit::new(move || clock.load(Ordering::SeqCst));
+        permit.hold_until(10);
+        let stop = Stop::new(permit.clone());
+        // It ends while the bytes are on their way to the disk.
+        let late = || create_if(dir.path(), "f", b"one", || { time.store(10, Ordering::SeqCst); stop.is_permitted() });
+        assert_eq!(late().expect_err("not permitted").kind(), ErrorKind::Interrupted);
+        assert_eq!(list(dir.path()).expect("listed"), Vec::<String>::new());
+        let mut attempts = 0;
+        let path = dir.path().join("f");
+        let written = std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                persist(&stop, &path, || {
+                    attempts += 1;
+                    create_permitted(&stop, dir.path(), "f", b"one")
+                })
+            });
+            std::thread::sleep(3 * PERMIT_LOOK);
+            assert!(!path.exists());
+            permit.hold_until(20);
+            writer.join().expect("ends")
+        });
+        assert!(written.expect("written") && path.exists() && attempts == 1);
+        permit.hold_until(0);
+        stop.stop();
+        assert!(matches!(stop.permitted(), Err(Error::Closed)), "who stops does not wait for it");
     }
 
     #[test]

@@ -190,6 +190,7 @@ impl TableWriter {
 
     /// Turns the buffer into the next file, then names it in the index file.
     fn write_file(&mut self, reason: Reason) -> Result<(), Error> {
+        self.context.stop.permitted()?;
         let started = Instant::now();
         let mut directory = self.enter_directory()?;
         let stop = &self.context.stop;
@@ -205,7 +206,7 @@ impl TableWriter {
             };
             self.write_progress(&written);
             let taken = disk::persist(stop, &directory.path.join(&name), || {
-                disk::create(&directory.path, &name, &self.buffer)
+                disk::create_permitted(stop, &directory.path, &name, &self.buffer)
             })?;
             if taken {
                 self.written = Some(written);

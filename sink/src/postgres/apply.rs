@@ -6,7 +6,7 @@ use std::time::Instant;
 use event::RowOp;
 use futures_util::future::{join, join_all};
 use futures_util::{SinkExt, pin_mut};
-use heartbeatpb::TableId;
+use heartbeatpb::{TableId, WritePermit};
 use tokio_postgres::Statement;
 use tokio_postgres::types::ToSql;
 
@@ -31,6 +31,7 @@ pub(crate) struct Writer<'s> {
     pub(crate) own_schema: &'s str,
     pub(crate) changefeed: &'s str,
     pub(crate) registration: &'s Registration,
+    pub(crate) permit: &'s WritePermit,
     pub(crate) on_existing_rows: OnExistingRows,
     pub(crate) metrics: &'s TxnMetrics,
 }
@@ -101,6 +102,8 @@ impl Writer<'_> {
             }
         }
         let deferrable = tables.iter().any(|table| table.target.deferrable);
+        // Here and not in `begin`: what is sent together with the beginning must not be sent without one.
+        self.check_permit()?;
         let counts = match mode {
             Mode::Batched => {
                 // The first statements leave together with the beginning: one round trip less.
@@ -118,7 +121,7 @@ impl Writer<'_> {
             }
         };
         let commit = Instant::now();
-        connection.client.batch_execute("COMMIT").await.map_err(|e| classify(e, "committing"))?;
+        self.commit(connection).await?;
         self.metrics.commit.record(commit.elapsed().as_secs_f64());
         for (step, actual) in prepared.iter().zip(counts) {
             self.metrics.affected(row_type(&step.group.kind), step.group.rows(), actual);
@@ -170,6 +173,7 @@ impl Writer<'_> {
         change: &Change<B>,
     ) -> Result<(), Failure> {
         let advance = connection.prepare(&self.advance_sql(), progress::ADVANCE_PARAMS).await?;
+        self.check_permit()?;
         self.begin(connection, target.deferrable, &advance, steps).await?;
         // All queues move: a writer that was overtaken must not put rows behind the barrier.
         let (own, table) = (self.own_schema, target.info.id);
@@ -181,7 +185,17 @@ impl Writer<'_> {
                 self.begin_copy(connection, target, range, change).await?;
             }
         }
+        self.commit(connection).await
+    }
+
+    /// Commits, if this process may still write.
+    async fn commit(&self, connection: &Connection) -> Result<(), Failure> {
+        self.check_permit()?;
         connection.client.batch_execute("COMMIT").await.map_err(|e| classify(e, "committing"))
+    }
+
+    fn check_permit(&self) -> Result<(), Failure> {
+        if self.permit.holds() { Ok(()) } else { Err(Failure::Suspended) }
     }
 
     /// Makes the keys ready for the rows of a copy. What an earlier copy of this changefeed left behind is

@@ -32,6 +32,8 @@ pub(crate) enum Failure {
     Conflict(Error),
     /// The progress found downstream is not the one expected: someone else wrote, or a commit whose answer
     /// was lost had happened.
+    /// This process may not write now: the same again when it may.
+    Suspended,
     Overtaken,
     /// A statement changed fewer rows than it should have.
     Missing,
@@ -49,6 +51,10 @@ impl Failure {
                 what: "another writer moved the progress of this changefeed downstream".into(),
             },
             Failure::Missing => Error::Rejected {
+            Failure::Suspended => Error::Unavailable {
+                what: "writing is suspended: the lease of this node is not confirmed".into(),
+                source: None,
+            },
                 code: "CDC:ErrTargetRowMissing",
                 what: "a row to update does not exist in the target".into(),
             },

@@ -159,6 +159,7 @@ pub(crate) async fn execute(connection: &Connection, shared: &Shared, ddl: &DdlE
     };
     let doing = || format!("executing {} of {named}", statement(ddl.kind));
     let run = async |text: &str| client.batch_execute(text).await.map_err(|e| classify(e, &doing()));
+    shared.check_permit()?;
     shared.registration.begin_checked(client).await?;
     // Waits for an attempt whose connection was lost while the server went on with it, and for who opens a table.
     let ids = named_tables(ddl);
@@ -185,6 +186,7 @@ pub(crate) async fn execute(connection: &Connection, shared: &Shared, ddl: &DdlE
         Err(error) if error.code().is_some_and(|code| code.code() == "25001") => {
             run(&format!("ROLLBACK; SET search_path = {path}, public")).await?;
             shared.registration.share_checked(client).await?;
+            shared.check_permit()?;
             let result = client.batch_execute(&ddl.query).await;
             run("SET search_path = ''").await?;
             result.map_err(|e| classify(e, &doing()))?;
@@ -195,6 +197,7 @@ pub(crate) async fn execute(connection: &Connection, shared: &Shared, ddl: &DdlE
         Err(error) => return Err(classify(error, &doing())),
     }
     note(client, own, feed, ddl, &ids).await?;
+    shared.check_permit()?;
     run("COMMIT").await
 }
 

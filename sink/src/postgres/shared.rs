@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use event::TableInfo;
-use heartbeatpb::{ChangefeedId, DispatcherId, TableId, TableSpan};
+use heartbeatpb::{ChangefeedId, DispatcherId, TableId, TableSpan, WritePermit};
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::config::PgConfig;
+use super::connection::Failure;
 use super::pieces::SpanProgress;
 use super::registration::Registration;
 use super::target::Target;
@@ -35,8 +36,10 @@ pub(crate) struct Shared {
     pub(crate) changefeed: ChangefeedId,
     /// The changefeed's identity as it is written downstream.
     pub(crate) gid: String,
-    /// The right to write.
+    /// The right to write, as the target knows it.
     pub(crate) registration: Registration,
+    /// The same, as this process knows it.
+    pub(crate) permit: WritePermit,
     pub(crate) queues: Mutex<Causality<QueuedChange>>,
     /// Changes were pushed or completed.
     pub(crate) work: Notify,
@@ -56,7 +59,12 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(config: PgConfig, changefeed: ChangefeedId, registration: Registration) -> Self {
+    pub(crate) fn new(
+        config: PgConfig,
+        changefeed: ChangefeedId,
+        registration: Registration,
+        permit: WritePermit,
+    ) -> Self {
         Self {
             gid: changefeed.gid.to_string(),
             metrics: SinkMetrics::new(&changefeed, "TxnSink"),
@@ -64,6 +72,7 @@ impl Shared {
             config,
             changefeed,
             registration,
+            permit,
             queues: Mutex::default(),
             work: Notify::new(),
             dispatchers: Mutex::default(),
@@ -74,6 +83,23 @@ impl Shared {
             failure: Mutex::new(None),
             closing: CancellationToken::new(),
         }
+    }
+
+    /// Waits until this process may write.
+    pub(crate) async fn permitted(&self) -> Result<(), Error> {
+        if self.permit.holds() {
+            return Ok(());
+        }
+        tokio::select! {
+            biased;
+            () = self.closing.cancelled() => Err(Error::Closed),
+            () = self.permit.granted() => Ok(()),
+        }
+    }
+
+    /// Fails when this process may not write now.
+    pub(crate) fn check_permit(&self) -> Result<(), Failure> {
+        if self.permit.holds() { Ok(()) } else { Err(Failure::Suspended) }
     }
 
     /// The first fatal error closes the sink.

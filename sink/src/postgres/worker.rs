@@ -188,6 +188,7 @@ impl Worker {
     async fn finish(&mut self, batch: Batch<QueuedChange>) -> Result<(), Error> {
         let mut mode = if batch.serial { Mode::Singles } else { Mode::Batched };
         loop {
+            self.shared.permitted().await?;
             let begun = Instant::now();
             let failure = match self.attempt(&batch, mode).await {
                 Ok(()) => {
@@ -198,7 +199,9 @@ impl Worker {
                 }
                 Err(failure) => failure,
             };
-            self.shared.metrics.dml_errors.increment(1);
+            if !matches!(failure, Failure::Suspended) {
+                self.shared.metrics.dml_errors.increment(1);
+            }
             match self.recover(failure, mode, batch.serial).await? {
                 Next::Again(next) => mode = next,
                 Next::GiveBack => {
@@ -237,6 +240,11 @@ impl Worker {
             Failure::Missing => {
                 self.rollback().await;
                 Ok(Next::Again(Mode::Singles))
+            Failure::Suspended => {
+                // Nobody is to wait for its locks.
+                self.rollback().await;
+                Ok(Next::Again(mode))
+            }
             }
             Failure::Conflict(error) if serial => {
                 self.rollback().await;
@@ -303,6 +311,7 @@ impl Worker {
         let writer = Writer {
             own_schema: &shared.config.own_schema,
             changefeed: &shared.gid,
+            permit: &shared.permit,
             registration: &shared.registration,
             on_existing_rows: shared.config.on_existing_rows,
             metrics: &shared.txn_metrics,

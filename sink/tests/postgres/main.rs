@@ -6,6 +6,7 @@ mod faults;
 mod fence;
 mod harness;
 mod order;
+mod permit;
 mod schema;
 mod spans;
 mod types;

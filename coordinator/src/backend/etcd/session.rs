@@ -4,9 +4,12 @@
 //!   granted --> renewed every sixth of the time to live, at the current endpoint
 //!                 |   no answer within 0.2 s: another endpoint is asked as well, and the first answer counts
 //!                 v
-//!               done: the cluster does not know the lease any more, it was revoked, the store is broken,
-//!                     or nobody confirmed it for its whole time to live
+//!               done: the cluster does not know the lease any more, it was revoked, or the store is broken
 //! ```
+//!
+//! A cluster that does not answer has not given the lease up, and a new leader of it begins every lease anew: so it is
+//! asked for as long as it takes. Who must not write meanwhile is told by the times of the confirmations
+//! ([`crate::watchdog`]).
 //!
 //! A renewal is a call of its own and not a message on a stream: streams hang with the member that serves them. It
 //! does not go through etcd's log, so it costs little.
@@ -54,7 +57,6 @@ pub(super) async fn keep(
     let mut next = *confirmed.borrow() + period;
     let mut failing = false;
     loop {
-        let end = *confirmed.borrow() + ttl;
         let renewal = tokio::select! {
             biased;
             // Revoked here, or nobody holds the store any more.
@@ -68,11 +70,6 @@ pub(super) async fn keep(
                 tokio::time::sleep_until(next.into()).await;
                 renew(&pool, lease, ROUND).await
             } => renewal,
-            () = tokio::time::sleep_until(end.into()) => {
-                tracing::error!(lease = lease.0, ?ttl, "nobody confirmed the lease for its whole time to live");
-                done.cancel();
-                return;
-            }
         };
         match renewal {
             Ok(Renewal::Lives { asked }) => {

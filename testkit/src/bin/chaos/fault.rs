@@ -196,10 +196,10 @@ impl Fault {
             Kind::Kill(_) | Kind::PowerOff(_) | Kind::Pause(_) | Kind::CutStore(_) | Kind::CutAll(_) => {
                 nodes > 1
             }
+            // Of two nodes neither gives up the other.
+            Kind::CutNodes | Kind::CutOneWay => nodes > 2,
             Kind::StoreLeader | Kind::Drain | Kind::Rolling | Kind::RollingHasty => true,
-            Kind::CutNodes
-            | Kind::CutOneWay
-            | Kind::TargetDown
+            Kind::TargetDown
             | Kind::TargetSilent
             | Kind::SourceRestart
             | Kind::SourceCrash
@@ -209,10 +209,7 @@ impl Fault {
 
     /// Whether a node may end by itself, to be started again: one that has lost its lease must.
     pub(crate) fn may_end_nodes(&self) -> bool {
-        matches!(
-            self.kind,
-            Kind::Pause(_) | Kind::CutStore(_) | Kind::CutAll(_) | Kind::DiskFull | Kind::StoreLeader
-        )
+        matches!(self.kind, Kind::Pause(_) | Kind::CutStore(_) | Kind::CutAll(_) | Kind::DiskFull)
     }
 }
 

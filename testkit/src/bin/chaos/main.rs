@@ -1,7 +1,7 @@
 //! Breaks a cluster under load in every way that is known to happen, and counts what did not arrive as it was made.
 //!
 //! `world.rs` starts databases, metadata store and nodes, and connects them through a network that can be cut
-//! (`wire.rs`). `load.rs` changes tables whose triggers (`tables.rs`) keep the history of every row at both ends;
+//! (`testkit::wire`). `load.rs` changes tables whose triggers (`tables.rs`) keep the history of every row at both ends;
 //! `history.rs` compares them. `lag.rs` measures from outside how old the target is. `fault.rs` lists what can go wrong,
 //! `round.rs` lets it happen once, `report.rs` and `plot.rs` tell. `selfcheck.rs` shows that the counting works.
 
@@ -14,7 +14,6 @@ mod report;
 mod round;
 mod selfcheck;
 mod tables;
-mod wire;
 mod world;
 
 use std::path::{Path, PathBuf};

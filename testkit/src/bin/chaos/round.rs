@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::json;
+use testkit::wire::Place;
 use testkit::{Random, StopMode};
 
 use crate::fault::{Fault, Kind, Limit, Role};
 use crate::lag::SAMPLE;
-use crate::wire::Place;
 use crate::world::{FEED, LOOK, Verdict, World, ask};
 
 /// A lag below this counts as none, in seconds.
@@ -144,13 +144,13 @@ impl Course<'_> {
     async fn cut_nodes(&mut self, one_way: bool) -> Result<(String, Instant)> {
         let one = self.world.maintainer().await?;
         let other = self.find(Role::Dispatcher).await?;
-        self.mark("cut");
+        let from = self.mark("cut");
         self.world.wires.cut_one_way(Place::Node(one), Place::Node(other));
         if !one_way {
             self.world.wires.cut_one_way(Place::Node(other), Place::Node(one));
         }
         let mended = self.hold_and_mend().await;
-        Ok((format!("nodes {one} and {other}"), mended))
+        Ok((format!("nodes {one} and {other}"), self.counts_from(from, mended)))
     }
 
     async fn cut_store(&mut self, role: Role) -> Result<(String, Instant)> {

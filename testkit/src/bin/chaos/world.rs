@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use testkit::wire::{Place, Wires};
 use testkit::{Api, Comparison, Etcd, Millrace, PgServer, compare};
 use tokio_postgres::Client;
 
@@ -14,7 +15,6 @@ use crate::history::{Counts, Ledger};
 use crate::lag::Lag;
 use crate::load::Load;
 use crate::tables::{Tables, take_history};
-use crate::wire::{Place, Wires};
 
 /// The changefeed's name.
 pub(crate) const FEED: &str = "chaos";

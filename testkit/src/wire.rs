@@ -26,7 +26,7 @@ const PIECE: usize = 64 << 10;
 
 /// An end of a connection.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) enum Place {
+pub enum Place {
     /// A Millrace node.
     Node(usize),
     /// A member of the metadata store.
@@ -43,39 +43,39 @@ pub(crate) enum Place {
 type Cuts = BTreeSet<(Place, Place)>;
 
 /// A port that is not known yet; until then nobody is reached.
-#[derive(Default)]
-pub(crate) struct Later(Arc<AtomicU16>);
+#[derive(Debug, Default)]
+pub struct Later(Arc<AtomicU16>);
 
 impl Later {
     /// From now on the process is reached there.
-    pub(crate) fn is_at(&self, port: u16) {
+    pub fn is_at(&self, port: u16) {
         self.0.store(port, Ordering::Relaxed);
     }
 }
 
 /// The network.
-#[derive(Clone)]
-pub(crate) struct Wires {
+#[derive(Clone, Debug)]
+pub struct Wires {
     cuts: watch::Sender<Cuts>,
     processes: Arc<Mutex<BTreeMap<u32, Place>>>,
 }
 
 impl Wires {
     /// A network in which everybody reaches everybody.
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         let own = BTreeMap::from([(std::process::id(), Place::Outside)]);
         Self { cuts: watch::Sender::new(Cuts::new()), processes: Arc::new(Mutex::new(own)) }
     }
 
     /// Opens an address for a place whose process listens at a port of this machine.
-    pub(crate) async fn open(&self, place: Place, port: u16) -> Result<u16> {
+    pub async fn open(&self, place: Place, port: u16) -> Result<u16> {
         let (address, later) = self.open_early(place).await?;
         later.is_at(port);
         Ok(address)
     }
 
     /// Opens an address for a place whose process is told the address before it says its port.
-    pub(crate) async fn open_early(&self, place: Place) -> Result<(u16, Later)> {
+    pub async fn open_early(&self, place: Place) -> Result<(u16, Later)> {
         let later = Later::default();
         let port = Arc::clone(&later.0);
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.context("open an address")?;
@@ -98,24 +98,24 @@ impl Wires {
     }
 
     /// From now on the connections of this process are those of the place.
-    pub(crate) fn is_at(&self, pid: u32, place: Place) {
+    pub fn is_at(&self, pid: u32, place: Place) {
         let mut processes = self.processes.lock().unwrap_or_else(PoisonError::into_inner);
         processes.retain(|_, known| *known != place);
         processes.insert(pid, place);
     }
 
     /// Cuts both directions between two places.
-    pub(crate) fn cut(&self, one: Place, other: Place) {
+    pub fn cut(&self, one: Place, other: Place) {
         self.cuts.send_modify(|cuts| cuts.extend([(one, other), (other, one)]));
     }
 
     /// Cuts one direction.
-    pub(crate) fn cut_one_way(&self, from: Place, to: Place) {
+    pub fn cut_one_way(&self, from: Place, to: Place) {
         self.cuts.send_modify(|cuts| cuts.extend([(from, to)]));
     }
 
     /// Mends everything; what waited goes on.
-    pub(crate) fn mend(&self) {
+    pub fn mend(&self) {
         self.cuts.send_modify(Cuts::clear);
     }
 
