@@ -5,6 +5,7 @@
 //! that were delivered and not freed; the event service sends no more than the window.
 
 mod check;
+mod feed;
 pub mod metrics;
 mod task;
 

@@ -5,12 +5,14 @@
 //! bounded by the receiver's credit.
 
 mod credit;
+mod early;
 mod feed;
 mod measure;
 mod pump;
 mod range;
 mod reads;
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +30,7 @@ use crate::topic::{
 };
 use crate::{Error, metrics};
 use credit::{Credit, Report};
+use early::{Candidate, Early};
 use feed::{Feed, Stream};
 use pump::{Pump, Pumped};
 use reads::{Loaded, Reads, Ticket};
@@ -58,6 +61,8 @@ pub(crate) struct EventService {
     center: MessageCenter,
     stores: Arc<Stores>,
     feeds: BTreeMap<Gid, Feed>,
+    /// Who registered before the log was there.
+    early: Early,
     /// By changefeed and receiving node. They outlive a feed: the receiver counts on.
     credits: BTreeMap<(Gid, NodeId), Credit>,
     reads: Reads,
@@ -74,6 +79,7 @@ impl EventService {
             center,
             stores,
             feeds: BTreeMap::new(),
+            early: Early::default(),
             credits: BTreeMap::new(),
             reads: Reads::default(),
             looked: Instant::now(),
@@ -133,7 +139,22 @@ impl EventService {
             self.stores.changed.notify_one();
         }
         let store = store?;
-        Some(self.feeds.entry(gid).or_insert_with(|| Feed::new(store)))
+        if let Entry::Vacant(place) = self.feeds.entry(gid) {
+            place.insert(Feed::new(store));
+            self.admit_early(gid);
+        }
+        self.feeds.get_mut(&gid)
+    }
+
+    /// The log of a changefeed is here: whoever came before it is served.
+    fn admit_early(&mut self, gid: Gid) {
+        let early = self.early.take(gid);
+        if !early.is_empty() {
+            tracing::info!(changefeed = %gid, dispatchers = early.len(), "dispatchers waited for this log");
+        }
+        for (id, (candidate, _)) in early {
+            self.enroll(gid, id, candidate);
+        }
     }
 
     fn tell_unknown(&self, node: &NodeId, changefeed: Gid, dispatcher: DispatcherId) {
@@ -174,14 +195,24 @@ impl EventService {
         start: Ts,
         node: NodeId,
     ) {
-        // Without a store the reader has not started yet; the collector asks again.
-        let Some(feed) = self.feed(changefeed.gid) else { return };
+        let candidate = Candidate { node, span, start };
+        if self.feed(changefeed.gid).is_some() {
+            self.enroll(changefeed.gid, id, candidate);
+        } else {
+            // The reader has not started yet: it is served as soon as there is a log.
+            self.early.put(changefeed.gid, id, candidate, Instant::now());
+        }
+    }
+
+    fn enroll(&mut self, gid: Gid, id: DispatcherId, candidate: Candidate) {
+        let Candidate { node, span, start } = candidate;
+        let Some(feed) = self.feeds.get_mut(&gid) else { return };
         // Whoever registers knows nothing of a stream before: its epochs begin anew.
         feed.remove(id);
         feed.by_table.entry(span.table).or_default().push(id);
         feed.streams.insert(id, Stream::new(node.clone(), span, start));
         let time = feed.store.time_of(start);
-        let ready = ToEventCollector::Ready { changefeed: changefeed.gid, dispatcher: id };
+        let ready = ToEventCollector::Ready { changefeed: gid, dispatcher: id };
         let _ = self.center.send::<EventCollectorTopic>(&node, ready);
         self.metrics.registered(time);
     }
@@ -202,6 +233,7 @@ impl EventService {
     /// Forgets dispatchers and receivers that say nothing any more.
     fn forget_silent(&mut self) {
         let now = Instant::now();
+        self.early.forget(now);
         let pause = now.duration_since(std::mem::replace(&mut self.looked, now));
         if pause > SILENT / 6 {
             // It is this process that stood still; what the others said meanwhile is waiting to be read.
@@ -253,6 +285,7 @@ impl EventService {
     }
 
     fn remove(&mut self, gid: Gid, id: DispatcherId, from: &NodeId) {
+        self.early.remove(gid, id, from);
         let Some(feed) = self.feeds.get_mut(&gid) else { return };
         // The dispatcher may live on another node by now.
         if feed.streams.get(&id).is_some_and(|stream| stream.node == *from) {

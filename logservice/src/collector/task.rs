@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use event::{BlockEvent, DdlEvent, RowBatch, TableInfo};
@@ -14,8 +13,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::check::{StreamCheck, Verdict};
+use super::feed::{Feed, REGISTER_AGAIN, Stream};
 use super::metrics::{CollectorMetrics, FeedMetrics};
-use super::{CollectorHandle, Credit, Delivery, DispatcherEvent, Quota, Subscription};
+use super::{CollectorHandle, Credit, Delivery, DispatcherEvent, Subscription};
 use crate::event_store::Position;
 use crate::topic::{
     DispatcherProgress, EventCollectorTopic, EventHead, EventServiceTopic, SharedBatch, ToEventCollector,
@@ -24,8 +24,12 @@ use crate::topic::{
 
 /// Messages waiting for the collector; rows among them are bounded by credits.
 const INBOX: usize = 65_536;
-/// How often progress is told, and requests without an answer are repeated.
+/// How often progress is told.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+/// How often it is looked for requests without an answer, as long as there are some.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// The longest time between two repetitions of a registration.
+const REGISTER_AGAIN_MAX: Duration = Duration::from_secs(4);
 /// How often resolved positions that found no room are tried again.
 const LATE: Duration = Duration::from_millis(25);
 /// How often it is looked whether a dispatcher has passed its schema change: its stream stands still until told.
@@ -44,114 +48,6 @@ pub(super) enum Request {
     Copied { changefeed: ChangefeedId, dispatcher: DispatcherId, copied: Position },
 }
 
-struct Stream {
-    subscription: Subscription,
-    check: StreamCheck,
-    /// Where the current epoch begins.
-    start_ts: Ts,
-    copied: Option<Position>,
-    /// Whether the event service has answered.
-    ready: bool,
-    /// Whether the handshake of the current epoch has come.
-    begun: bool,
-    /// An event found no room at the manager: what came after it is dropped, and the next tick resets.
-    overflowed: bool,
-    /// A resolved position that found no room; only the newest matters.
-    late: Option<(Ts, WallTime)>,
-    asked: Instant,
-    /// Schema change whose passing the event service waits for.
-    at_ddl: Option<Ts>,
-}
-
-impl Stream {
-    fn new(subscription: Subscription, base: u64) -> Self {
-        Self {
-            subscription,
-            check: StreamCheck::new(base),
-            start_ts: Ts::ZERO,
-            copied: None,
-            ready: false,
-            begun: false,
-            overflowed: false,
-            late: None,
-            asked: Instant::now(),
-            at_ddl: None,
-        }
-    }
-
-    fn progress(&self, dispatcher: DispatcherId) -> DispatcherProgress {
-        DispatcherProgress {
-            dispatcher,
-            epoch: self.check.epoch(),
-            checkpoint: self.subscription.checkpoint.get().min(self.check.max_event_ts),
-            copied: self.copied,
-        }
-    }
-
-    /// Begins a new epoch: what is on its way of the one before is ignored.
-    fn begin_again(&mut self) {
-        self.start_ts = self.subscription.checkpoint.get().max(self.subscription.start_ts);
-        self.begun = false;
-        self.late = None;
-        self.at_ddl = None;
-        self.asked = Instant::now();
-        self.check.reset(self.start_ts);
-    }
-}
-
-struct Feed {
-    id: ChangefeedId,
-    opening: u64,
-    window: u64,
-    /// One account per event service.
-    quotas: BTreeMap<NodeId, Arc<Quota>>,
-    sender: mpsc::Sender<Delivery>,
-    streams: BTreeMap<DispatcherId, Stream>,
-    metrics: FeedMetrics,
-}
-
-impl Feed {
-    fn quota(&mut self, service: &NodeId, wake: &Arc<Notify>) -> Arc<Quota> {
-        if let Some(quota) = self.quotas.get(service) {
-            return Arc::clone(quota);
-        }
-        let quota = Arc::new(Quota::new(self.window, wake));
-        self.quotas.insert(service.clone(), Arc::clone(&quota));
-        quota
-    }
-
-    fn stream(&mut self, from: &NodeId, id: DispatcherId) -> Option<&mut Stream> {
-        self.streams.get_mut(&id).filter(|stream| stream.subscription.event_service == *from)
-    }
-
-    /// Shows how much of its room is taken.
-    fn measure(&self) {
-        let held = |quota: &Arc<Quota>| {
-            let freed = quota.freed.load(Ordering::Acquire);
-            quota.received.load(Ordering::Acquire).saturating_sub(freed)
-        };
-        let services = self.quotas.len().max(1) as u64;
-        self.metrics.memory(self.window * services, self.quotas.values().map(held).sum());
-    }
-
-    fn tell_credit(&self, center: &MessageCenter) {
-        for (node, quota) in &self.quotas {
-            // `freed` first: it is never larger than what is read as received.
-            let freed = quota.freed.load(Ordering::Acquire);
-            let message = ToEventService::Credit {
-                changefeed: self.id.clone(),
-                opening: self.opening,
-                received: quota.received.load(Ordering::Acquire),
-                freed,
-                window: self.window,
-            };
-            if center.send::<EventServiceTopic>(node, message).is_ok() {
-                quota.told.store(freed, Ordering::Release);
-            }
-        }
-    }
-}
-
 /// The task behind [`CollectorHandle`].
 pub struct Collector {
     center: MessageCenter,
@@ -164,6 +60,8 @@ pub struct Collector {
     count: u64,
     /// Whether resolved positions wait for room.
     late: bool,
+    /// Whether requests may be without an answer.
+    unanswered: bool,
     /// Streams that stand at a schema change. Some may have begun again meanwhile.
     at_ddl: VecDeque<(Gid, DispatcherId)>,
     metrics: CollectorMetrics,
@@ -182,21 +80,29 @@ impl Collector {
         let (sender, requests) = mpsc::unbounded_channel();
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let count = u64::try_from(since.as_micros()).unwrap_or(0);
-        let (feeds, wake, late, at_ddl) = (BTreeMap::new(), Arc::default(), false, VecDeque::new());
-        let metrics = CollectorMetrics::new();
-        let collector = Self { center, requests, feeds, wake, count, late, at_ddl, metrics };
+        let collector = Self {
+            center,
+            requests,
+            feeds: BTreeMap::new(),
+            wake: Arc::default(),
+            count,
+            late: false,
+            unanswered: false,
+            at_ddl: VecDeque::new(),
+            metrics: CollectorMetrics::new(),
+        };
         (collector, CollectorHandle { requests: sender })
     }
 
     /// Collects until `shutdown`.
     pub async fn run(mut self, shutdown: CancellationToken) {
         let mut inbox = self.center.register::<EventCollectorTopic>(INBOX);
-        let mut tick = tokio::time::interval(HEARTBEAT);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut late_tick = tokio::time::interval(LATE);
-        late_tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut ddl_tick = tokio::time::interval(DDL_PASSED);
-        ddl_tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let [mut tick, mut again_tick, mut late_tick, mut ddl_tick] =
+            [HEARTBEAT, LOOK_AGAIN, LATE, DDL_PASSED].map(|period| {
+                let mut timer = tokio::time::interval(period);
+                timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+                timer
+            });
         let wake = Arc::clone(&self.wake);
         loop {
             tokio::select! {
@@ -206,6 +112,7 @@ impl Collector {
                     self.metrics.waiting(inbox.waiting());
                     self.on_tick();
                 }
+                _ = again_tick.tick(), if self.unanswered => self.ask_again(),
                 _ = late_tick.tick(), if self.late => self.late = self.hand_on_late(),
                 _ = ddl_tick.tick(), if !self.at_ddl.is_empty() => self.tell_passed_ddls(),
                 () = wake.notified() => self.on_freed(),
@@ -256,6 +163,7 @@ impl Collector {
                 feed.tell_credit(&self.center);
                 register(&self.center, &subscription);
                 feed.streams.insert(subscription.dispatcher, Stream::new(subscription, base));
+                self.unanswered = true;
             }
             Request::Unsubscribe { changefeed, dispatcher } => {
                 let removed =
@@ -298,7 +206,9 @@ impl Collector {
                     stream_of(&mut self.feeds, from, changefeed, dispatcher).filter(|stream| !stream.ready)
                 {
                     stream.ready = true;
+                    stream.patience = REGISTER_AGAIN;
                     reset(&self.center, stream);
+                    self.unanswered = true;
                 }
             }
             ToEventCollector::NotRegistered { changefeed, dispatcher } => {
@@ -306,6 +216,7 @@ impl Collector {
                     stream.ready = false;
                     stream.begin_again();
                     register(&self.center, &stream.subscription);
+                    self.unanswered = true;
                 }
             }
             ToEventCollector::Handshake { head, start_ts: _, table } => {
@@ -389,24 +300,37 @@ impl Collector {
                 tracing::debug!(dispatcherID = %head.dispatcher, seq = head.seq, "gap in the event stream");
                 self.metrics.dropped.increment(1);
                 reset(&self.center, stream);
+                self.unanswered = true;
             }
         }
     }
 
-    fn on_tick(&mut self) {
+    /// Repeats requests that were not answered for long enough.
+    fn ask_again(&mut self) {
         let now = Instant::now();
+        let mut unanswered = false;
+        for stream in self.feeds.values_mut().flat_map(|feed| feed.streams.values_mut()) {
+            let silent = now.duration_since(stream.asked);
+            unanswered |= !stream.ready || !stream.begun;
+            if !stream.ready && silent >= stream.patience {
+                stream.asked = now;
+                stream.patience = (stream.patience * 2).min(REGISTER_AGAIN_MAX);
+                register(&self.center, &stream.subscription);
+            } else if stream.ready && !stream.begun && !stream.overflowed && silent >= RESET_AGAIN {
+                stream.asked = now;
+                ask_reset(&self.center, stream);
+            }
+        }
+        self.unanswered = unanswered;
+    }
+
+    fn on_tick(&mut self) {
         for feed in self.feeds.values_mut() {
             let mut progress: BTreeMap<NodeId, Vec<DispatcherProgress>> = BTreeMap::new();
             for (id, stream) in &mut feed.streams {
-                let silent = now.duration_since(stream.asked);
-                if !stream.ready && silent >= HEARTBEAT {
-                    stream.asked = now;
-                    register(&self.center, &stream.subscription);
-                } else if stream.ready && stream.overflowed {
+                if stream.ready && stream.overflowed {
                     reset(&self.center, stream);
-                } else if stream.ready && !stream.begun && silent >= RESET_AGAIN {
-                    stream.asked = now;
-                    ask_reset(&self.center, stream);
+                    self.unanswered = true;
                 } else if stream.begun {
                     let service = stream.subscription.event_service.clone();
                     progress.entry(service).or_default().push(stream.progress(*id));

@@ -4,6 +4,8 @@
 
 mod barrier;
 mod disk;
+mod early;
+mod neighbours;
 mod ranges;
 mod reset;
 mod rig;

@@ -127,6 +127,12 @@ impl Rig {
         }
     }
 
+    /// How events travel from the log to the first node with dispatchers.
+    pub(crate) fn slow_link(&self, faults: Faults) {
+        let (log, dispatchers) = &self.running.nodes;
+        self.network().set_link_faults(log, dispatchers, faults);
+    }
+
     /// The files of the stores.
     pub(crate) fn segments(&self) -> Vec<std::path::PathBuf> {
         let (mut found, mut dirs) = (Vec::new(), vec![self.running.dir.path().to_owned()]);
