@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use heartbeatpb::config::{ChangefeedInfo, SinkKind};
 use heartbeatpb::{
     AddMaintainerRequest, ChangefeedId, MaintainerEpoch, MaintainerStatus, NodeId, RemoveMaintainerRequest,
-    RunningError, Ts,
+    RunningError, Ts, WallTime,
 };
 
-use crate::meta::Stored;
+use crate::meta::{CheckpointWrite, Stored};
 use backoff::Backoff;
 pub use state::StateChange;
 
@@ -35,6 +35,8 @@ pub enum Group {
 pub struct Reported {
     /// Largest checkpoint that was accepted.
     pub checkpoint: Ts,
+    /// When it was committed upstream, if the maintainer knows.
+    pub time: Option<WallTime>,
     /// Epoch under which it was accepted.
     pub epoch: Option<MaintainerEpoch>,
     /// Largest commit ts flushed.
@@ -43,6 +45,17 @@ pub struct Reported {
     pub bootstrap_done: bool,
     /// Errors of the last report.
     pub errors: Vec<RunningError>,
+}
+
+impl Reported {
+    /// Takes the checkpoint of a report, unless it would go back.
+    fn advance(&mut self, status: &MaintainerStatus) {
+        if status.checkpoint > self.checkpoint {
+            (self.checkpoint, self.time) = (status.checkpoint, status.checkpoint_time);
+        } else if status.checkpoint == self.checkpoint {
+            self.time = status.checkpoint_time.or(self.time);
+        }
+    }
 }
 
 /// One changefeed.
@@ -54,6 +67,10 @@ pub struct Changefeed {
     pub reported: Reported,
     /// The stored checkpoint.
     pub last_saved: Ts,
+    /// When it was committed upstream, as far as that was told.
+    pub saved_time: Option<WallTime>,
+    /// The checkpoint that is being stored, and when it was committed upstream.
+    saving: Option<(Ts, Option<WallTime>)>,
     /// The maintainer starts without looking for what an earlier one left behind downstream.
     pub is_new: bool,
     /// Family of the sink; `None` when its URI is unusable, and then it cannot run.
@@ -93,6 +110,8 @@ impl Changefeed {
                 ..Reported::default()
             },
             last_saved: status.checkpoint_ts,
+            saved_time: None,
+            saving: None,
             is_new: false,
             info: Arc::new(info),
             sink,
@@ -172,6 +191,7 @@ impl Changefeed {
         self.reported = Reported { checkpoint, epoch: self.info.epoch, ..Reported::default() };
         if overwrite {
             self.last_saved = checkpoint;
+            self.saved_time = None;
         }
         self.is_new = overwrite;
         self.backoff.reset(checkpoint);
@@ -194,6 +214,35 @@ impl Changefeed {
             self.reported.epoch = status.epoch;
         }
         change
+    }
+
+    /// Takes the last word of a maintainer that was told to stop: whoever follows begins there. Nothing of a generation
+    /// before the accepted one, whose checkpoint a person may have set back.
+    pub fn on_last_word(&mut self, status: &MaintainerStatus) {
+        if status.epoch >= self.reported.epoch && status.checkpoint > self.reported.checkpoint {
+            self.reported.advance(status);
+            self.reported.last_synced = self.reported.last_synced.max(status.last_synced);
+            self.reported.epoch = status.epoch;
+        }
+    }
+
+    /// The reported checkpoint, if it is not stored yet; it is taken to be on its way to the store.
+    pub fn take_unsaved(&mut self) -> Option<CheckpointWrite> {
+        let Reported { checkpoint, time, epoch, .. } = self.reported;
+        (checkpoint > self.last_saved).then(|| {
+            self.saving = Some((checkpoint, time));
+            CheckpointWrite { id: self.info.id.clone(), checkpoint, epoch }
+        })
+    }
+
+    /// A checkpoint is stored; says whether it is news.
+    pub fn on_saved(&mut self, checkpoint: Ts) -> bool {
+        let news = checkpoint > self.last_saved;
+        if news {
+            self.last_saved = checkpoint;
+            self.saved_time = self.saving.take_if(|(of, _)| *of == checkpoint).and_then(|(_, time)| time);
+        }
+        news
     }
 
     /// The command that starts its maintainer.

@@ -7,7 +7,9 @@ use std::time::Instant;
 use async_trait::async_trait;
 use heartbeatpb::config::ChangefeedInfo;
 use heartbeatpb::{ChangefeedId, NodeId, Ts, WallTime};
-use messaging::{CoordinatorTopic, Inbox, MaintainerManagerTopic, MessageCenter};
+use messaging::{
+    CoordinatorTopic, Inbox, MaintainerManagerTopic, MessageCenter, ToCoordinator, ToMaintainerManager,
+};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -20,9 +22,9 @@ use crate::error::Error;
 use crate::handle::{CoordinatorHandle, Request, epoch_candidate};
 use crate::meta::{CheckpointWrite, Meta, Stored};
 use crate::metrics::{self, CoordinatorMetrics};
+use crate::operations::OperationDoc;
 
 /// Members of the cluster with their advertised addresses.
-use crate::operations::OperationDoc;
 pub type Members = Arc<BTreeMap<NodeId, String>>;
 
 /// Requests of people that wait for the task; each of them waits for its answer anyway.
@@ -35,6 +37,8 @@ const CONCURRENT_WRITES: usize = 16;
 const SLOW_EVENT: std::time::Duration = std::time::Duration::from_secs(1);
 /// Time for the last checkpoints to become durable when the coordinator stops in order.
 const LAST_SAVE: std::time::Duration = std::time::Duration::from_secs(2);
+/// Time for the maintainers of this node to say where they are before that: their manager answers at once.
+const LAST_WORDS: std::time::Duration = std::time::Duration::from_millis(300);
 /// Longest wait between two attempts to load the changefeeds.
 const LONGEST_LOAD_RETRY: std::time::Duration = std::time::Duration::from_secs(10);
 
@@ -82,10 +86,6 @@ enum Done {
     Saved(Result<Vec<CheckpointWrite>, Error>),
 }
 
-/// An elected coordinator.
-pub struct Coordinator {
-    core: Core,
-    meta: Arc<Meta>,
 /// Somebody who waits for an answer.
 struct Waiting {
     reply: oneshot::Sender<Result<Reply, Error>>,
@@ -93,6 +93,10 @@ struct Waiting {
     mark: Option<Arc<OperationDoc>>,
 }
 
+/// An elected coordinator.
+pub struct Coordinator {
+    core: Core,
+    meta: Arc<Meta>,
     neighbours: Neighbours,
     inbox: Inbox<CoordinatorTopic>,
     requests: mpsc::Receiver<Request>,
@@ -207,6 +211,9 @@ impl Coordinator {
 
     /// What was reported before an orderly stop is not reported again to this process: store it now.
     async fn save_last(mut self) {
+        if tokio::time::timeout(LAST_WORDS, self.hear_last()).await.is_err() {
+            tracing::debug!("the maintainers of this node were not heard once more");
+        }
         let now = self::now();
         // The writes under way first: the tick below leaves out checkpoints while others are being stored.
         let drain = async {
@@ -225,6 +232,26 @@ impl Coordinator {
         };
         if tokio::time::timeout(LAST_SAVE, drain).await.is_err() {
             tracing::warn!("storing the last checkpoints took too long; replication will repeat a little");
+        }
+    }
+
+    /// Asks this node's maintainers where they are: they may end with this coordinator, and report once in a second. What
+    /// follows from what is heard is left to the next coordinator.
+    async fn hear_last(&mut self) {
+        let me = self.neighbours.center.node().clone();
+        let version = i64::try_from(self.meta.version()).unwrap_or(i64::MAX);
+        let question = heartbeatpb::CoordinatorBootstrapRequest { version };
+        let question = ToMaintainerManager::CoordinatorBootstrap(question);
+        if self.neighbours.center.send::<MaintainerManagerTopic>(&me, question).is_err() {
+            return;
+        }
+        while let Some(inbound) = self.inbox.recv().await {
+            let answered =
+                inbound.from == me && matches!(inbound.message, ToCoordinator::BootstrapResponse(_));
+            self.core.on_message(&inbound.from, inbound.message, now());
+            if answered {
+                return;
+            }
         }
     }
 
@@ -344,7 +371,7 @@ impl Coordinator {
                 | Write::Resume { .. }
                 | Write::Update { .. }
                 | Write::Removing { .. }
-                | Write::StopDone
+                | Write::StopDone { .. }
                 | Write::Delete => writes.acquire_owned().await.ok(),
             };
             let started = now();
@@ -359,7 +386,10 @@ impl Coordinator {
         self.metrics.set_counts(self.core.counts());
         self.metrics.set_drain(self.core.drain_view(now()).as_ref());
         let clock = &self.neighbours.clock;
-        let time = |view: &ChangefeedView| clock.time_of(&view.info.id, view.saved_checkpoint);
+        // Its maintainer tells; one that does not may be read here.
+        let time = |view: &ChangefeedView| {
+            view.saved_time.or_else(|| clock.time_of(&view.info.id, view.saved_checkpoint))
+        };
         self.metrics.set_changefeeds(&self.core.views(None, now()), time, WallTime::now());
     }
 }
@@ -426,12 +456,20 @@ async fn perform_write(
         }
         Write::Update { info, .. } => ("update", meta.update(&info).await.map(Some)),
         Write::Removing { .. } => ("set_progress", meta.set_progress(id, Progress::Removing).await.map(Some)),
-        Write::StopDone => ("set_progress", meta.set_progress(id, Progress::None).await.map(Some)),
+        Write::StopDone { last } => ("set_progress", stop_done(meta, id, last).await.map(Some)),
         Write::DropRetention { info } => {
             ("drop_retention", retention.drop_retention(&info).await.map(|()| None).map_err(Error::Retention))
         }
         Write::Delete => ("delete", meta.delete(id).await.map(|()| None)),
     }
+}
+
+/// A maintainer has stopped: where it has left off first, then that it has.
+async fn stop_done(meta: &Meta, id: &ChangefeedId, last: Option<CheckpointWrite>) -> Result<Stored, Error> {
+    if let Some(last) = last {
+        meta.update_checkpoints(&[last]).await?;
+    }
+    meta.set_progress(id, heartbeatpb::config::Progress::None).await
 }
 
 /// The clock of the runtime, which tests may hold.

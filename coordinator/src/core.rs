@@ -128,7 +128,7 @@ impl Feed {
             | Write::Resume { .. }
             | Write::Update { .. }
             | Write::Removing { .. }
-            | Write::StopDone
+            | Write::StopDone { .. }
             | Write::DropRetention { .. }
             | Write::Delete => None,
         }

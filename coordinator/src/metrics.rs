@@ -307,6 +307,7 @@ mod tests {
             info: Arc::new(info),
             checkpoint: Ts(5),
             saved_checkpoint: Ts(5),
+            saved_time: None,
             last_synced: Ts(5),
             group: Group::Replicating,
             node: None,

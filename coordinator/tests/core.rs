@@ -4,6 +4,8 @@
 
 #[path = "core/drain.rs"]
 mod drain;
+#[path = "core/handover.rs"]
+mod handover;
 #[path = "core/histories.rs"]
 mod histories;
 #[path = "core/left_behind.rs"]

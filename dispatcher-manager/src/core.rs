@@ -20,7 +20,7 @@ use event::{BlockEvent, RowBatch, TableInfo};
 use heartbeatpb::config::{PerformanceMode, ReplicaConfig};
 use heartbeatpb::{
     BarrierKey, BlockStatusRequest, ChangefeedId, DispatcherConfig, DispatcherId, HeartBeatRequest, NodeId,
-    Owner, TableSpan, TableSpanBlockStatus, Ts, WallTime, Watermark,
+    Owner, RunningError, TableSpan, TableSpanBlockStatus, Ts, WallTime, Watermark,
 };
 use sink::TableStart;
 
@@ -196,6 +196,8 @@ pub(crate) struct Core {
     /// The first error, when to repeat it, and how many came later.
     error: Option<(Fault, Instant)>,
     later_errors: u64,
+    /// What the sink waits for and tries again by itself; travels with every heartbeat.
+    trouble: Option<RunningError>,
     next_heartbeat: Option<Instant>,
     next_complete: Option<Instant>,
     times: Timeline,
@@ -231,6 +233,7 @@ impl Core {
             resends: BTreeSet::new(),
             error: None,
             later_errors: 0,
+            trouble: None,
             next_heartbeat: None,
             next_complete: None,
             times: Timeline::default(),
@@ -358,6 +361,16 @@ impl Core {
         if self.opening.insert(id, opening).is_none() {
             self.actions.push(action);
         }
+    }
+
+    /// What the sink waits for and tries again by itself.
+    pub(crate) fn trouble(&self) -> Option<&RunningError> {
+        self.trouble.as_ref()
+    }
+
+    /// The sink waits for something and tries again by itself, or does not any more.
+    pub(crate) fn on_trouble(&mut self, trouble: Option<RunningError>) {
+        self.trouble = trouble;
     }
 
     /// Does what is due.

@@ -125,6 +125,7 @@ pub struct RecordingSink {
     fail_forget: AtomicBool,
     panic_on_write: AtomicBool,
     running: AtomicBool,
+    trouble: Mutex<Option<String>>,
     /// Told after every entry of the history.
     changed: Notify,
 }
@@ -148,6 +149,7 @@ impl Default for RecordingSink {
             fail_forget: AtomicBool::default(),
             panic_on_write: AtomicBool::default(),
             running: AtomicBool::default(),
+            trouble: Mutex::default(),
             changed: Notify::new(),
         }
     }
@@ -213,6 +215,11 @@ impl RecordingSink {
         self.panic_on_write.store(true, Ordering::Release);
     }
 
+    /// What the sink waits for and tries again by itself.
+    pub fn set_trouble(&self, trouble: Option<&str>) {
+        *self.trouble.lock() = trouble.map(ToOwned::to_owned);
+    }
+
     /// Whether `run` runs.
     #[must_use]
     pub fn is_running(&self) -> bool {
@@ -249,6 +256,10 @@ impl Sink for RecordingSink {
 
     fn healthy(&self) -> bool {
         self.healthy.load(Ordering::Acquire)
+    }
+
+    fn trouble(&self) -> Option<sink::Error> {
+        self.trouble.lock().clone().map(|what| sink::Error::Unavailable { what, source: None })
     }
 
     async fn open_dispatcher(

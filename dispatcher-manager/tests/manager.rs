@@ -503,3 +503,32 @@ async fn a_manager_that_panics_fails_its_changefeed_and_nothing_else() {
     assert!(matches!(manager.bootstrap(x.node(), x.request(2), false).await, Bootstrapped::Closed));
     assert_eq!(manager.close(x.node(), epoch(1), true).await, Closed::Done);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_the_sink_waits_for_is_told_with_every_heartbeat_until_it_is_over_and_ends_nothing() {
+    let mut bench = Bench::new();
+    let manager = bench.started().await;
+    bench.working(2).await;
+    bench.sink().hold_flushes();
+    bench.deliver(2, DispatcherEvent::Rows(batch(&[70])));
+    bench.sink().set_trouble(Some("nothing answers at the target"));
+    let told = bench.hear(|message| heartbeat(message)?.trouble).await;
+    assert_eq!((told.code.as_str(), told.node.as_str()), ("CDC:ErrSinkUnavailable", "n1"));
+    assert!(told.message.contains("nothing answers"), "{}", told.message);
+    for _ in 0..20 {
+        let beat = bench.hear(|message| heartbeat(message).filter(|beat| beat.watermark.is_some())).await;
+        assert_eq!(beat.trouble.as_ref(), Some(&told), "one trouble is told in one way");
+        assert_eq!(beat.error, None);
+    }
+    bench.sink().set_trouble(None);
+    bench.sink().release_flushes();
+    bench.deliver(2, resolved(80));
+    bench.hear(|message| heartbeat(message).filter(|beat| beat.trouble.is_none())).await;
+    bench
+        .hear(|message| {
+            let mark = heartbeat(message)?.watermark?;
+            (mark.last_synced == Ts(70)).then_some(())
+        })
+        .await;
+    assert!(manager.inspect().await.is_some_and(|view| view.error.is_none()));
+}

@@ -33,6 +33,7 @@ fn heartbeat() -> HeartBeatRequest {
         statuses: vec![status],
         complete: false,
         error: None,
+        trouble: None,
     }
 }
 

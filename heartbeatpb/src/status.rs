@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ChangefeedId, DispatcherId, MaintainerEpoch, NodeId, Ts};
+use crate::{ChangefeedId, DispatcherId, MaintainerEpoch, NodeId, Ts, WallTime};
 
 /// The pipeline of a dispatcher.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -107,6 +107,9 @@ pub struct HeartBeatRequest {
     pub complete: bool,
     /// A fatal error of this changefeed on the node.
     pub error: Option<RunningError>,
+    /// What keeps the node from going on for now, beside a watermark: it goes on trying by itself, and nothing has to be
+    /// started again. Gone when it is over. Our own field.
+    pub trouble: Option<RunningError>,
 }
 
 /// How far a drain got inside one changefeed.
@@ -143,6 +146,11 @@ pub struct MaintainerStatus {
     pub drain: Option<DrainProgress>,
     /// Epoch of the maintainer.
     pub epoch: Option<MaintainerEpoch>,
+    /// When the checkpoint was committed upstream; only the maintainer's node knows. Our own field.
+    pub checkpoint_time: Option<WallTime>,
+    /// What keeps the changefeed from going on for now and is being tried again where it is, without a new start. Gone when
+    /// it is over. Our own field.
+    pub trouble: Option<RunningError>,
 }
 
 /// Node to coordinator: liveness and the acknowledged drain target (IOType 42).

@@ -95,6 +95,7 @@ impl Dispatchers {
             statuses: self.running.iter().map(status).collect(),
             complete: false,
             error: None,
+            trouble: None,
         }));
     }
 

@@ -91,6 +91,17 @@ pub(crate) struct Birth<'a> {
     pub(crate) now: Instant,
 }
 
+/// Who waits for something outside and tries again by itself.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Waits {
+    /// The log reader.
+    Reader,
+    /// A fence at the downstream.
+    Fence,
+    /// The dispatchers of a node.
+    Node(NodeId),
+}
+
 /// One maintainer's state.
 pub(crate) struct Core {
     me: NodeId,
@@ -130,6 +141,8 @@ pub(crate) struct Core {
     removal: Option<Removal>,
     stopped: bool,
     errors: BTreeMap<NodeId, (u64, RunningError)>,
+    /// What is being tried again, by who waits for it.
+    troubles: BTreeMap<Waits, RunningError>,
     local_error_at: Option<Instant>,
     /// Number of changes of the status that are worth telling.
     version: u64,
@@ -180,6 +193,7 @@ impl Core {
             removal: None,
             stopped: false,
             errors: BTreeMap::new(),
+            troubles: BTreeMap::new(),
             local_error_at: None,
             version: 1,
             orphans: BTreeMap::new(),
@@ -260,6 +274,9 @@ impl Core {
             last_synced: progress.last_synced,
             drain,
             epoch: self.epoch,
+            // The node that tells it knows the time.
+            checkpoint_time: None,
+            trouble: self.troubles.values().next().cloned(),
         }
     }
 
@@ -293,6 +310,31 @@ impl Core {
         self.local_error_at = Some(now);
         let me = self.me.clone();
         self.record_error(&me, error);
+    }
+
+    /// What the log reader, a fence or a node waits for and tries again by itself, or that it does not any more.
+    pub(super) fn set_trouble(&mut self, who: Waits, trouble: Option<RunningError>) {
+        let before = self.troubles.get(&who);
+        let same = match (before, &trouble) {
+            (None, None) => true,
+            (Some(before), Some(now)) => before.code == now.code && before.message == now.message,
+            (None, Some(_)) | (Some(_), None) => false,
+        };
+        if same {
+            return;
+        }
+        match trouble {
+            Some(trouble) => drop(self.troubles.insert(who, trouble)),
+            None => drop(self.troubles.remove(&who)),
+        }
+        self.changed();
+    }
+
+    /// What has kept the log reader from its upstream for long.
+    pub(crate) fn on_reader_trouble(&mut self, trouble: Option<RunningError>) {
+        if self.removal.is_none() {
+            self.set_trouble(Waits::Reader, trouble);
+        }
     }
 
     /// Another node is to be emptied, or none.

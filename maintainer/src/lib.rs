@@ -64,9 +64,14 @@
 //! ```text
 //!  remove(epoch) --> quiesce all but the trigger
 //!     move:     remove trigger --> it has ended --.
-//!     cascade:  close every node --> all closed --+--> stop the log reader --> stopped, told, forgotten
+//!     cascade:  close every node --> all closed --+--> stop the log reader --> stopped, told at once, forgotten
 //!  a late order to begin with this epoch or an older one is refused from here on
+//!  the node stops --> maintainers and readers end --> the last checkpoints are told: whoever follows begins there
 //! ```
+//!
+//! What goes wrong reaches the coordinator in one of two ways. An *error* ends the changefeed here: it starts again, or waits for
+//! a person. A *trouble* is waited out by whoever met it, a log reader without its upstream, a sink or a fence without its
+//! downstream: it is shown for as long as it lasts, and nothing has to be started again.
 //!
 //! A node that is being emptied:
 //!

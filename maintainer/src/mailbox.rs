@@ -162,7 +162,11 @@ pub(crate) fn keys(from: &NodeId, request: &BlockStatusRequest) -> Vec<StatusKey
 
 /// Joins a newer heartbeat of a node into an older one, without losing a state that a dispatcher went through.
 fn join(older: &mut HeartBeatRequest, newer: HeartBeatRequest) {
-    let HeartBeatRequest { changefeed: _, watermark, redo_watermark, statuses, complete, error } = newer;
+    let HeartBeatRequest { changefeed: _, watermark, redo_watermark, statuses, complete, error, trouble } =
+        newer;
+    if watermark.is_some() {
+        older.trouble = trouble;
+    }
     older.watermark = later(older.watermark, watermark);
     older.redo_watermark = later(older.redo_watermark, redo_watermark);
     older.error = error.or_else(|| older.error.take());
@@ -247,6 +251,7 @@ mod tests {
             statuses: statuses.iter().map(of).collect(),
             complete: false,
             error: None,
+            trouble: None,
         }
     }
 

@@ -144,6 +144,8 @@ pub(crate) struct Maintainer {
     fencing: Option<JoinHandle<Fence>>,
     /// Its number.
     attempt: u64,
+    /// Whether the checkpoint has moved since the take-over.
+    moves: bool,
     /// Who waits for an answer.
     replies: BTreeMap<u64, Reply>,
     tickets: u64,
@@ -222,6 +224,7 @@ impl Maintainer {
             looked: born,
             fencing: None,
             attempt: 0,
+            moves: false,
             replies: BTreeMap::new(),
             tickets: 0,
         };
@@ -269,7 +272,11 @@ impl Maintainer {
                 }
             }
             self.core.on_reported(self.reported.load(Ordering::Acquire));
-            self.core.settle();
+            if self.core.settle() && !self.moves {
+                self.moves = true;
+                tracing::info!(changefeedID = %self.id, epoch = ?self.epoch, checkpointTs = %self.core.progress().checkpoint,
+                    took_ms = started.saturating_duration_since(self.born).as_millis(), "the checkpoint moves");
+            }
             for effect in out {
                 self.perform(effect);
             }
@@ -303,6 +310,7 @@ impl Maintainer {
         if let Some(error) = self.upstream.error(&self.id, self.epoch) {
             self.core.on_local_error(error, now);
         }
+        self.core.on_reader_trouble(self.upstream.trouble(&self.id, self.epoch));
         self.core.on_tick(now, out);
         let (slow, overdue) = self.core.slow(now);
         if let Some(slow) = slow {
@@ -523,11 +531,13 @@ impl Maintainer {
             return;
         }
         let now = rfc3339();
-        for error in status.errors.iter_mut().filter(|error| error.time.is_empty()) {
+        let said = status.errors.iter_mut().chain(&mut status.trouble);
+        for error in said.filter(|error| error.time.is_empty()) {
             error.time.clone_from(&now);
         }
         self.publisher.publish(Published { sequence: before.sequence + 1, changes, status });
-        if self.core.is_low_latency() && changes > before.changes {
+        // Somebody else may begin as soon as it is known that this one has ended.
+        if (self.core.is_low_latency() || self.core.is_stopped()) && changes > before.changes {
             self.prompt.notify_one();
         }
     }

@@ -163,6 +163,17 @@ impl MaintainerManager {
         }
         self.stop.cancel();
         while self.tasks.join_next().await.is_some() {}
+        self.say_last();
+    }
+
+    /// Where the maintainers of a node that stops have come to: whoever takes their places begins there.
+    fn say_last(&mut self) {
+        let mut last: Vec<MaintainerStatus> =
+            self.statuses(|slot| !slot.is_stopped()).into_iter().map(|(_, _, status)| status).collect();
+        last.retain(|status| status.bootstrap_done);
+        if !last.is_empty() && self.tell(ToCoordinator::MaintainerHeartbeat(last)) {
+            tracing::debug!("the coordinator was told the last checkpoints");
+        }
     }
 
     fn on_ended(&mut self, ended: Result<(TaskId, ()), JoinError>) {
@@ -202,17 +213,6 @@ impl MaintainerManager {
         }
     }
 
-    /// Hands something to a maintainer.
-    fn route(&self, id: &ChangefeedId, control: Control) {
-        match self.registry.get(id) {
-            Some(slot) => drop(slot.handle.mailbox.control(control)),
-            None => tracing::debug!(changefeedID = %id, "message for a maintainer that is not here"),
-        }
-    }
-
-    fn on_message(&mut self, inbound: Inbound<ToMaintainerManager>) {
-        let Inbound { from, message } = inbound;
-        let from_coordinator = self.coordinator.as_ref() == Some(&from);
     /// The nodes that a maintainer works with.
     fn nodes_for(&self, fences: bool) -> BTreeSet<NodeId> {
         let mut nodes = self.config.nodes.borrow().clone();
@@ -229,6 +229,17 @@ impl MaintainerManager {
         }
     }
 
+    /// Hands something to a maintainer.
+    fn route(&self, id: &ChangefeedId, control: Control) {
+        match self.registry.get(id) {
+            Some(slot) => drop(slot.handle.mailbox.control(control)),
+            None => tracing::debug!(changefeedID = %id, "message for a maintainer that is not here"),
+        }
+    }
+
+    fn on_message(&mut self, inbound: Inbound<ToMaintainerManager>) {
+        let Inbound { from, message } = inbound;
+        let from_coordinator = self.coordinator.as_ref() == Some(&from);
         match message {
             ToMaintainerManager::HeartBeat(request) => {
                 if let Some(slot) = self.registry.get(&request.changefeed) {
@@ -304,11 +315,14 @@ impl MaintainerManager {
     }
 
     fn statuses(&mut self, wanted: impl Fn(&mut Slot) -> bool) -> Vec<(ChangefeedId, u64, MaintainerStatus)> {
+        let upstream = &self.upstream;
         self.registry
             .slots_mut()
             .filter_map(|(id, slot)| {
                 wanted(slot).then(|| {
-                    let (version, status) = slot.status();
+                    let (version, mut status) = slot.status();
+                    // Where it is read is where that is known.
+                    status.checkpoint_time = upstream.time_of(id, status.checkpoint);
                     (id.clone(), version, status)
                 })
             })
@@ -402,6 +416,7 @@ impl MaintainerManager {
         removal: Option<Control>,
     ) {
         let id = info.id.clone();
+        let fences = self.fence.applies_to(&info);
         tracing::info!(changefeedID = %id, ?epoch, checkpointTs = %checkpoint, removal_only = removal.is_some(),
             "maintainer starts");
         let (maintainer, handle) = Maintainer::new(Setup {
@@ -416,7 +431,6 @@ impl MaintainerManager {
             drain: self.drain.view(),
             prompt: Arc::clone(&self.prompt),
         });
-        let fences = self.fence.applies_to(&info);
         if let Some(removal) = removal {
             handle.mailbox.control(removal);
         }
@@ -451,6 +465,8 @@ impl MaintainerManager {
             last_synced: Ts::ZERO,
             drain: None,
             epoch: request.epoch,
+            checkpoint_time: None,
+            trouble: None,
         };
         self.tell(ToCoordinator::MaintainerHeartbeat(vec![status]));
     }

@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use heartbeatpb::config::ChangefeedInfo;
-use heartbeatpb::{ChangefeedId, MaintainerEpoch, RunningError, SchemaId, TableId, TableSpan, Ts};
+use heartbeatpb::{ChangefeedId, MaintainerEpoch, RunningError, SchemaId, TableId, TableSpan, Ts, WallTime};
 
 /// A table that a changefeed replicates.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -71,6 +71,11 @@ pub trait Upstream: Send + Sync + 'static {
     /// The error that ended the reader, if one did.
     fn error(&self, changefeed: &ChangefeedId, epoch: Option<MaintainerEpoch>) -> Option<RunningError>;
 
+    /// What has kept the reader from its upstream for so long that people should know. It goes on trying by itself.
+    fn trouble(&self, _changefeed: &ChangefeedId, _epoch: Option<MaintainerEpoch>) -> Option<RunningError> {
+        None
+    }
+
     /// Keys that divide a span into at most `pieces` parts of about the same size, with an estimate of the whole.
     /// The cost is bounded; a caller that has waited long enough drops the future. An upstream that knows nothing
     /// leaves every table whole.
@@ -85,6 +90,11 @@ pub trait Upstream: Send + Sync + 'static {
         _pieces: usize,
     ) -> Result<SplitPoints, RunningError> {
         Ok(SplitPoints::default())
+    }
+
+    /// When a position was committed upstream; `None` when that is not known.
+    fn time_of(&self, _changefeed: &ChangefeedId, _ts: Ts) -> Option<WallTime> {
+        None
     }
 
     /// Seconds between a position and now; `None` when its time is not known.

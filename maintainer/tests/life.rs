@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use heartbeatpb::{
     ChangefeedId, CheckpointTsMessage, ComponentState, NodeId, NodeLiveness, RunningError,
-    SetDispatcherDrainTargetRequest, SetNodeLivenessRequest, TableId, Ts,
+    SetDispatcherDrainTargetRequest, SetNodeLivenessRequest, TableId, Ts, WallTime,
 };
 use maintainer::Whom;
 use messaging::ToMaintainerManager;
@@ -48,6 +48,79 @@ async fn ten_thousand_tables_are_placed_followed_and_let_go() {
         world.heard.lock().bootstraps.last().is_some_and(|response| response.statuses.is_empty())
     })
     .await;
+    world.stop().await;
+}
+
+/// Everybody has flushed everything up to `ts`, and the maintainer knows.
+async fn advance(world: &World, id: &ChangefeedId, ts: u64) {
+    world.dispatchers.lock().advance(ts);
+    within("the checkpoint moves", || {
+        world.heartbeat(id, vec![], false);
+        // Only what is behind the checkpoint is confirmed.
+        world.send(ToMaintainerManager::CheckpointTs(CheckpointTsMessage {
+            changefeed: id.clone(),
+            checkpoint: Ts(ts),
+        }));
+        world.upstream.confirmed.load(Ordering::Relaxed) == ts
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_follows_a_node_that_stops_or_a_maintainer_that_moves_begins_at_its_last_checkpoint() {
+    for moves in [false, true] {
+        let world = World::with_coordinator(1).await;
+        let id = ChangefeedId::fresh("t");
+        world.add(&id, 7);
+        within("it works", || world.status(&id).is_some_and(|status| status.bootstrap_done)).await;
+        within("it was told", || world.status(&id).is_some_and(|status| status.checkpoint == Ts(100))).await;
+        advance(&world, &id, 640).await;
+        assert_eq!(world.status(&id).unwrap().checkpoint, Ts(100), "it is told once in a second");
+        let heard = Arc::clone(&world.heard);
+        if moves {
+            world.remove(&id, 7, false, false);
+            within("it has stopped", || world.is_stopped(&id)).await;
+            world.stop().await;
+        } else {
+            world.stop().await;
+        }
+        let last = heard.lock().last(&id).cloned().unwrap();
+        assert_eq!((last.checkpoint, last.epoch.map(|epoch| epoch.get())), (Ts(640), Some(7)));
+        assert_eq!(last.checkpoint_time, Some(WallTime(1_640)), "and when that was");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_a_maintainer_has_stopped_is_told_at_once() {
+    let world = World::with_coordinator(1).await;
+    let id = ChangefeedId::fresh("t");
+    world.add(&id, 7);
+    within("it works", || world.status(&id).is_some_and(|status| status.bootstrap_done)).await;
+    let begun = tokio::time::Instant::now();
+    world.remove(&id, 7, false, false);
+    within("it has stopped", || world.is_stopped(&id)).await;
+    assert!(begun.elapsed() < Duration::from_millis(150), "{:?}", begun.elapsed());
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_being_tried_again_is_told_until_it_is_over_and_is_no_error() {
+    let world = World::with_coordinator(1).await;
+    let id = ChangefeedId::fresh("t");
+    world.add(&id, 7);
+    within("it works", || world.status(&id).is_some_and(|status| status.bootstrap_done)).await;
+    *world.upstream.trouble.lock() = Some(RunningError {
+        time: "t".to_owned(),
+        node: "n1".to_owned(),
+        code: "CDC:ErrUpstreamUnreachable".to_owned(),
+        message: "nothing answers".to_owned(),
+    });
+    within("it is told", || world.status(&id).is_some_and(|status| status.trouble.is_some())).await;
+    let told = world.status(&id).unwrap();
+    assert!(told.errors.is_empty());
+    assert_eq!(told.trouble.unwrap().code, "CDC:ErrUpstreamUnreachable");
+    *world.upstream.trouble.lock() = None;
+    within("it is over", || world.status(&id).is_some_and(|status| status.trouble.is_none())).await;
     world.stop().await;
 }
 

@@ -66,6 +66,8 @@ fn messages_to_the_coordinator() {
         last_synced: Ts(8),
         drain: None,
         epoch: epoch(),
+        checkpoint_time: None,
+        trouble: None,
     };
     let bootstrap = CoordinatorBootstrapResponse {
         statuses: vec![status.clone()],
@@ -112,6 +114,7 @@ fn messages_to_the_maintainer_manager() {
         statuses: vec![],
         complete: true,
         error: None,
+        trouble: None,
     };
     let bootstrap = MaintainerBootstrapResponse {
         changefeed: feed(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use heartbeatpb::config::ChangefeedInfo;
-use heartbeatpb::{ChangefeedId, MaintainerEpoch, RunningError, TableSpan, Ts, WritePermit, codes};
+use heartbeatpb::{ChangefeedId, MaintainerEpoch, RunningError, TableSpan, Ts, WallTime, WritePermit, codes};
 use maintainer::{SourceTable, SplitPoints, Upstream};
 
 /// How long whoever wants something waits for the permit; it is asked for again.
@@ -53,6 +53,14 @@ impl Upstream for PermittedUpstream {
 
     fn error(&self, changefeed: &ChangefeedId, epoch: Option<MaintainerEpoch>) -> Option<RunningError> {
         self.inner.error(changefeed, epoch)
+    }
+
+    fn trouble(&self, changefeed: &ChangefeedId, epoch: Option<MaintainerEpoch>) -> Option<RunningError> {
+        self.inner.trouble(changefeed, epoch)
+    }
+
+    fn time_of(&self, changefeed: &ChangefeedId, ts: Ts) -> Option<WallTime> {
+        self.inner.time_of(changefeed, ts)
     }
 
     async fn split_points(

@@ -54,6 +54,12 @@ pub trait Sink: Send + Sync + 'static {
     /// Whether no fatal error has happened.
     fn healthy(&self) -> bool;
 
+    /// Why nothing has been written for long although something is to be: the sink tries again by itself, and nobody has to
+    /// do anything but the downstream's people. `None`: all is well, or it has not lasted. Asked several times a second.
+    fn trouble(&self) -> Option<Error> {
+        None
+    }
+
     /// Prepares a span before its first event, for a dispatcher that would start at `start_ts`:
     /// reads what an earlier run left behind. Idempotent.
     ///

@@ -99,20 +99,45 @@ impl Backoff {
         }
     }
 
-    fn on_error(&mut self, error: &RunningError, now: Instant) -> Verdict {
+    /// Judges a report without an error of a maintainer that waits for something outside and tries again by itself:
+    /// people are told, and nothing is started again. What outlasts the limit fails all the same.
+    pub fn check_waiting(&mut self, checkpoint: Ts, trouble: &RunningError, now: Instant) -> Verdict {
+        if self.failed || checkpoint > self.baseline {
+            return self.check(checkpoint, &[], now);
+        }
+        if let Some(failed) = self.outlasted(trouble, now) {
+            return failed;
+        }
+        Verdict {
+            changed: true,
+            state: ChangefeedState::Warning,
+            error: Some(trouble.clone()),
+            restart: false,
+        }
+    }
+
+    /// Begins or goes on with a series; the verdict when it has taken too long.
+    fn outlasted(&mut self, error: &RunningError, now: Instant) -> Option<Verdict> {
         if !self.retrying {
             self.forget_series();
             self.retrying = true;
         }
         let since = *self.since.get_or_insert(now);
-        if now.duration_since(since) > self.limit {
-            self.failed = true;
-            return Verdict {
-                changed: true,
-                state: ChangefeedState::Failed,
-                error: Some(error.clone()),
-                restart: false,
-            };
+        if now.duration_since(since) <= self.limit {
+            return None;
+        }
+        self.failed = true;
+        Some(Verdict {
+            changed: true,
+            state: ChangefeedState::Failed,
+            error: Some(error.clone()),
+            restart: false,
+        })
+    }
+
+    fn on_error(&mut self, error: &RunningError, now: Instant) -> Verdict {
+        if let Some(failed) = self.outlasted(error, now) {
+            return failed;
         }
         // The same incident is reported until the maintainer is gone: it is counted once.
         let restart = !self.restarting;
@@ -155,6 +180,12 @@ impl Backoff {
     #[must_use]
     pub fn is_retrying(&self) -> bool {
         self.retrying
+    }
+
+    /// Whether an error is being answered by stopping and starting the maintainer.
+    #[must_use]
+    pub fn is_restarting(&self) -> bool {
+        self.restarting
     }
 
     /// The changefeed runs: its next error is a new incident.
@@ -282,6 +313,23 @@ mod tests {
             let plan = (10.0 * 2f64.powi(i32::try_from(step).unwrap())).min(600.0);
             assert!((wait.as_secs_f64() / plan - 1.0).abs() <= 0.1, "step {step}: {wait:?}");
         }
+    }
+
+    #[test]
+    fn what_is_tried_again_in_its_place_is_told_and_costs_no_restart_and_no_pause() {
+        let (mut b, t) = backoff(ChangefeedState::Normal, 1);
+        let away = error(codes::SINK_UNAVAILABLE);
+        let at = |seconds| t + Duration::from_secs(seconds);
+        for second in 0..100 {
+            assert_eq!(said(&b.check_waiting(Ts(1), &away, at(second))), "changed warning");
+            assert!(b.should_run(at(second)) && !b.is_restarting());
+        }
+        assert_eq!(said(&b.check(Ts(2), &[], at(101))), "changed normal", "it is over");
+        assert_eq!(said(&b.check_waiting(Ts(3), &away, at(102))), "same normal", "it gets on all the same");
+        assert_eq!(said(&b.check_waiting(Ts(3), &away, at(103))), "changed warning");
+        let verdict = b.check_waiting(Ts(3), &away, at(104) + LIMIT);
+        assert_eq!(said(&verdict), "changed failed", "not for ever");
+        assert_eq!(said(&b.check_waiting(Ts(4), &away, at(105) + LIMIT)), "same failed");
     }
 
     #[test]

@@ -47,7 +47,7 @@ pub(super) fn update_status(
         return StateChange::CheckpointOnly;
     }
     let flipped = status.bootstrap_done && !reported.bootstrap_done;
-    reported.checkpoint = reported.checkpoint.max(status.checkpoint);
+    reported.advance(status);
     reported.last_synced = reported.last_synced.max(status.last_synced);
     reported.bootstrap_done = status.bootstrap_done;
     reported.errors.clone_from(&status.errors);
@@ -57,7 +57,10 @@ pub(super) fn update_status(
     if target > Ts::ZERO && reported.checkpoint >= target {
         return StateChange::To { state: ChangefeedState::Finished, error: None, restart: false };
     }
-    let verdict = backoff.check(reported.checkpoint, &status.errors, now);
+    let verdict = match &status.trouble {
+        Some(trouble) if !has_error => backoff.check_waiting(reported.checkpoint, trouble, now),
+        Some(_) | None => backoff.check(reported.checkpoint, &status.errors, now),
+    };
     if flipped && !has_error && !verdict.changed && verdict.state == ChangefeedState::Normal {
         return StateChange::To { state: ChangefeedState::Normal, error: None, restart: false };
     }

@@ -32,6 +32,8 @@ fn status(changefeed: &Changefeed, checkpoint: u64, bootstrap_done: bool, code: 
         last_synced: Ts(checkpoint),
         drain: None,
         epoch: changefeed.info.epoch,
+        checkpoint_time: None,
+        trouble: None,
     }
 }
 

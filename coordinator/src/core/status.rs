@@ -57,6 +57,9 @@ impl Core {
         if slot.finishing {
             return;
         }
+        if slot.operator.stops(from, status.epoch) && status.state != ComponentState::Working {
+            feed.changefeed.on_last_word(status);
+        }
         match slot.operator.on_status(from, status, self.config.tolerate_epochless) {
             Seen::Nothing => {}
             Seen::OriginStopped => self.hand_over(id, now),
@@ -81,6 +84,10 @@ impl Core {
         let write = match (state, error) {
             // An unchanged warning is not written for its own sake, but the maintainer is restarted all the same.
             (ChangefeedState::Warning, Some(error)) if restart => Write::BumpForRestart { error },
+            // What is being tried again where it is. While the maintainer is stopped for an error, that is what counts.
+            (ChangefeedState::Warning, Some(error)) if !same && !feed.changefeed.backoff.is_restarting() => {
+                Write::State { state: ChangefeedState::Warning, error: Some(error) }
+            }
             (ChangefeedState::Warning, _) => return,
             (
                 ChangefeedState::Normal

@@ -45,7 +45,7 @@ impl Core {
             // What stopped was another maintainer, or it stopped as a pause and the nodes have yet to hear that the
             // changefeed is deleted.
             removed |= *was;
-            feed.queue.retain(|write| !matches!(write, Write::StopDone));
+            feed.queue.retain(|write| !matches!(write, Write::StopDone { .. }));
         }
         // A move has stored a larger epoch than that of the maintainer which still runs.
         let outgoing = feed.slot.as_ref().and_then(|slot| slot.operator.outgoing());
@@ -73,7 +73,7 @@ impl Core {
         let write = if removed {
             Write::DropRetention { info: Box::new((*feed.changefeed.info).clone()) }
         } else {
-            Write::StopDone
+            Write::StopDone { last: feed.changefeed.take_unsaved() }
         };
         self.want(id, write, now);
     }

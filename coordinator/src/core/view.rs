@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use heartbeatpb::config::ChangefeedInfo;
-use heartbeatpb::{ChangefeedId, NodeId, RunningError, Ts};
+use heartbeatpb::{ChangefeedId, NodeId, RunningError, Ts, WallTime};
 
 use super::{Core, Feed};
 use crate::changefeed::Group;
@@ -19,6 +19,8 @@ pub struct ChangefeedView {
     pub checkpoint: Ts,
     /// The stored checkpoint.
     pub saved_checkpoint: Ts,
+    /// When it was committed upstream, as far as its maintainer told.
+    pub saved_time: Option<WallTime>,
     /// Largest commit ts flushed.
     pub last_synced: Ts,
     /// Where it is in its life.
@@ -91,6 +93,7 @@ impl Core {
             info: Arc::clone(&changefeed.info),
             checkpoint: changefeed.reported.checkpoint,
             saved_checkpoint: changefeed.last_saved,
+            saved_time: changefeed.saved_time,
             last_synced: changefeed.reported.last_synced,
             group: changefeed.group(),
             node: changefeed.node().cloned(),

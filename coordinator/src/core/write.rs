@@ -72,7 +72,10 @@ pub enum Write {
         op: OpId,
     },
     /// The maintainer stopped.
-    StopDone,
+    StopDone {
+        /// The checkpoint that it left behind, if it is not stored yet.
+        last: Option<CheckpointWrite>,
+    },
     /// The upstream need not keep anything for the changefeed any more.
     DropRetention {
         /// Its description.
@@ -95,7 +98,7 @@ impl Write {
             | Self::BumpForMove { .. }
             | Self::BumpForRestart { .. }
             | Self::State { .. }
-            | Self::StopDone
+            | Self::StopDone { .. }
             | Self::DropRetention { .. }
             | Self::Delete => None,
         }
@@ -113,7 +116,7 @@ impl Write {
             Self::Resume { .. } => "storing the resume",
             Self::Update { .. } => "storing the new configuration",
             Self::Removing { .. } => "storing the removal",
-            Self::StopDone => "storing that the maintainer stopped",
+            Self::StopDone { .. } => "storing that the maintainer stopped",
             Self::DropRetention { .. } => "releasing the log at the upstream",
             Self::Delete => "deleting the changefeed's metadata",
         }
@@ -121,9 +124,6 @@ impl Write {
 }
 
 impl Core {
-    /// Puts a write behind those that wait.
-    pub(super) fn want(&mut self, id: &ChangefeedId, write: Write, now: Instant) {
-        if let Some(feed) = self.feeds.get_mut(id) {
     /// Who asked for a write that is to be done, if a person did.
     #[must_use]
     pub fn asked_by(&self, id: &ChangefeedId, write: &Write) -> Option<OpId> {
@@ -132,6 +132,9 @@ impl Core {
         creator.or_else(|| write.op())
     }
 
+    /// Puts a write behind those that wait.
+    pub(super) fn want(&mut self, id: &ChangefeedId, write: Write, now: Instant) {
+        if let Some(feed) = self.feeds.get_mut(id) {
             feed.queue.push_back(write);
         }
         self.pump(id, now);
@@ -177,7 +180,7 @@ impl Core {
                 | Write::Resume { .. }
                 | Write::Update { .. }
                 | Write::Removing { .. }
-                | Write::StopDone
+                | Write::StopDone { .. }
                 | Write::DropRetention { .. }
                 | Write::Delete => true,
             };
@@ -313,7 +316,9 @@ impl Core {
                 let info = Box::new((*feed.changefeed.info).clone());
                 self.out.push(Action::Reply { op, result: Ok(Reply::Info(info)) });
             }
-            Write::StopDone => {
+            Write::StopDone { .. } => {
+                // As it is stored: it may have been set back meanwhile.
+                feed.changefeed.on_saved(checkpoint.unwrap_or_default());
                 let checkpoint = feed.changefeed.last_saved;
                 for op in std::mem::take(&mut feed.pausing) {
                     self.out.push(Action::Reply { op, result: Ok(Reply::Checkpoint(checkpoint)) });
@@ -389,15 +394,9 @@ impl Core {
         }
         let writes: Vec<CheckpointWrite> = self
             .feeds
-            .iter()
-            .filter(|(_, feed)| {
-                !feed.removing && feed.changefeed.reported.checkpoint > feed.changefeed.last_saved
-            })
-            .map(|(id, feed)| CheckpointWrite {
-                id: id.clone(),
-                checkpoint: feed.changefeed.reported.checkpoint,
-                epoch: feed.changefeed.reported.epoch,
-            })
+            .values_mut()
+            .filter(|feed| !feed.removing)
+            .filter_map(|feed| feed.changefeed.take_unsaved())
             .collect();
         if !writes.is_empty() {
             self.saving = true;
@@ -413,11 +412,11 @@ impl Core {
             let Some(feed) = self.feeds.get_mut(&write.id) else { continue };
             // A resume may have set another checkpoint meanwhile, under a newer epoch.
             let current = write.epoch == feed.changefeed.reported.epoch;
-            if current && write.checkpoint > feed.changefeed.last_saved {
-                feed.changefeed.last_saved = write.checkpoint;
-                if feed.changefeed.group() == Group::Replicating {
-                    self.tell_checkpoint(&write.id, now, true);
-                }
+            if current
+                && feed.changefeed.on_saved(write.checkpoint)
+                && feed.changefeed.group() == Group::Replicating
+            {
+                self.tell_checkpoint(&write.id, now, true);
             }
         }
         std::mem::take(&mut self.out)

@@ -72,6 +72,8 @@ pub(crate) fn report(name: &str, epoch: u64, state: ComponentState, checkpoint: 
         last_synced: Ts(checkpoint),
         drain: None,
         epoch: MaintainerEpoch::from_wire(epoch),
+        checkpoint_time: None,
+        trouble: None,
     }
 }
 
@@ -302,7 +304,13 @@ impl World {
             }
             Write::Update { info, .. } => stored.info.sink_uri.clone_from(&info.sink_uri),
             Write::Removing { .. } => stored.status.progress = Progress::Removing,
-            Write::StopDone => set_progress(stored, Progress::None),
+            Write::StopDone { last } => {
+                if let Some(last) = last.as_ref().filter(|last| last.epoch >= stored.status.epoch) {
+                    stored.status.checkpoint_ts = stored.status.checkpoint_ts.max(last.checkpoint);
+                    stored.status.epoch = last.epoch;
+                }
+                set_progress(stored, Progress::None);
+            }
             Write::Create { .. } | Write::DropRetention { .. } | Write::Delete => {}
         }
         Ok(Some(stored.clone()))
@@ -342,7 +350,7 @@ pub(crate) fn name_of(write: &Write) -> String {
         Write::Resume { .. } => "resume".to_owned(),
         Write::Update { .. } => "update".to_owned(),
         Write::Removing { .. } => "removing".to_owned(),
-        Write::StopDone => "stop done".to_owned(),
+        Write::StopDone { .. } => "stop done".to_owned(),
         Write::DropRetention { .. } => "drop retention".to_owned(),
         Write::Delete => "delete".to_owned(),
     }

@@ -9,8 +9,8 @@ use coordinator::backend::{
     KeyValue, Leadership, LeaseId, Revision, Session, Snapshot, Store, StoreError, Txn, TxnOutcome, Watch,
     memory,
 };
-use coordinator::{CoordinatorConfig, Error};
-use heartbeatpb::{ComponentState, NodeHeartbeat, NodeLiveness};
+use coordinator::{CoordinatorConfig, Error, Layout};
+use heartbeatpb::{ComponentState, NodeHeartbeat, NodeLiveness, Ts};
 use messaging::{CoordinatorTopic, ToCoordinator};
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -228,5 +228,37 @@ async fn a_coordinator_that_gives_up_its_role_has_stored_everything() {
     until(&coordinator, "orders", "the maintainer was adopted", replicating).await;
     assert_eq!(node.maintainers.lock().epochs.len(), 1);
     node.report("orders", |status| assert_eq!(status.state, ComponentState::Working));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_coordinator_that_stops_stores_what_the_maintainers_of_its_node_have_not_reported_yet() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::start(dir.path());
+    let coordinator = node.coordinator().await;
+    coordinator.create(info("orders")).await.unwrap();
+    until(&coordinator, "orders", "it replicates", replicating).await;
+    node.maintainers.lock().silent = true;
+    node.report("orders", |status| status.checkpoint = Ts(640));
+    let store = Arc::clone(&node.store);
+    node.stop().await;
+    let key = Layout::new("default").unwrap().status("default", "orders");
+    let status = store.get(&key).await.unwrap().found.unwrap();
+    let status = String::from_utf8(status.value).unwrap();
+    assert!(status.contains("\"checkpoint-ts\":640"), "{status}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pause_answers_with_the_checkpoint_that_its_maintainer_has_left_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::start(dir.path());
+    let coordinator = node.coordinator().await;
+    coordinator.create(info("orders")).await.unwrap();
+    until(&coordinator, "orders", "it replicates", replicating).await;
+    node.maintainers.lock().silent = true;
+    node.report("orders", |status| status.checkpoint = Ts(640));
+    assert_eq!(coordinator.pause("default", "orders").await.unwrap(), Ts(640));
+    let stored = coordinator.get_persisted("default", "orders").await.unwrap();
+    assert_eq!(stored.status.checkpoint_ts, Ts(640));
     node.stop().await;
 }

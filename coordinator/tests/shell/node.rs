@@ -37,6 +37,8 @@ pub(crate) struct Maintainers {
     pub(crate) new: Vec<bool>,
     /// It starts nothing and says nothing of it.
     pub(crate) deaf: bool,
+    /// It reports nothing that it is not asked for.
+    pub(crate) silent: bool,
     /// Changefeeds that it was told to start, whether it did or not.
     pub(crate) asked: std::collections::BTreeSet<String>,
 }
@@ -48,6 +50,8 @@ pub(crate) struct Node {
     pub(crate) view: watch::Receiver<Option<CoordinatorHandle>>,
     pub(crate) store: Arc<dyn Store>,
     shutdown: CancellationToken,
+    /// Ends the maintainers, which outlive the coordinator.
+    last: CancellationToken,
     pub(crate) retention: Arc<Retention>,
     tasks: Vec<JoinHandle<Result<(), Error>>>,
     _members: watch::Sender<coordinator::Members>,
@@ -96,7 +100,7 @@ impl Node {
         let retention = Arc::new(Retention::default());
         let members = watch::Sender::new(Arc::new(BTreeMap::from([(node, "127.0.0.1:8300".to_owned())])));
         let liveness = watch::Sender::new(NodeLiveness::Alive);
-        let shutdown = CancellationToken::new();
+        let (shutdown, last) = (CancellationToken::new(), CancellationToken::new());
         let neighbours = Neighbours {
             center: center.clone(),
             members: members.subscribe(),
@@ -113,7 +117,7 @@ impl Node {
                 election.run(session, shutdown).await
             }
         });
-        let managed = manage(center.clone(), Arc::clone(&maintainers), shutdown.clone());
+        let managed = manage(center.clone(), Arc::clone(&maintainers), last.clone());
         let manager = tokio::spawn(async move {
             managed.await;
             Ok(())
@@ -124,6 +128,7 @@ impl Node {
             view,
             store,
             shutdown,
+            last,
             retention,
             tasks: vec![election, manager],
             _members: members,
@@ -137,11 +142,6 @@ impl Node {
         handle
     }
 
-    pub(crate) fn report(&self, name: &str, change: impl Fn(&mut MaintainerStatus)) {
-        let mut maintainers = self.maintainers.lock();
-        let status = maintainers.running.values_mut().find(|status| &*status.changefeed.name == name);
-        change(status.expect("the maintainer runs"));
-    }
     /// The coordinator that follows one of this version.
     pub(crate) async fn coordinator_after(&mut self, version: u64) -> CoordinatorHandle {
         let newer = |handle: &Option<CoordinatorHandle>| {
@@ -151,6 +151,11 @@ impl Node {
         self.coordinator().await
     }
 
+    pub(crate) fn report(&self, name: &str, change: impl Fn(&mut MaintainerStatus)) {
+        let mut maintainers = self.maintainers.lock();
+        let status = maintainers.running.values_mut().find(|status| &*status.changefeed.name == name);
+        change(status.expect("the maintainer runs"));
+    }
 
     pub(crate) fn is_running(&self, name: &str) -> bool {
         self.maintainers.lock().running.keys().any(|id| &*id.name == name)
@@ -160,6 +165,8 @@ impl Node {
         self.shutdown.cancel();
         for task in self.tasks {
             task.await.unwrap().unwrap();
+            // The coordinator first.
+            self.last.cancel();
         }
     }
 
@@ -168,6 +175,7 @@ impl Node {
         let election = self.tasks.remove(0);
         let error = election.await.unwrap().unwrap_err();
         self.shutdown.cancel();
+        self.last.cancel();
         error
     }
 
@@ -191,6 +199,9 @@ async fn manage(center: MessageCenter, maintainers: Arc<Mutex<Maintainers>>, shu
         let message = tokio::select! {
             () = shutdown.cancelled() => return,
             _ = tick.tick() => {
+                if maintainers.lock().silent {
+                    continue;
+                }
                 let statuses: Vec<_> = maintainers.lock().running.values().cloned().collect();
                 let _ = center.send::<CoordinatorTopic>(&me, ToCoordinator::MaintainerHeartbeat(statuses));
                 continue;
@@ -226,6 +237,8 @@ async fn manage(center: MessageCenter, maintainers: Arc<Mutex<Maintainers>>, shu
                     last_synced: Ts::ZERO,
                     drain: None,
                     epoch: add.epoch,
+                    checkpoint_time: None,
+                    trouble: None,
                 };
                 maintainers.running.insert(add.changefeed, status);
             }
@@ -234,17 +247,19 @@ async fn manage(center: MessageCenter, maintainers: Arc<Mutex<Maintainers>>, shu
                 if live.is_some_and(|epoch| epoch != remove.epoch) {
                     continue;
                 }
-                maintainers.running.remove(&remove.changefeed);
+                let before = maintainers.running.remove(&remove.changefeed);
                 let status = MaintainerStatus {
                     changefeed: remove.changefeed,
                     feed_state: "stopped".to_owned(),
                     state: ComponentState::Stopped,
-                    checkpoint: Ts::ZERO,
+                    checkpoint: before.map_or(Ts::ZERO, |status| status.checkpoint),
                     errors: Vec::new(),
                     bootstrap_done: false,
                     last_synced: Ts::ZERO,
                     drain: None,
                     epoch: remove.epoch,
+                    checkpoint_time: None,
+                    trouble: None,
                 };
                 let _ =
                     center.send::<CoordinatorTopic>(&me, ToCoordinator::MaintainerHeartbeat(vec![status]));

@@ -104,6 +104,7 @@ impl Core {
             statuses,
             complete,
             error: None,
+            trouble: self.trouble.clone(),
         }));
     }
 

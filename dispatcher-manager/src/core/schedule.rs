@@ -109,6 +109,8 @@ impl Core {
 
     /// The log is read on the owner's node: when that changes, every stream begins again there.
     pub(super) fn resubscribe(&mut self) {
+        tracing::info!(changefeed = %self.id, log = %self.owner.node, epoch = ?self.owner.epoch,
+            dispatchers = self.dispatchers.len(), "streams begin again at another node's log");
         let unregistered =
             self.trigger.filter(|trigger| !trigger.registered).and_then(|t| self.dispatchers.slot(t.id));
         for slot in self.dispatchers.slots() {
@@ -138,6 +140,8 @@ impl Core {
         self.actions.push(Action::Unsubscribe { slot, id });
         if let Some(trigger) = self.trigger.as_mut().filter(|trigger| trigger.id == id) {
             trigger.registered = false;
+            // The maintainer moves away: its successor waits for this word.
+            self.next_heartbeat = self.next_heartbeat.map(|at| at.min(now));
         }
         self.leaving.insert(slot);
         self.settle(slot);

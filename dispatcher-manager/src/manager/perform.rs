@@ -166,6 +166,7 @@ impl Task {
             statuses: Vec::new(),
             complete: false,
             error: Some(error),
+            trouble: None,
         };
         // It is repeated anyway.
         let _ = self.send(ToMaintainerManager::HeartBeat(request));

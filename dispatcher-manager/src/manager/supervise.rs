@@ -42,6 +42,7 @@ pub(super) async fn run(
             statuses: Vec::new(),
             complete: false,
             error: Some(error.clone()),
+            trouble: None,
         };
         let to = owner.borrow().node.clone();
         let _ = context.center.send::<MaintainerManagerTopic>(&to, ToMaintainerManager::HeartBeat(request));

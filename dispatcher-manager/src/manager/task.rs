@@ -256,6 +256,7 @@ impl Task {
     }
 
     fn on_tick(&mut self, now: Instant) {
+        self.look_for_trouble();
         self.core.on_tick(now);
         self.measure_blocks(now);
         self.publish_checkpoints();
@@ -264,6 +265,27 @@ impl Task {
         self.metrics.sizes(triggers, tables, self.core.waiting_block_statuses());
         let core = &self.core;
         self.metrics.watermark(core.latest(), WallTime::now(), |ts| core.time_of(ts));
+    }
+
+    /// Asks the sink what it waits for. The time is that of the first look: one trouble is told in one way.
+    fn look_for_trouble(&mut self) {
+        let trouble = self.sink.trouble().map(|error| Fault::sink(&error));
+        let known = self.core.trouble();
+        let same = match (&trouble, known) {
+            (None, None) => true,
+            (Some(fault), Some(known)) => fault.code == known.code && fault.message == known.message,
+            (None, Some(_)) | (Some(_), None) => false,
+        };
+        if same {
+            return;
+        }
+        match &trouble {
+            Some(fault) => tracing::warn!(changefeed = %self.id, code = fault.code, error = fault.message,
+                "the downstream is waited for"),
+            None => tracing::info!(changefeed = %self.id, "the downstream is not waited for any more"),
+        }
+        let trouble = trouble.map(|fault| self.running(&fault));
+        self.core.on_trouble(trouble);
     }
 
     /// Tells the collector how far each dispatcher is: one pass over dense arrays.

@@ -7,7 +7,7 @@ use super::{
 use crate::wire::heartbeatpb as pb;
 use crate::{
     DecodeError, DrainProgress, HeartBeatRequest, MaintainerStatus, NodeHeartbeat, RunningError,
-    TableSpanStatus, Ts, Watermark,
+    TableSpanStatus, Ts, WallTime, Watermark,
 };
 
 impl From<Watermark> for pb::Watermark {
@@ -78,6 +78,7 @@ impl From<HeartBeatRequest> for pb::HeartBeatRequest {
             statuses: wire_list(request.statuses),
             compelete_status: request.complete,
             err: request.error.map(Into::into),
+            trouble: request.trouble.map(Into::into),
         }
     }
 }
@@ -92,6 +93,7 @@ impl TryFrom<pb::HeartBeatRequest> for HeartBeatRequest {
             statuses: reported(request.statuses),
             complete: request.compelete_status,
             error: request.err.map(Into::into),
+            trouble: request.trouble.map(Into::into),
         })
     }
 }
@@ -130,6 +132,8 @@ impl From<MaintainerStatus> for pb::MaintainerStatus {
             last_synced_ts: status.last_synced.0,
             drain_progress: status.drain.map(Into::into),
             maintainer_epoch: wire_epoch(status.epoch),
+            checkpoint_time_us: status.checkpoint_time.map_or(0, |time| time.0),
+            trouble: status.trouble.map(Into::into),
         }
     }
 }
@@ -147,6 +151,8 @@ impl TryFrom<pb::MaintainerStatus> for MaintainerStatus {
             last_synced: Ts(status.last_synced_ts),
             drain: status.drain_progress.map(Into::into),
             epoch: epoch(status.maintainer_epoch),
+            checkpoint_time: (status.checkpoint_time_us != 0).then_some(WallTime(status.checkpoint_time_us)),
+            trouble: status.trouble.map(Into::into),
         })
     }
 }

@@ -104,9 +104,10 @@ fn heartbeat() -> impl Strategy<Value = HeartBeatRequest> {
         many(span_status()),
         any::<bool>(),
         maybe(running_error()),
+        maybe(running_error()),
     )
-        .prop_map(|(changefeed, watermark, redo_watermark, statuses, complete, error)| {
-            HeartBeatRequest { changefeed, watermark, redo_watermark, statuses, complete, error }
+        .prop_map(|(changefeed, watermark, redo_watermark, statuses, complete, error, trouble)| {
+            HeartBeatRequest { changefeed, watermark, redo_watermark, statuses, complete, error, trouble }
         })
 }
 
@@ -124,12 +125,12 @@ fn drain() -> impl Strategy<Value = DrainProgress> {
 fn maintainer_status() -> impl Strategy<Value = MaintainerStatus> {
     (
         (feed(), "[a-z]{0,8}", component_state(), ts(), many(running_error())),
-        (any::<bool>(), ts(), maybe(drain()), any_epoch()),
+        (any::<bool>(), ts(), maybe(drain()), any_epoch(), maybe(1..i64::MAX), maybe(running_error())),
     )
         .prop_map(
             |(
                 (changefeed, feed_state, state, checkpoint, errors),
-                (bootstrap_done, last_synced, drain, epoch),
+                (bootstrap_done, last_synced, drain, epoch, checkpoint_time, trouble),
             )| {
                 MaintainerStatus {
                     changefeed,
@@ -141,6 +142,8 @@ fn maintainer_status() -> impl Strategy<Value = MaintainerStatus> {
                     last_synced,
                     drain,
                     epoch,
+                    checkpoint_time: checkpoint_time.map(WallTime),
+                    trouble,
                 }
             },
         )

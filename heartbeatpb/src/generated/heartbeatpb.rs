@@ -25,6 +25,8 @@ pub struct HeartBeatRequest {
     pub compelete_status: bool,
     #[prost(message, optional, tag = "6")]
     pub err: ::core::option::Option<RunningError>,
+    #[prost(message, optional, tag = "1000")]
+    pub trouble: ::core::option::Option<RunningError>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Watermark {
@@ -204,6 +206,10 @@ pub struct MaintainerStatus {
     pub drain_progress: ::core::option::Option<DrainProgress>,
     #[prost(uint64, tag = "9")]
     pub maintainer_epoch: u64,
+    #[prost(int64, tag = "1000")]
+    pub checkpoint_time_us: i64,
+    #[prost(message, optional, tag = "1001")]
+    pub trouble: ::core::option::Option<RunningError>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NodeHeartbeat {

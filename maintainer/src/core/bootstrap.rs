@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use heartbeatpb::{
     MaintainerBootstrapRequest, MaintainerBootstrapResponse, MaintainerEpoch, MaintainerPostBootstrapRequest,
-    MaintainerPostBootstrapResponse, NodeId, RunningError, SchemaId, SchemaTables, TableName,
+    MaintainerPostBootstrapResponse, NodeId, RunningError, SchemaId, SchemaTables, TableName, codes,
 };
 use messaging::ToOrchestrator;
 use replica::Heard;
 
 use super::merge::{self, Plan};
-use super::{Core, Effect, LOAD_RETRY};
+use super::{Core, Effect, LOAD_RETRY, Waits};
 use crate::barrier::Barrier;
 use crate::upstream::SourceTable;
 
@@ -103,10 +103,15 @@ impl Core {
             return;
         }
         if let Some(error) = response.error {
-            // The node is asked again.
-            self.record_error(from, error);
+            // The node is asked again. A downstream that does not answer is nothing that a new start could mend.
+            if error.code == codes::SINK_UNAVAILABLE {
+                self.set_trouble(Waits::Node(from.clone()), Some(error));
+            } else {
+                self.record_error(from, error);
+            }
             return;
         }
+        self.set_trouble(Waits::Node(from.clone()), None);
         let heard = self.bootstrapper.on_answer(from, response);
         if *from == self.me {
             self.is_new = false;

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use heartbeatpb::{NodeId, RunningError, codes};
 
-use super::{Core, Effect};
+use super::{Core, Effect, Waits};
 use crate::fence::FenceOutcome;
 
 impl Core {
@@ -36,6 +36,7 @@ impl Core {
         self.placement.drive(now, |operators, cx| operators.on_node_removed(node, cx));
         self.fold.on_node_removed(node);
         self.errors.remove(node);
+        self.set_trouble(Waits::Node(node.clone()), None);
         self.missing.remove(node);
     }
 
@@ -74,10 +75,21 @@ impl Core {
             return;
         }
         let sweeping = self.fencing.is_sweeping();
+        let answered = result.is_ok();
         let heard = self.fencing.on_done(attempt, result, now);
-        if let Some(error) = heard.error {
-            let me = self.me.clone();
-            self.record_error(&me, error);
+        if answered {
+            self.set_trouble(Waits::Fence, None);
+        }
+        match heard.error {
+            // It is asked again until it answers.
+            Some(error) if error.code == codes::SINK_UNAVAILABLE => {
+                self.set_trouble(Waits::Fence, Some(error))
+            }
+            Some(error) => {
+                let me = self.me.clone();
+                self.record_error(&me, error);
+            }
+            None => {}
         }
         for node in &heard.released {
             tracing::info!(changefeedID = %self.id, %node, "a node that is gone cannot write any more");

@@ -9,7 +9,7 @@ use heartbeatpb::{
 use messaging::ToHeartbeatCollector;
 use replica::{Standing, contains, is_terminal};
 
-use super::{Core, Effect};
+use super::{Core, Effect, Waits};
 
 /// A node is told no more often that a dispatcher is not wanted.
 const ORPHAN_PAUSE: Duration = Duration::from_secs(5);
@@ -25,6 +25,10 @@ impl Core {
         now: Instant,
         out: &mut Vec<Effect>,
     ) {
+        if request.watermark.is_some() && !self.stopped && self.alive.contains(from) {
+            // Also before the take-over, which may wait for the same.
+            self.set_trouble(Waits::Node(from.clone()), request.trouble);
+        }
         // A late word of a node that is gone would bring its watermark back.
         if self.stopped || !self.initialized || !self.bootstrapper.has_answered(from) {
             return;

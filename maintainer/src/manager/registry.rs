@@ -222,6 +222,8 @@ mod tests {
             last_synced: Ts(7),
             drain: None,
             epoch: MaintainerEpoch::from_wire(5),
+            checkpoint_time: None,
+            trouble: None,
         }
     }
 

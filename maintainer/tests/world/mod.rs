@@ -18,7 +18,7 @@ use heartbeatpb::{
     CoordinatorBootstrapRequest, CoordinatorBootstrapResponse, DispatcherId, HeartBeatRequest,
     MaintainerBootstrapResponse, MaintainerCloseResponse, MaintainerEpoch, MaintainerPostBootstrapResponse,
     MaintainerStatus, Mode, NodeHeartbeat, NodeId, RemoveMaintainerRequest, RunningError, ScheduleAction,
-    SchemaId, SetNodeLivenessResponse, TableId, TableSpan, TableSpanStatus, Ts, Watermark,
+    SchemaId, SetNodeLivenessResponse, TableId, TableSpan, TableSpanStatus, Ts, WallTime, Watermark,
 };
 use maintainer::{
     DownstreamFence, FenceOutcome, LivenessCell, MaintainerManager, ManagerConfig, NothingToFence,
@@ -55,6 +55,8 @@ pub(crate) struct FakeUpstream {
     pub(crate) fails: Mutex<Option<RunningError>>,
     /// How long a reader takes to stop.
     pub(crate) slow_stop: Mutex<Duration>,
+    /// What keeps the reader from its upstream.
+    pub(crate) trouble: Mutex<Option<RunningError>>,
 }
 
 fn number(epoch: Option<MaintainerEpoch>) -> Option<u64> {
@@ -88,6 +90,14 @@ impl Upstream for FakeUpstream {
 
     fn error(&self, _: &ChangefeedId, _: Option<MaintainerEpoch>) -> Option<RunningError> {
         None
+    }
+
+    fn trouble(&self, _: &ChangefeedId, _: Option<MaintainerEpoch>) -> Option<RunningError> {
+        self.trouble.lock().clone()
+    }
+
+    fn time_of(&self, _: &ChangefeedId, ts: Ts) -> Option<WallTime> {
+        Some(WallTime(1_000 + ts.0.cast_signed()))
     }
 
     async fn split_points(
@@ -204,6 +214,8 @@ pub(crate) struct World {
     pub(crate) liveness: Arc<LivenessCell>,
     pub(crate) placements: PlacementHandle,
     pub(crate) nodes: watch::Sender<BTreeSet<NodeId>>,
+    /// Those of them that are not reached.
+    pub(crate) unreached: watch::Sender<BTreeSet<NodeId>>,
     pub(crate) shutdown: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
     manager: Option<JoinHandle<()>>,
@@ -214,8 +226,6 @@ impl World {
     pub(crate) fn new(tables: i64) -> Self {
         Self::with_fence(tables, Arc::new(NothingToFence))
     }
-    /// Those of them that are not reached.
-    pub(crate) unreached: watch::Sender<BTreeSet<NodeId>>,
 
     /// One whose downstream has writers that can be fenced, or says that it has not.
     pub(crate) fn with_fence(tables: i64, fence: Arc<dyn DownstreamFence>) -> Self {
@@ -378,6 +388,7 @@ fn heartbeat(
         statuses,
         complete,
         error: None,
+        trouble: None,
     })
 }
 

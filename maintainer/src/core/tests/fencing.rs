@@ -246,9 +246,11 @@ fn a_downstream_that_does_not_answer_is_asked_again_with_pauses_and_told_after_a
         let said: Vec<String> = rig.out.drain(..).map(|effect| super::rig::text(&effect)).collect();
         assert!(said.contains(&format!("fence {attempts}: n2")), "{said:?}");
     }
-    let codes: Vec<String> = rig.core.status().errors.into_iter().map(|error| error.code).collect();
-    assert_eq!(codes, [codes::SINK_UNAVAILABLE]);
+    let told = rig.core.status();
+    assert!(told.errors.is_empty(), "nothing has to be started again: {:?}", told.errors);
+    assert_eq!(told.trouble.expect("people are told").code, codes::SINK_UNAVAILABLE);
     rig.fenced(attempts, &[]);
+    assert_eq!(rig.core.status().trouble, None, "it is over");
     rig.says(&expect!["+add, create d80 t2@200 on n1"]);
 }
 
@@ -356,6 +358,7 @@ fn a_sink_that_was_refused_makes_the_changefeed_start_again() {
             code: codes::SINK_FENCED.to_owned(),
             message: "this sink may not write".to_owned(),
         }),
+        trouble: None,
     };
     rig.core.on_heartbeat(&"n2".into(), request, rig.now, &mut rig.out);
     let codes: Vec<String> = rig.core.status().errors.into_iter().map(|error| error.code).collect();

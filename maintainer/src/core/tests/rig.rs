@@ -272,6 +272,7 @@ impl Rig {
             statuses: statuses.to_vec(),
             complete,
             error: None,
+            trouble: None,
         };
         self.core.on_heartbeat(&node.into(), request, self.now, &mut self.out);
         self.settle();

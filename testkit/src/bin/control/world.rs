@@ -223,6 +223,7 @@ impl World {
             statuses,
             complete,
             error: None,
+            trouble: None,
         })
     }
 
