@@ -60,6 +60,12 @@ pub struct Wires {
     processes: Arc<Mutex<BTreeMap<u32, Place>>>,
 }
 
+impl Default for Wires {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Wires {
     /// A network in which everybody reaches everybody.
     pub fn new() -> Self {
