@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::{errors, licenses, metrics, openapi};
 
 /// Which crate may use which other crates of ours. A new edge is a visible decision.
-const LAYERS: [(&str, &[&str]); 16] = [
+const LAYERS: [(&str, &[&str]); 17] = [
     ("heartbeatpb", &[]),
     ("snapshot", &[]),
     ("event", &["heartbeatpb"]),
@@ -23,6 +23,7 @@ const LAYERS: [(&str, &[&str]); 16] = [
     ("dispatcher-orchestrator", &["heartbeatpb", "messaging", "dispatcher-manager"]),
     ("maintainer", &["heartbeatpb", "snapshot", "messaging", "replica", "operator", "scheduler"]),
     ("coordinator", &["heartbeatpb", "snapshot", "messaging", "replica", "operator", "scheduler"]),
+    ("verify", &["heartbeatpb"]),
     ("node", &["*"]),
     ("testkit", &["*"]),
     ("xtask", &[]),

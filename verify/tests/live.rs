@@ -1,0 +1,227 @@
+//! Two servers, PostgreSQL's own replication between them, and rows that are changed behind its back.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use heartbeatpb::Ts;
+use testkit::PgServer;
+use tokio_postgres::Client;
+use verify::{Checkpoint, Error, Kind, Options, Outcome, Report, TableName, TablePair, Verifier};
+
+const TABLES: [&str; 5] = ["numbered", "named", "pairs", "keyless", "kinds"];
+const SCHEMA: &str = "
+    CREATE TABLE numbered (id bigint PRIMARY KEY, v text NOT NULL, n int NOT NULL DEFAULT 0);
+    CREATE TABLE named (name text COLLATE \"und-x-icu\" PRIMARY KEY, v int);
+    CREATE TABLE pairs (a date, b uuid, v numeric, PRIMARY KEY (a, b));
+    CREATE TABLE keyless (a int, b text);
+    ALTER TABLE keyless REPLICA IDENTITY FULL;
+    CREATE TABLE kinds (id int PRIMARY KEY, f float8, t timestamptz, i interval, b bytea, j json, a text[], c char(5), m money, r int4range);";
+const ROWS: &str = "
+    INSERT INTO numbered SELECT n, 'row ' || n FROM generate_series(1, 5000) n;
+    INSERT INTO named SELECT CASE WHEN n % 2 = 0 THEN 'Ä' ELSE 'a' END || n, n FROM generate_series(1, 3000) n;
+    INSERT INTO pairs SELECT date '2020-01-01' + n % 50, md5(n::text)::uuid, n / 7.0 FROM generate_series(1, 2500) n;
+    INSERT INTO keyless SELECT n % 100, 'x' FROM generate_series(1, 1000) n;
+    INSERT INTO kinds SELECT n, n / 3.0, timestamptz '2024-01-31 12:00:00+03' + n * interval '1 hour', n * interval '1 month 3 days',
+        decode(md5(n::text), 'hex'), json_build_object('n', n), ARRAY['a,b', NULL, n::text], 'x', n, int4range(n, n + 3)
+        FROM generate_series(1, 300) n;";
+
+/// A target that prints values in its own way unless it is told otherwise.
+const MANNERS: &str = "ALTER DATABASE target SET TimeZone = 'Asia/Tokyo'; ALTER DATABASE target SET DateStyle = 'SQL, DMY'; \
+    ALTER DATABASE target SET extra_float_digits = 0; ALTER DATABASE target SET bytea_output = 'escape'; \
+    ALTER DATABASE target SET IntervalStyle = 'postgres_verbose'; ALTER DATABASE target SET lc_monetary = 'C';";
+
+/// What is in the target: what the slot of the subscription says, once a second, or the last commit that was applied.
+struct Progress {
+    source: Client,
+    target: Client,
+}
+
+impl Checkpoint for Progress {
+    async fn checkpoint(&self) -> Result<Ts, String> {
+        let slot =
+            "SELECT (confirmed_flush_lsn - '0/0')::int8 FROM pg_replication_slots WHERE slot_name = 'pair'";
+        let applied = "SELECT coalesce(max(remote_lsn) - '0/0', 0)::int8 FROM pg_replication_origin_status";
+        let mut newest = 0;
+        for (client, text) in [(&self.source, slot), (&self.target, applied)] {
+            let row = client.query_one(text, &[]).await.map_err(|error| error.to_string())?;
+            newest = newest.max(row.get::<_, i64>(0).unsigned_abs());
+        }
+        Ok(Ts(newest))
+    }
+}
+
+struct Pair {
+    source: PgServer,
+    target: PgServer,
+}
+
+impl Pair {
+    async fn start() -> Self {
+        let source = PgServer::builder().setting("wal_level", "logical").setting("wal_sender_timeout", "2s");
+        let (source, target) = tokio::join!(
+            source.start(),
+            PgServer::builder().setting("wal_receiver_status_interval", "1").start()
+        );
+        let (source, target) = (source.unwrap(), target.unwrap());
+        source.sql("postgres", "CREATE DATABASE source").await.unwrap();
+        target.sql("postgres", "CREATE DATABASE target").await.unwrap();
+        target.sql("target", MANNERS).await.unwrap();
+        source.sql("source", SCHEMA).await.unwrap();
+        target.sql("target", SCHEMA).await.unwrap();
+        source.sql("source", ROWS).await.unwrap();
+        source.sql("source", "CREATE PUBLICATION pair FOR ALL TABLES").await.unwrap();
+        let uri = source.uri("source");
+        target
+            .sql("target", &format!("CREATE SUBSCRIPTION pair CONNECTION '{uri}' PUBLICATION pair"))
+            .await
+            .unwrap();
+        let pair = Self { source, target };
+        pair.until("SELECT bool_and(srsubstate = 'r') FROM pg_subscription_rel").await;
+        pair
+    }
+
+    /// Waits until the target says so.
+    async fn until(&self, question: &str) {
+        let client = self.target.client("target").await.unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !client.query_one(question, &[]).await.unwrap().get::<_, bool>(0) {
+            assert!(Instant::now() < deadline, "{question}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn compare(&self, options: Options, tables: &[&str]) -> Result<Report, Error> {
+        let source = self.source.client("source").await.unwrap();
+        let target = self.target.client("target").await.unwrap();
+        let progress = Progress {
+            source: self.source.client("source").await.unwrap(),
+            target: self.target.client("target").await.unwrap(),
+        };
+        let name = |table: &&str| TableName { schema: "public".to_owned(), name: (*table).to_owned() };
+        let pairs: Vec<TablePair> =
+            tables.iter().map(|table| TablePair { source: name(table), target: name(table) }).collect();
+        let mut seen = 0;
+        let report = Verifier::new(source, target, progress, options).await?.run(&pairs, |_| seen += 1).await;
+        assert!(seen > 0, "progress is told");
+        report
+    }
+
+    /// Changes rows at the source until it is told to stop; how many transactions that were.
+    fn load(&self, stop: &Arc<AtomicBool>) -> tokio::task::JoinHandle<u64> {
+        let (uri, stop) = (self.source.uri("source"), Arc::clone(stop));
+        tokio::spawn(async move {
+            let (client, connection) = tokio_postgres::connect(&uri, tokio_postgres::NoTls).await.unwrap();
+            tokio::spawn(connection);
+            let mut count = 0_u64;
+            // What PostgreSQL's own replication can follow.
+            let mut pace = tokio::time::interval(Duration::from_millis(50));
+            while !stop.load(Ordering::Relaxed) {
+                let (n, new) = (count % 5000 + 1, 100_000 + count);
+                let text = format!(
+                    "BEGIN; UPDATE numbered SET n = n + 1 WHERE id IN ({n}, 17, 4999);
+                     UPDATE named SET v = v + 1 WHERE name LIKE 'a10%'; UPDATE pairs SET v = v + 1 WHERE a = date '2020-01-05' AND b < '10000000-0000-0000-0000-000000000000';
+                     INSERT INTO keyless VALUES ({new}, 'new'); DELETE FROM keyless WHERE a = {new} - 20;
+                     INSERT INTO numbered VALUES ({new}, 'new'); DELETE FROM numbered WHERE id = {new} - 50; COMMIT"
+                );
+                client.batch_execute(&text).await.unwrap();
+                count += 1;
+                pace.tick().await;
+            }
+            count
+        })
+    }
+}
+
+fn small() -> Options {
+    Options { part_rows: 400, ..Options::default() }
+}
+
+fn found(report: &Report, table: &str) -> Vec<(String, Kind)> {
+    let table = report.tables.iter().find(|all| all.source.ends_with(table)).unwrap();
+    let mut all: Vec<(String, Kind)> = table
+        .shown
+        .iter()
+        .map(|difference| (difference.key.values().cloned().collect::<Vec<_>>().join(" "), difference.kind))
+        .collect();
+    all.sort();
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_on_their_way_are_no_differences_and_those_that_differ_are_found() {
+    let pair = Pair::start().await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let load = pair.load(&stop);
+    let report = pair.compare(small(), &TABLES).await.unwrap();
+    for table in &report.tables {
+        assert_eq!(table.outcome, Outcome::Equal, "{report}\n{table:?}");
+    }
+    assert!(report.tables[0].parts > 10 && report.tables[0].rows >= 5000, "{report}");
+    // Behind the back of the replication, on rows that the load leaves alone: it would repair the others.
+    let spoil = "UPDATE numbered SET v = 'spoiled' WHERE id = 4000; DELETE FROM numbered WHERE id = 1;
+        INSERT INTO numbered VALUES (-5, 'extra'), (9000000, 'extra');
+        DELETE FROM named WHERE name = 'Ä2'; UPDATE named SET v = -7 WHERE name = 'a1';
+        UPDATE pairs SET v = v + 0.001 WHERE a = date '2020-01-07' AND b = md5('6')::uuid;
+        DELETE FROM keyless WHERE ctid = (SELECT min(ctid) FROM keyless WHERE a = 7);
+        UPDATE kinds SET f = f + 1e-13 WHERE id = 3; UPDATE kinds SET a[2] = '' WHERE id = 4;";
+    pair.target.sql("target", spoil).await.unwrap();
+    let report = pair.compare(small(), &TABLES).await.unwrap();
+    stop.store(true, Ordering::Relaxed);
+    assert!(load.await.unwrap() > 20, "rows changed while it was compared");
+    let expected =
+        [("-5", Kind::Extra), ("1", Kind::Missing), ("4000", Kind::Other), ("9000000", Kind::Extra)];
+    assert_eq!(found(&report, "numbered"), expected.map(|(key, kind)| (key.to_owned(), kind)), "{report}");
+    assert_eq!(
+        found(&report, "named"),
+        [("a1".to_owned(), Kind::Other), ("Ä2".to_owned(), Kind::Missing)],
+        "{report}"
+    );
+    assert_eq!(found(&report, "pairs").len(), 1, "{report}");
+    assert_eq!(
+        found(&report, "keyless").iter().map(|one| one.1).collect::<Vec<_>>(),
+        [Kind::Missing],
+        "{report}"
+    );
+    assert_eq!(
+        found(&report, "kinds"),
+        [("3".to_owned(), Kind::Other), ("4".to_owned(), Kind::Other)],
+        "{report}"
+    );
+    assert_eq!(report.outcome, Outcome::Different);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_or_a_column_that_the_target_lacks_is_a_difference_and_never_equal() {
+    let pair = Pair::start().await;
+    pair.source.sql("source", "CREATE TABLE new (id int PRIMARY KEY)").await.unwrap();
+    pair.target
+        .sql(
+            "target",
+            "ALTER SUBSCRIPTION pair DISABLE; ALTER TABLE pairs DROP COLUMN v; ALTER TABLE named ADD w int",
+        )
+        .await
+        .unwrap();
+    let options = Options { patience: Duration::from_millis(200), ..small() };
+    let report = pair.compare(options, &["new", "pairs", "named"]).await.unwrap();
+    let outcomes: Vec<Outcome> = report.tables.iter().map(|table| table.outcome).collect();
+    assert_eq!(outcomes, [Outcome::Different, Outcome::Different, Outcome::Equal], "{report}");
+    assert_eq!(report.tables[0].notes, ["the target has no table public.new"]);
+    assert_eq!(report.tables[1].notes, ["the target has no column v"]);
+    assert_eq!(report.tables[2].notes, ["column w exists only at the target and is not compared"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_does_not_catch_up_is_an_error_that_says_so() {
+    let pair = Pair::start().await;
+    pair.target.sql("target", "ALTER SUBSCRIPTION pair DISABLE").await.unwrap();
+    pair.source.sql("source", "UPDATE numbered SET n = -1 WHERE id = 3").await.unwrap();
+    let options = Options { patience: Duration::from_millis(300), ..small() };
+    let error = pair.compare(options, &["numbered"]).await.unwrap_err();
+    assert!(matches!(error, Error::Behind { .. }), "{error}");
+    assert!(error.to_string().contains("did not reach"), "{error}");
+    // What is the same is the same, however far the changefeed is.
+    assert_eq!(pair.compare(options, &["pairs"]).await.unwrap().outcome, Outcome::Equal);
+}
