@@ -40,7 +40,7 @@
 //!                    |        no answer for 30 s: taken for lost
 //!                    `--back in the set--> an error: it is not used under this epoch, the changefeed starts again
 //!
-//!  (a) a member goes                                    fence the node
+//!  (a) a member goes, or this node does not reach it    fence the node
 //!  (b) a maintainer takes over                          fence everybody but the members that have answered
 //!  (c) a member's dispatchers were closed under it      it answers with a new sink, which has fenced the older ones
 //!                                                       of its node before it was opened; one that was fenced while it
@@ -48,7 +48,8 @@
 //! ```
 //!
 //! Fences carry the epoch: one that comes late from an earlier maintainer does nothing. Downstreams whose writers
-//! cannot harm each other (files, black holes) have no fence, and nobody waits for one.
+//! cannot harm each other (files, black holes) have no fence, and nobody waits for one; nor is a member given up there that
+//! only is not reached ([`MaintainerManager::with_unreached`]).
 //!
 //! How a table comes to be divided. The upstream is asked outside the core, one question at a time, and everything is
 //! looked at anew when it has answered:

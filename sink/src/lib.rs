@@ -11,6 +11,8 @@
 //!   position that this sink has seen; so a row change is applied exactly once, whoever replays it.
 //! - **SK-5** PostgreSQL: after [`fence()`] has answered, no transaction of the sinks that were meant commits, neither
 //!   one in flight nor a later one; a fenced sink ends with [`Error::Fenced`] and never writes again.
+//! - **SK-7** Nothing takes effect downstream while [`SinkOptions::permit`] does not hold: neither a transaction nor a file begins
+//!   or is completed. What was taken waits.
 //!
 //! How a sink that lost its place is kept from writing is told in `postgres/registration.rs`. Files need no fence:
 //! each dispatcher writes files of its own, and a late one holds rows that its successor writes too, under their
