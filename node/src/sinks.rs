@@ -105,6 +105,10 @@ impl Sink for Counted {
         self.inner.healthy()
     }
 
+    fn trouble(&self) -> Option<Error> {
+        self.inner.trouble()
+    }
+
     async fn open_dispatcher(
         &self,
         dispatcher: DispatcherId,

@@ -18,6 +18,7 @@
 //! makes the batch go again in upstream order. A unique constraint that is deferred upstream but immediate in
 //! the target may be violated by a transaction that is legal upstream; that is an error.
 
+mod absence;
 mod apply;
 mod config;
 mod connection;
@@ -93,15 +94,19 @@ macro_rules! with_control {
                 }
             };
             match attempt.await {
-                Ok(value) => break Ok(value),
+                Ok(value) => {
+                    $self.shared.absence.answered();
+                    break Ok(value);
+                }
                 // A transaction that is open ends with its connection.
                 Err(Failure::Suspended) => *guard = None,
-                Err(Failure::Lost(error)) if backoff.is_overdue() => {
+                Err(Failure::Lost(error)) => {
                     *guard = None;
-                    break Err(error);
+                    $self.shared.lost(&error);
+                    $self.shared.absence.pause(&mut backoff, &$self.shared.closing).await?;
                 }
-                Err(Failure::Lost(error) | Failure::Again(error)) => {
-                    tracing::warn!(%error, "the downstream database is not available, trying again");
+                Err(Failure::Again(error)) => {
+                    tracing::warn!(%error, "the downstream database asked to repeat a transaction");
                     *guard = None;
                     backoff.pause(&$self.shared.closing).await?;
                 }
@@ -211,6 +216,10 @@ impl Sink for PostgresSink {
 
     fn healthy(&self) -> bool {
         self.shared.healthy()
+    }
+
+    fn trouble(&self) -> Option<Error> {
+        self.shared.absence.trouble()
     }
 
     async fn open_dispatcher(

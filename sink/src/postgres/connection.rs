@@ -1,6 +1,6 @@
 //! One connection: how it is opened, what its session is set to, and what its failures mean.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rand::Rng;
 use rustc_hash::FxHashMap;
@@ -17,9 +17,6 @@ use crate::Error;
 const MAX_STATEMENTS: usize = 512;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// How long a downstream that does not answer is tried again here. Afterwards the changefeed says so in its state,
-/// and starts again with growing pauses. A restart of the server is over by then.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why an attempt failed.
 #[derive(Debug)]
@@ -32,11 +29,11 @@ pub(crate) enum Failure {
     Conflict(Error),
     /// The progress found downstream is not the one expected: someone else wrote, or a commit whose answer
     /// was lost had happened.
-    /// This process may not write now: the same again when it may.
-    Suspended,
     Overtaken,
     /// A statement changed fewer rows than it should have.
     Missing,
+    /// This process may not write now: the same again when it may.
+    Suspended,
     /// A person must look.
     Fatal(Error),
 }
@@ -51,12 +48,12 @@ impl Failure {
                 what: "another writer moved the progress of this changefeed downstream".into(),
             },
             Failure::Missing => Error::Rejected {
+                code: "CDC:ErrTargetRowMissing",
+                what: "a row to update does not exist in the target".into(),
+            },
             Failure::Suspended => Error::Unavailable {
                 what: "writing is suspended: the lease of this node is not confirmed".into(),
                 source: None,
-            },
-                code: "CDC:ErrTargetRowMissing",
-                what: "a row to update does not exist in the target".into(),
             },
         }
     }
@@ -217,18 +214,11 @@ fn connecting(error: tokio_postgres::Error, address: &str) -> Failure {
 #[derive(Debug)]
 pub(crate) struct Backoff {
     next: Duration,
-    /// When the series of failures began.
-    since: Option<Instant>,
 }
 
 impl Backoff {
     pub(crate) const fn new() -> Self {
-        Self { next: FIRST_PAUSE, since: None }
-    }
-
-    /// Whether failures have followed each other for so long that a person should know. Asked at each failure.
-    pub(crate) fn is_overdue(&mut self) -> bool {
-        self.since.get_or_insert_with(Instant::now).elapsed() >= PATIENCE
+        Self { next: FIRST_PAUSE }
     }
 
     /// The next pause.
@@ -236,6 +226,15 @@ impl Backoff {
         let pause = self.next;
         self.next = (self.next * 2).min(LONGEST_PAUSE);
         pause.mul_f64(rand::rng().random_range(0.5..1.0))
+    }
+
+    /// As [`Backoff::pause`], but the first attempt after a success is followed at once.
+    pub(crate) async fn pause_unless_first(&mut self, closing: &CancellationToken) -> Result<(), Error> {
+        if self.next == FIRST_PAUSE {
+            self.advance();
+            return Ok(());
+        }
+        self.pause(closing).await
     }
 
     /// Waits; `Err` when `closing` happens first.

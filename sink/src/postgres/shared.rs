@@ -10,6 +10,7 @@ use rustc_hash::FxHashMap;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use super::absence::Absence;
 use super::config::PgConfig;
 use super::connection::Failure;
 use super::pieces::SpanProgress;
@@ -50,6 +51,8 @@ pub(crate) struct Shared {
     pub(crate) progress: Mutex<FxHashMap<(DispatcherId, TableId), SpanProgress>>,
     /// The last described shape of each table.
     pub(crate) targets: Mutex<FxHashMap<TableId, Arc<Target>>>,
+    /// Whether the target answers.
+    pub(crate) absence: Absence,
     failed: AtomicBool,
     failure: Mutex<Option<Error>>,
     /// The sink closes, by order or by failure.
@@ -79,6 +82,7 @@ impl Shared {
             settled: Notify::new(),
             progress: Mutex::default(),
             targets: Mutex::default(),
+            absence: Absence::default(),
             failed: AtomicBool::new(false),
             failure: Mutex::new(None),
             closing: CancellationToken::new(),
@@ -100,6 +104,15 @@ impl Shared {
     /// Fails when this process may not write now.
     pub(crate) fn check_permit(&self) -> Result<(), Failure> {
         if self.permit.holds() { Ok(()) } else { Err(Failure::Suspended) }
+    }
+
+    /// The target did not answer, or has no room for us now.
+    pub(crate) fn lost(&self, error: &Error) {
+        if self.absence.failed(error) {
+            tracing::warn!(changefeed = %self.changefeed, %error, "the downstream database does not answer, trying again");
+        } else {
+            tracing::debug!(changefeed = %self.changefeed, %error, "the downstream database still does not answer");
+        }
     }
 
     /// The first fatal error closes the sink.

@@ -193,6 +193,7 @@ impl Worker {
             let failure = match self.attempt(&batch, mode).await {
                 Ok(()) => {
                     self.backoff = Backoff::new();
+                    self.shared.absence.answered();
                     self.metrics.flushed(begun.elapsed());
                     self.shared.complete(batch);
                     return Ok(());
@@ -217,11 +218,8 @@ impl Worker {
             Failure::Lost(error) => {
                 self.connection = None;
                 self.stale = true;
-                if self.backoff.is_overdue() {
-                    return Err(error);
-                }
-                tracing::warn!(%error, "writing downstream failed, trying again");
-                self.backoff.pause(&self.shared.closing).await?;
+                self.shared.lost(&error);
+                self.shared.absence.pause(&mut self.backoff, &self.shared.closing).await?;
                 Ok(Next::Again(mode))
             }
             Failure::Again(error) => {
@@ -231,20 +229,21 @@ impl Worker {
                 Ok(Next::Again(mode))
             }
             Failure::Overtaken => {
-                tracing::info!("progress was moved by another connection, reading it again");
+                // As by a copy of the table that has ended; no reason to wait unless it goes on.
+                tracing::debug!("progress was moved by another connection, reading it again");
                 self.rollback().await;
                 self.stale = true;
-                self.backoff.pause(&self.shared.closing).await?;
+                self.backoff.pause_unless_first(&self.shared.closing).await?;
                 Ok(Next::Again(mode))
             }
             Failure::Missing => {
                 self.rollback().await;
                 Ok(Next::Again(Mode::Singles))
+            }
             Failure::Suspended => {
                 // Nobody is to wait for its locks.
                 self.rollback().await;
                 Ok(Next::Again(mode))
-            }
             }
             Failure::Conflict(error) if serial => {
                 self.rollback().await;
@@ -311,8 +310,8 @@ impl Worker {
         let writer = Writer {
             own_schema: &shared.config.own_schema,
             changefeed: &shared.gid,
-            permit: &shared.permit,
             registration: &shared.registration,
+            permit: &shared.permit,
             on_existing_rows: shared.config.on_existing_rows,
             metrics: &shared.txn_metrics,
         };
