@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-/// Pauses between connection attempts: the first, and the longest.
+/// Pauses between connection attempts: the first, and the longest, which is what an upstream that comes back waits for at
+/// most.
 const FIRST: Duration = Duration::from_millis(100);
-const LAST: Duration = Duration::from_secs(10);
+const LAST: Duration = Duration::from_secs(2);
 /// A connection that stood this long begins a new series of attempts.
 const FORGET: Duration = Duration::from_secs(30);
 

@@ -213,8 +213,13 @@ impl Session {
     async fn prepare(&mut self) -> Result<Vec<(CatalogTable, Arc<Shape>)>, Error> {
         let mut conn = admin::connect(&self.options).await?;
         admin::usable_slot(&mut conn, &self.names, self.resolved).await?;
-        let current = admin::published_tables(&mut conn, &self.spec, &self.names).await?;
+        let tables = self.read_tables(&mut conn).await?;
         conn.close().await;
+        Ok(tables)
+    }
+
+    async fn read_tables(&mut self, conn: &mut Connection) -> Result<Vec<(CatalogTable, Arc<Shape>)>, Error> {
+        let current = admin::published_tables(conn, &self.spec, &self.names).await?;
         if self.tables.is_none() {
             for table in &current {
                 self.writer.register_table(Arc::clone(&table.info));
@@ -228,14 +233,23 @@ impl Session {
         Ok(self.tables.clone().unwrap_or_default())
     }
 
+    /// Takes the slot over and begins to stream. The connection for the stream is opened meanwhile: it takes nothing from
+    /// anybody before it is told to stream.
     async fn connect(&mut self) -> Result<(Connection, Tables), Error> {
-        let tables = self.prepare().await?;
+        let begun = Instant::now();
+        let (options, application) = (self.options.clone(), self.application.clone());
+        let open = || Connection::connect(&options, Purpose::Replication, &application);
+        let (claimed, early) = tokio::join!(self.claim(), open());
+        let (tables, ended) = claimed?;
+        let mut conn = match early {
+            Ok(conn) => conn,
+            // The server may have had no connection left for it before the former reader's was ended.
+            Err(_) => open().await?,
+        };
         let known: FxHashMap<u32, Arc<Shape>> = tables
             .into_iter()
             .filter_map(|(table, shape)| Some((u32::try_from(table.info.id.0).ok()?, shape)))
             .collect();
-        self.claim_slot().await?;
-        let mut conn = Connection::connect(&self.options, Purpose::Replication, &self.application).await?;
         let sql = format!(
             "START_REPLICATION SLOT {} LOGICAL {} (proto_version '1', publication_names '{}')",
             ident(&self.names.slot),
@@ -243,42 +257,47 @@ impl Session {
             ident(&self.names.slot).replace('\'', "''"),
         );
         conn.start_copy("start replication", &sql).await.map_err(|error| self.log_error(error))?;
+        tracing::info!(changefeed = %self.spec.changefeed, epoch = ?self.spec.epoch, resolved = %self.resolved,
+            ended_former = ended, took_ms = begun.elapsed().as_millis(), "the log is followed");
         Ok((conn, Tables::new(known, Arc::clone(&self.spec.filter))))
     }
 
-    /// Ends the connection of a reader that came before us; gives way to one that came after.
-    async fn claim_slot(&mut self) -> Result<(), Error> {
+    /// Makes sure that the slot is ours and free, and reads the tables. Says whether a former reader was ended.
+    async fn claim(&mut self) -> Result<(Vec<(CatalogTable, Arc<Shape>)>, bool), Error> {
         let mut conn = admin::connect(&self.options).await?;
-        let slot = admin::usable_slot(&mut conn, &self.names, self.resolved).await?;
-        if let Some(pid) = slot.active_pid {
-            let mine = heartbeatpb::MaintainerEpoch::to_wire(self.spec.epoch);
-            let sql = format!("SELECT application_name FROM pg_stat_activity WHERE pid = {pid}");
-            let rows = conn.query("tell who reads the log", &sql).await?;
-            let name = rows.first().map(|row| row.text(0));
-            match name.map(|name| (name.is_empty(), self.names.epoch_of(name))) {
-                Some((_, Some(current))) if current > mine => return Err(Error::Superseded { current }),
-                Some((_, Some(_))) => self.end_former(&mut conn, pid).await?,
-                // Another role's: we may not even see what it calls itself.
-                Some((true, None)) => {
-                    return Err(self.held(&mut conn, pid, "it belongs to another role").await?);
-                }
-                // Somebody who is no reader of ours: the server says so at once. Or it has just left.
-                Some((false, None)) | None => {}
-            }
-        }
+        let ended = self.claim_slot(&mut conn).await?;
+        let tables = self.read_tables(&mut conn).await?;
         conn.close().await;
-        Ok(())
+        Ok((tables, ended))
+    }
+
+    /// Ends the connection of a reader that came before us; gives way to one that came after. Says whether it ended one.
+    async fn claim_slot(&mut self, conn: &mut Connection) -> Result<bool, Error> {
+        let slot = admin::usable_slot(conn, &self.names, self.resolved).await?;
+        let Some(pid) = slot.active_pid else { return Ok(false) };
+        let mine = heartbeatpb::MaintainerEpoch::to_wire(self.spec.epoch);
+        let sql = format!("SELECT application_name FROM pg_stat_activity WHERE pid = {pid}");
+        let rows = conn.query("tell who reads the log", &sql).await?;
+        let name = rows.first().map(|row| row.text(0));
+        match name.map(|name| (name.is_empty(), self.names.epoch_of(name))) {
+            Some((_, Some(current))) if current > mine => Err(Error::Superseded { current }),
+            Some((_, Some(_))) => self.end_former(conn, pid).await,
+            // Another role's: we may not even see what it calls itself.
+            Some((true, None)) => Err(self.held(conn, pid, "it belongs to another role").await?),
+            // Somebody who is no reader of ours: the server says so at once. Or it has just left.
+            Some((false, None)) | None => Ok(false),
+        }
     }
 
     /// Ends the connection of a reader that came before us: its node may hang, or be cut off from everybody but the
     /// server. Where our role may not do that, the server does it by itself when it hears nothing for long enough.
-    async fn end_former(&self, conn: &mut Connection, pid: u32) -> Result<(), Error> {
+    async fn end_former(&self, conn: &mut Connection, pid: u32) -> Result<bool, Error> {
         match admin::terminate(conn, pid).await {
             Ok(true) => {
                 tracing::info!(changefeed = %self.spec.changefeed, pid, "ended the log connection of a former reader");
-                Ok(())
+                Ok(true)
             }
-            Ok(false) => Ok(()),
+            Ok(false) => Ok(false),
             Err(Error::UpstreamPrivilege { what }) => Err(self.held(conn, pid, &what).await?),
             Err(error) => Err(error),
         }
