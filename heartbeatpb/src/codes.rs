@@ -177,6 +177,10 @@ pub const API_INVALID_PARAM: &str = "CDC:ErrAPIInvalidParam";
 pub const API_NOT_FOUND: &str = "CDC:ErrAPINotFound";
 /// There is nothing of that kind here; the message says what there is instead.
 pub const API_GONE: &str = "CDC:ErrAPIGone";
+/// This server cannot answer that; the message says what answers instead.
+pub const API_NOT_SUPPORTED: &str = "CDC:ErrAPINotSupported";
+/// Somebody else is being answered the same; ask again when that is done.
+pub const API_TOO_MANY: &str = "CDC:ErrAPITooManyRequests";
 /// The request needs a user, and has no credentials of HTTP Basic.
 pub const CREDENTIAL_NOT_FOUND: &str = "CDC:ErrCredentialNotFound";
 /// The user or the password is wrong, the user is not allowed, or passwords cannot be verified now.

@@ -3,8 +3,8 @@
 
 use serde_json::{Map, Value};
 
-use super::ConfigError;
 use super::uri::{is_secret_name, mask_uri};
+use super::{ConfigError, HumanDuration};
 
 /// What is shown instead of a secret; on update it means "keep the stored value".
 pub const HIDDEN: &str = "******";
@@ -18,6 +18,35 @@ const RENAMED: [(&str, &str); 3] = [
 
 /// Keys whose value is a URI: its secrets are masked and the rest stays readable.
 const URIS: [&str; 4] = ["storage", "uri", "sink-uri", "schema-registry"];
+
+/// Keys, as the API names them, whose value is a duration: answers have whole nanoseconds (api-cli-config §1).
+const DURATIONS: [&str; 6] = [
+    "sync_point_interval",
+    "sync_point_retention",
+    "active_active_progress_interval",
+    "active_active_sync_stats_interval",
+    "changefeed_error_stuck_duration",
+    "region_count_refresh_interval",
+];
+
+/// Rewrites the durations of an API document from text to nanoseconds.
+pub fn number_durations(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            for (key, value) in map.iter_mut() {
+                let duration = value.as_str().filter(|_| DURATIONS.contains(&key.as_str()));
+                match duration.and_then(HumanDuration::parse) {
+                    Some(HumanDuration(duration)) => {
+                        *value = Value::from(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX));
+                    }
+                    None => number_durations(value),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(number_durations),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
 
 /// Rewrites every key of a stored document to its API form.
 #[must_use]

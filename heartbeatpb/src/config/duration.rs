@@ -126,8 +126,30 @@ mod tests {
         }
         assert_eq!(HumanDuration::parse("1.5h").unwrap(), HumanDuration::from_secs(5400));
         assert_eq!(HumanDuration::parse("45m").unwrap().to_string(), "45m0s");
-        for bad in ["", "5", "-5m", "5 m", "m", "5x", "1e400h", "99999999999999999999h"] {
+        for bad in ["", "5", "1d", "-5m", "5 m", "m", "5x", "1e400h", "99999999999999999999h"] {
             assert_eq!(HumanDuration::parse(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    // behaviour: api-A-6
+    fn a_request_has_durations_as_text_or_as_nanoseconds_and_nothing_else() {
+        let read =
+            |json: &str| serde_json::from_str::<HumanDuration>(json).map_err(|error| error.to_string());
+        assert_eq!(read("\"1h30m\""), Ok(HumanDuration::from_secs(5400)));
+        assert_eq!(read("5400000000000"), read("\"1h30m\""));
+        assert_eq!(serde_json::to_string(&HumanDuration::from_secs(5400)).unwrap(), "\"1h30m0s\"");
+        assert_eq!(read("0"), Ok(HumanDuration::default()));
+        for text in ["1h30m", "500ms", "1.5s", "250us"] {
+            let duration = HumanDuration::parse(text).unwrap();
+            assert_eq!(read(&serde_json::to_string(&duration).unwrap()), Ok(duration), "{text}");
+        }
+        for bad in
+            ["\"1d\"", "\"\"", "\"soon\"", "-1", "1.5", "null", "true", "{}", "[1]", "18446744073709551616"]
+        {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+        assert!(read("\"1d\"").unwrap_err().contains("45m"), "it says what to write");
+        assert!(read("{}").unwrap_err().contains("a duration such as"), "an empty table is none");
     }
 }

@@ -210,12 +210,14 @@ impl ReplicaConfig {
         Ok((config, unknown))
     }
 
-    /// The snake_case form of the JSON API, with secrets shown as `******`.
+    /// The snake_case form of the JSON API, with secrets shown as `******` and durations in nanoseconds.
     #[must_use]
     pub fn to_api(&self) -> serde_json::Value {
         let mut value = self.to_value();
         api::mask_secrets(&mut value);
-        api::to_api_keys(value)
+        let mut value = api::to_api_keys(value);
+        api::number_durations(&mut value);
+        value
     }
 
     /// The stored form.

@@ -302,3 +302,91 @@ fn states_know_what_they_hold_back() {
     assert!(is_valid_name("a-1") && !is_valid_name("a--1") && !is_valid_name("") && !is_valid_name("a_b"));
     assert!(is_valid_keyspace("") && is_valid_keyspace("a_b-1") && !is_valid_keyspace(&"k".repeat(21)));
 }
+
+#[test]
+// behaviour: api-S-8
+fn each_scheme_takes_the_protocols_and_options_that_fit_it() {
+    let adjusted = |toml: &str, uri: &str| {
+        let mut config = ReplicaConfig::from_toml(toml).unwrap();
+        config.validate_and_adjust(uri).map(|warnings| (config, warnings))
+    };
+    let code = |toml: &str, uri: &str| match adjusted(toml, uri) {
+        Ok(_) => "fine",
+        Err(error) => error.code(),
+    };
+    let (uri, config, protocol) =
+        ("CDC:ErrSinkURIInvalid", "CDC:ErrInvalidReplicaConfig", "CDC:ErrSinkUnknownProtocol");
+    // Scheme × protocol.
+    for (name, file, kafka, pulsar) in [
+        ("canal-json", "fine", "fine", "fine"),
+        ("CANAL-JSON", "fine", "fine", "fine"),
+        ("csv", "fine", config, config),
+        ("debezium", "fine", "fine", config),
+        ("open-protocol", config, "fine", config),
+        ("default", config, "fine", config),
+        ("avro", config, "fine", config),
+        ("flat-avro", config, "fine", config),
+        ("simple", config, "fine", config),
+        ("morse", protocol, protocol, protocol),
+        ("canal", protocol, protocol, protocol),
+        ("maxwell", protocol, protocol, protocol),
+        ("craft", protocol, protocol, protocol),
+    ] {
+        for scheme in ["file", "s3", "gcs", "gs", "azblob", "azure", "noop"] {
+            assert_eq!(code("", &format!("{scheme}://b/p?protocol={name}")), file, "{scheme} {name}");
+        }
+        for scheme in ["kafka", "kafka+ssl"] {
+            assert_eq!(code("", &format!("{scheme}://h:1/topic?protocol={name}")), kafka, "{scheme} {name}");
+        }
+        for scheme in ["pulsar", "pulsar+ssl", "pulsar+http", "pulsar+https"] {
+            assert_eq!(code("", &format!("{scheme}://h:1/topic?protocol={name}")), pulsar, "{scheme} {name}");
+        }
+    }
+    for scheme in ["postgres", "postgresql", "mysql", "mysql+ssl", "tidb", "tidb+ssl", "blackhole"] {
+        assert_eq!(code("", &format!("{scheme}://h/d")), "fine", "{scheme} needs no protocol");
+    }
+    // What belongs to a scheme, and its bounds.
+    for (toml, sink, expected) in [
+        ("", "kafka://h:1/topic", config),
+        ("", "kafka://h:1/?protocol=canal-json", uri),
+        ("", "kafka://h:1?protocol=canal-json", uri),
+        ("", "file:///d", config),
+        ("", "kafka://h:1/t?protocol=canal-json&transaction-atomicity=table", config),
+        ("", "kafka://h:1/t?protocol=canal-json&transaction-atomicity=none", "fine"),
+        ("", "postgres://h/d?transaction-atomicity=table", "fine"),
+        ("", "postgres://h/d?transaction-atomicity=some", uri),
+        ("", "postgres://h/d?safe-mode=maybe", uri),
+        ("", "file:///d?protocol=csv&worker-count=0", config),
+        ("", "file:///d?protocol=csv&worker-count=many", uri),
+        ("", "file:///d?protocol=csv&flush-interval=1d", uri),
+        ("", "file:///d?protocol=csv&file-size=big", uri),
+        ("[sink.csv]\ndelimiter = \"abcd\"", "file:///d?protocol=csv", config),
+        ("[sink.csv]\ndelimiter = \"abcd\"", "file:///d?protocol=canal-json", "fine"),
+        ("[sink.csv]\ndelimiter = \"\\n\"", "file:///d?protocol=csv", config),
+        ("[sink.csv]\nquote = \"ab\"", "file:///d?protocol=csv", config),
+        ("[sink.csv]\nquote = \"\"", "file:///d?protocol=csv", "fine"),
+        ("[sink.csv]\nbinary-encoding-method = \"octal\"", "file:///d?protocol=csv", config),
+        ("[sink]\ndelete-only-output-handle-key-columns = true", "file:///d?protocol=csv", config),
+        ("[sink]\ndelete-only-output-handle-key-columns = true", "file:///d?protocol=canal-json", "fine"),
+        ("[sink]\nfile-index-digit = 21", "file:///d?protocol=csv", config),
+        ("[[sink.dispatchers]]\nmatcher = [\"a.b\"]\ntarget-table = \"{table}_x\"", "postgres://h/d", config),
+    ] {
+        assert_eq!(code(toml, sink), expected, "{toml} {sink}");
+    }
+    // The URI wins over the file and says so; values beyond a bound are moved to it.
+    let file =
+        "[sink]\nprotocol = \"canal-json\"\n[sink.cloud-storage-config]\nworker-count = 3\nfile-size = 5000";
+    let (config, warnings) =
+        adjusted(file, "file:///d?protocol=csv&worker-count=7&flush-interval=1ms&file-size=1").unwrap();
+    let storage = &config.sink.cloud_storage_config;
+    assert_eq!(
+        (config.sink.protocol.as_str(), storage.worker_count, storage.file_size),
+        ("csv", Some(7), Some(1024))
+    );
+    assert_eq!(storage.flush_interval, Some(HumanDuration(std::time::Duration::from_millis(100))));
+    for words in ["protocol", "worker-count", "flush-interval", "file-size"] {
+        assert!(warnings.iter().any(|warning| warning.contains(words)), "{words}: {warnings:?}");
+    }
+    let (same, silent) = adjusted(file, "file:///d?protocol=canal-json&worker-count=3").unwrap();
+    assert!(silent.is_empty() && same.sink.protocol == "canal-json", "{silent:?}");
+}

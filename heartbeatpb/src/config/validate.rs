@@ -225,8 +225,20 @@ impl SinkConfig {
                         "a message queue needs a topic; write it as the path".to_owned(),
                     ));
                 }
-                if protocol.is_none() {
-                    return Err(ConfigError::invalid("sink.protocol", "a message queue needs a protocol"));
+                match protocol {
+                    None => {
+                        return Err(ConfigError::invalid(
+                            "sink.protocol",
+                            "a message queue needs a protocol",
+                        ));
+                    }
+                    Some(Protocol::Csv) => {
+                        return Err(ConfigError::invalid("sink.protocol", "csv is for files only"));
+                    }
+                    Some(other) if kind == SinkKind::Pulsar && other != Protocol::CanalJson => {
+                        return Err(ConfigError::invalid("sink.protocol", "Pulsar takes canal-json only"));
+                    }
+                    Some(_) => {}
                 }
                 if self.transaction_atomicity == Some(TransactionAtomicity::Table) {
                     return Err(ConfigError::invalid(
