@@ -38,7 +38,7 @@
 //!                    |--> fence at the downstream --fenced--> gone: operators hear that it is, its spans are free
 //!                    |        failed, or it may still write (busy): again after 0.5 s … 5 s; the standstill says why;
 //!                    |        no answer for 30 s: taken for lost
-//!                    `--back in the set--> an error: it is not used under this epoch, the changefeed starts again
+//!                    `--back in the set--> not used under this epoch: when the changefeed's maintainer starts anew
 //!
 //!  (a) a member goes, or this node does not reach it    fence the node
 //!  (b) a maintainer takes over                          fence everybody but the members that have answered

@@ -39,7 +39,7 @@ impl Core {
             self.continue_removal(now, out);
             return;
         }
-        self.refuse_returned(&before);
+        self.note_returned(&before);
         let change = self.bootstrapper.on_nodes(&self.members(), now);
         self.show_nodes();
         for node in &change.removed {

@@ -40,16 +40,13 @@ impl Core {
         self.missing.remove(node);
     }
 
-    /// A node lives that was fenced, or is about to be: it can be used again under another epoch only.
-    pub(super) fn refuse_returned(&mut self, before: &BTreeSet<NodeId>) {
+    /// A node is there again that was fenced, or is about to be: it can be used again under another epoch only. Its spans
+    /// are elsewhere, and to start the changefeed again for its sake would cost more than it is worth.
+    pub(super) fn note_returned(&self, before: &BTreeSet<NodeId>) {
         let returned = |node: &&NodeId| self.fencing.is_lost(node) || self.fencing.is_gone(node);
-        let returned: Vec<NodeId> = self.alive.difference(before).filter(returned).cloned().collect();
-        for node in returned {
-            tracing::warn!(changefeedID = %self.id, %node, "a node is back that was taken for gone and fenced");
-            let message = format!(
-                "node {node} was taken for gone and its writers were fenced, but it is back; the changefeed starts again"
-            );
-            self.own_error(codes::SINK_FENCED, message);
+        for node in self.alive.difference(before).filter(returned) {
+            tracing::warn!(changefeedID = %self.id, %node,
+                "a node is back whose writers were fenced; it is used again when the changefeed's maintainer starts anew");
         }
     }
 

@@ -313,9 +313,9 @@ fn a_lost_answer_is_asked_for_again() {
     rig.says(&expect!["+add, create d80 t2@200 on n1"]);
 }
 
-/// It cannot write under this epoch any more, whatever it says: a false alarm costs a new start of the changefeed.
+/// It cannot write under this epoch any more, whatever it says.
 #[test]
-fn a_node_that_comes_back_is_not_used_under_this_epoch_and_the_changefeed_starts_again() {
+fn a_node_that_comes_back_is_not_used_under_this_epoch_and_nothing_is_disturbed_for_its_sake() {
     for fenced_first in [true, false] {
         let mut rig = Rig::two_nodes();
         rig.nodes(&["n1"]);
@@ -325,8 +325,7 @@ fn a_node_that_comes_back_is_not_used_under_this_epoch_and_the_changefeed_starts
         rig.out.clear();
         rig.nodes(&["n1", "n2"]);
         rig.says(&expect!["-"]);
-        let codes: Vec<String> = rig.core.status().errors.into_iter().map(|error| error.code).collect();
-        assert_eq!(codes, [codes::SINK_FENCED]);
+        assert!(rig.core.status().errors.is_empty(), "{:?}", rig.core.status().errors);
         if !fenced_first {
             rig.fenced(2, &[]);
             rig.out.clear();
