@@ -41,6 +41,8 @@ pub const START_TS_BEFORE_GC: &str = "CDC:ErrStartTsBeforeGC";
 pub const TABLE_INELIGIBLE: &str = "CDC:ErrTableIneligible";
 /// A table changed in a way that cannot be followed; the message names the table and the change.
 pub const SCHEMA_CHANGE_UNSUPPORTED: &str = "CDC:ErrSchemaChangeUnsupported";
+/// A table was created, altered or dropped while it was copied; the copy begins again.
+pub const COPY_OUTDATED: &str = "CDC:ErrCopyOutdated";
 /// A filter rule is wrong; the message says why. Update the changefeed.
 pub const FILTER_RULE_INVALID: &str = "CDC:ErrFilterRuleInvalid";
 /// The log reader did not start or ended for a reason of our own.

@@ -22,8 +22,8 @@ pub use changefeed::{
 pub use duration::HumanDuration;
 pub use error::ConfigError;
 pub use replica::{
-    ConsistentConfig, EventFilter, FilterConfig, InitialCopyConfig, IntegrityConfig, MounterConfig,
-    PerformanceMode, ReplicaConfig, SchedulerConfig, SyncedStatusConfig,
+    ConsistentConfig, DdlCapture, DdlConfig, DdlPolicy, EventFilter, FilterConfig, InitialCopyConfig,
+    IntegrityConfig, MounterConfig, PerformanceMode, ReplicaConfig, SchedulerConfig, SyncedStatusConfig,
 };
 pub use sink::{
     CloudStorageConfig, ColumnSelector, CsvConfig, DateSeparator, DebeziumConfig, DispatchRule, OpenConfig,

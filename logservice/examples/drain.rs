@@ -40,6 +40,10 @@ async fn main() -> Result<()> {
         ignore_ineligible: false,
         initial_copy: false,
         copy_parallel: 1,
+        ddl: heartbeatpb::config::DdlConfig {
+            capture: heartbeatpb::config::DdlCapture::Off,
+            ..Default::default()
+        },
     };
     let source = upstream::open(&uri)?;
     let start = source.create_retention(&spec, None).await?;

@@ -29,6 +29,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         ignore_ineligible: false,
         initial_copy: true,
         copy_parallel: 1,
+        ddl: heartbeatpb::config::DdlConfig::default(),
     };
     let begun = Instant::now();
     let tables = upstream.tables(&spec).await?;

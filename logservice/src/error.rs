@@ -140,6 +140,14 @@ pub enum Error {
         /// Where.
         commit_ts: Ts,
     },
+    /// A table changed while it was copied.
+    #[error(
+        "table {table} was created, altered or dropped while the initial copy ran; the copy begins again"
+    )]
+    CopyOutdated {
+        /// Schema and name.
+        table: String,
+    },
     /// A row of a table that nobody registered.
     #[error("table {table} is not registered")]
     UnknownTable {
@@ -246,6 +254,7 @@ impl Error {
             Error::SchemaChange { .. } | Error::SchemaChangesCollide { .. } => {
                 "CDC:ErrSchemaChangeUnsupported"
             }
+            Error::CopyOutdated { .. } => codes::COPY_OUTDATED,
             Error::UnknownTable { .. } => "CDC:ErrTableNotRegistered",
             Error::StoreIo { .. } => "CDC:ErrEventStoreIO",
             Error::StoreDamaged { .. } => "CDC:ErrEventStoreDamaged",
@@ -271,6 +280,7 @@ impl Error {
             | Error::UnknownDispatcher { .. }
             | Error::TableIndivisible { .. }
             | Error::SplitRowIncomplete { .. }
+            | Error::CopyOutdated { .. }
             | Error::Closed { .. } => true,
             Error::UpstreamUri { .. }
             | Error::FilterRule { .. }

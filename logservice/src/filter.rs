@@ -91,8 +91,47 @@ impl TableFilter {
         false
     }
 
+    /// The rules as regular expressions of PostgreSQL, in order: `{"i": include, "s": schema, "t": table}`.
+    pub(crate) fn to_patterns(&self) -> serde_json::Value {
+        let pattern = |pattern: &Pattern| {
+            let mut text = String::from(if self.case_sensitive { "^" } else { "(?i)^" });
+            pattern.iter().for_each(|token| put_pattern(token, &mut text));
+            text.push('$');
+            text
+        };
+        let rules = self.rules.iter().map(|rule| {
+            serde_json::json!({ "i": rule.include, "s": pattern(&rule.schema), "t": pattern(&rule.table) })
+        });
+        serde_json::Value::Array(rules.collect())
+    }
+
     fn fold(&self, name: &str) -> Vec<char> {
         name.chars().map(|c| fold(c, self.case_sensitive)).collect()
+    }
+}
+
+fn put_pattern(token: &Token, out: &mut String) {
+    let put = |c: char, out: &mut String| {
+        if c.is_ascii() && !c.is_ascii_alphanumeric() {
+            out.push('\\');
+        }
+        out.push(c);
+    };
+    match token {
+        Token::Char(c) => put(*c, out),
+        Token::Any => out.push_str(".*"),
+        Token::One => out.push('.'),
+        Token::Class { negated, ranges } => {
+            out.push_str(if *negated { "[^" } else { "[" });
+            for (low, high) in ranges {
+                put(*low, out);
+                if low != high {
+                    out.push('-');
+                    put(*high, out);
+                }
+            }
+            out.push(']');
+        }
     }
 }
 
@@ -314,6 +353,17 @@ mod tests {
             assert!(error.to_string().contains(&format!("{rule:?}")), "{error}");
         }
         assert!(TableFilter::new(&["", "# comment", "a.*"], true).expect("skipped").matches("a", "b"));
+    }
+
+    #[test]
+    fn rules_are_told_as_regular_expressions() {
+        let filter = TableFilter::new(&["a.t?[0-9_]", "!\"x.y\".b*"], true).expect("rules");
+        assert_eq!(
+            filter.to_patterns().to_string(),
+            r#"[{"i":true,"s":"^a$","t":"^t.[0-9\\_]$"},{"i":false,"s":"^x\\.y$","t":"^b.*$"}]"#
+        );
+        let folded = TableFilter::new(&["A.*"], false).expect("rules").to_patterns();
+        assert_eq!(folded[0]["s"], "(?i)^a$");
     }
 
     #[test]

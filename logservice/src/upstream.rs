@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use event::TableInfo;
+use heartbeatpb::config::DdlConfig;
 use heartbeatpb::{ChangefeedId, MaintainerEpoch, TableSpan, Ts, WallTime, codes};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -43,6 +44,8 @@ pub struct FeedSpec {
     pub initial_copy: bool,
     /// Tables copied at the same time; at least one.
     pub copy_parallel: usize,
+    /// What is done about changes of the schema.
+    pub ddl: DdlConfig,
 }
 
 impl fmt::Debug for FeedSpec {
@@ -56,6 +59,7 @@ impl fmt::Debug for FeedSpec {
             .field("ignore_ineligible", &self.ignore_ineligible)
             .field("initial_copy", &self.initial_copy)
             .field("copy_parallel", &self.copy_parallel)
+            .field("ddl", &self.ddl)
             .finish_non_exhaustive()
     }
 }

@@ -99,6 +99,7 @@ pub(crate) fn feed_spec(
         ignore_ineligible: config.ignore_ineligible_table,
         initial_copy: config.initial_copy.enabled,
         copy_parallel: usize::try_from(config.initial_copy.parallel.max(1)).unwrap_or(1),
+        ddl: config.ddl.clone(),
     })
 }
 

@@ -55,6 +55,8 @@ pub struct ReplicaConfig {
     pub synced_status: SyncedStatusConfig,
     /// Copy of the rows that exist when the changefeed is created.
     pub initial_copy: InitialCopyConfig,
+    /// Changes of the schema.
+    pub ddl: DdlConfig,
 }
 
 /// What to prefer when throughput and latency disagree.
@@ -179,6 +181,55 @@ pub struct InitialCopyConfig {
     pub parallel: u32,
 }
 
+/// `[ddl]`: changes of the schema.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct DdlConfig {
+    /// Whether a PostgreSQL upstream gets event triggers that write schema changes into its log. Decided when the
+    /// changefeed is created.
+    pub capture: DdlCapture,
+    /// `CREATE SCHEMA`.
+    pub create_schema: DdlPolicy,
+    /// `DROP SCHEMA`.
+    pub drop_schema: DdlPolicy,
+    /// `CREATE TABLE`.
+    pub create_table: DdlPolicy,
+    /// `DROP TABLE`.
+    pub drop_table: DdlPolicy,
+    /// A table gets another name or schema.
+    pub rename_table: DdlPolicy,
+    /// Columns, constraints and indexes of a table.
+    pub alter_table: DdlPolicy,
+    /// Partitions, other names of schemas.
+    pub other: DdlPolicy,
+}
+
+/// Whether the upstream's schema changes are captured.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DdlCapture {
+    /// Where the role may install it.
+    #[default]
+    Auto,
+    /// Always; a role that may not is refused.
+    On,
+    /// Never.
+    Off,
+}
+
+/// What is done about a kind of schema change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DdlPolicy {
+    /// It is executed downstream.
+    #[default]
+    Apply,
+    /// It is followed, but not executed downstream: somebody else does that.
+    Ignore,
+    /// The changefeed fails in front of it.
+    Fail,
+}
+
 impl ReplicaConfig {
     /// Bytes in flight when nothing else is said.
     pub const DEFAULT_MEMORY_QUOTA: u64 = 1 << 30;
@@ -277,6 +328,7 @@ impl Default for ReplicaConfig {
             consistent: ConsistentConfig::default(),
             synced_status: SyncedStatusConfig::default(),
             initial_copy: InitialCopyConfig::default(),
+            ddl: DdlConfig::default(),
         }
     }
 }

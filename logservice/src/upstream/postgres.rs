@@ -11,9 +11,11 @@
 //! ranges with an error of its own before either half is written; the changefeed starts again with the table undivided,
 //! and there the update is one statement.
 //!
-//! What cannot be seen in this log: a TRUNCATE of a single partition, a partition that is detached, and a
-//! partition attached later with another replica identity than its root. A table created after the changefeed is
-//! not part of the publication and is reported with a warning. Values of generated columns are not logged; their
+//! Changes of the schema come through event triggers (`ddl.rs`), where our role may install them. Without them a changed
+//! table is an error, and a table created after the changefeed is not part of the publication and is reported with a
+//! warning.
+//!
+//! What cannot be seen in this log: a TRUNCATE of a single partition. Values of generated columns are not logged; their
 //! place in a row holds [`event::Datum::Unchanged`].
 
 mod admin;
@@ -23,6 +25,7 @@ mod bounds;
 mod catalog;
 mod conn;
 mod copy;
+mod ddl;
 mod names;
 mod options;
 mod pgoutput;

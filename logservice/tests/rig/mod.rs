@@ -43,6 +43,10 @@ pub(crate) fn spec(uri: &str, rules: &[&str]) -> FeedSpec {
         ignore_ineligible: true,
         initial_copy: false,
         copy_parallel: 2,
+        ddl: heartbeatpb::config::DdlConfig {
+            capture: heartbeatpb::config::DdlCapture::Off,
+            ..Default::default()
+        },
     }
 }
 

@@ -89,6 +89,9 @@ pub(super) struct CreateArgs {
     /// Do not copy the rows that exist already; only changes from now on.
     #[arg(long)]
     no_initial_copy: bool,
+    /// Whether the upstream gets event triggers that capture schema changes: auto (where the role may), true or false.
+    #[arg(long, value_name = "auto|true|false", num_args = 0..=1, default_missing_value = "true")]
+    install_ddl_capture: Option<InstallCapture>,
     /// Do not ask questions: accept that some tables cannot be replicated.
     #[arg(long)]
     no_confirm: bool,
@@ -97,6 +100,17 @@ pub(super) struct CreateArgs {
     verbose: bool,
     #[command(flatten)]
     old: OldArgs,
+}
+
+/// Values of `--install-ddl-capture`.
+#[derive(Clone, Copy, clap::ValueEnum, Debug)]
+enum InstallCapture {
+    /// Where the role may.
+    Auto,
+    /// Always; a role that may not is refused.
+    True,
+    /// Never.
+    False,
 }
 
 /// Flags of older scripts that mean nothing here.
@@ -158,6 +172,13 @@ async fn create(client: &Session, args: CreateArgs) -> Result<(), CliError> {
     };
     if args.no_initial_copy {
         replica.entry("initial-copy").or_insert_with(|| json!({}))["enabled"] = json!(false);
+    }
+    if let Some(capture) = args.install_ddl_capture {
+        replica.entry("ddl").or_insert_with(|| json!({}))["capture"] = match capture {
+            InstallCapture::Auto => json!("auto"),
+            InstallCapture::True => json!("on"),
+            InstallCapture::False => json!("off"),
+        };
     }
     let mut body = json!({
         "start_ts": args.start_ts, "target_ts": args.target_ts, "sink_uri": args.sink_uri,

@@ -29,6 +29,7 @@ fn spec(uri: &str, start: u64, initial_copy: bool) -> FeedSpec {
         ignore_ineligible: false,
         initial_copy,
         copy_parallel: 1,
+        ddl: heartbeatpb::config::DdlConfig::default(),
     }
 }
 

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use heartbeatpb::config::DdlCapture;
 use heartbeatpb::{ChangefeedId, Ts, WallTime};
 
 use super::catalog::{self, CatalogTable, Selection};
 use super::conn::{Connection, Purpose};
+use super::ddl::{history, install};
 use super::names::Names;
 use super::options::ConnectOptions;
 use super::sql::{ident, literal, lsn, parse_lsn};
@@ -144,13 +146,28 @@ fn selection(spec: &FeedSpec) -> Selection<'_> {
     }
 }
 
-/// The wanted tables that the publication carries. A published table that has become ineligible is an error.
+/// The wanted tables that the publication carries, as they were at `at` where schema changes are captured. Where they are
+/// not, a published table that has become ineligible is an error.
 pub(crate) async fn published_tables(
     conn: &mut Connection,
     spec: &FeedSpec,
     names: &Names,
+    at: Ts,
 ) -> Result<Vec<CatalogTable>, Error> {
     usable_publication(conn, names).await?;
+    if install::is_active(conn, names).await? {
+        let tables = history::tables_at(conn, spec, names, at).await?;
+        if let Some((table, obstacle)) =
+            tables.iter().find_map(|table| table.obstacle.as_ref().map(|obstacle| (table, obstacle)))
+        {
+            tracing::warn!(
+                table = format!("{}.{}", table.info.schema, table.info.name),
+                reason = obstacle,
+                "a table that is replicated has become one that cannot be"
+            );
+        }
+        return Ok(tables);
+    }
     let sql = format!(
         "SELECT r.prrelid FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid WHERE p.pubname = {}",
         literal(&names.slot)
@@ -194,13 +211,14 @@ pub(crate) async fn published_tables(
 pub(crate) async fn tables(options: &ConnectOptions, spec: &FeedSpec) -> Result<Vec<SourceTable>, Error> {
     let names = Names::of(&spec.changefeed);
     let mut conn = connect(options).await?;
-    let mut tables = if publication(&mut conn, &names).await?.is_some() {
-        published_tables(&mut conn, spec, &names).await?
+    let tables = if publication(&mut conn, &names).await?.is_some() {
+        published_tables(&mut conn, spec, &names, spec.start_ts).await?
     } else {
-        catalog::load(&mut conn, &selection(spec)).await?
+        let mut tables = catalog::load(&mut conn, &selection(spec)).await?;
+        tables.retain(|table| table.obstacle.is_none());
+        tables
     };
     conn.close().await;
-    tables.retain(|table| table.obstacle.is_none());
     Ok(tables.iter().map(CatalogTable::source).collect())
 }
 
@@ -211,6 +229,7 @@ pub(crate) async fn check(options: &ConnectOptions, spec: &FeedSpec) -> Result<C
     let mut report = CheckReport::default();
     check_server(&mut conn, spec, &names, &mut report).await?;
     Connection::connect(options, Purpose::Replication, "millrace check").await?.close().await;
+    let captures = install::may_install(&mut conn).await?;
     let adopted = publication(&mut conn, &names).await?.is_some_and(|publication| publication.ours);
     let (mut unreadable, mut unowned) = (Vec::new(), Vec::new());
     for table in catalog::load(&mut conn, &selection(spec)).await? {
@@ -245,6 +264,12 @@ pub(crate) async fn check(options: &ConnectOptions, spec: &FeedSpec) -> Result<C
             some(&unowned)
         );
         return Err(Error::UpstreamPrivilege { what });
+    }
+    if spec.ddl.capture == DdlCapture::Auto && !captures {
+        report.warnings.push(format!(
+            "role {role} is no superuser and may not be allowed to install event triggers: then the changefeed stops at \
+             the first change of a table's schema"
+        ));
     }
     if report.eligible.is_empty() {
         report.warnings.push("no table that matches the filter can be replicated".to_owned());
@@ -338,13 +363,41 @@ pub(crate) async fn create_retention(
 ) -> Result<StartPoint, Error> {
     let names = Names::of(&spec.changefeed);
     let mut conn = connect(options).await?;
+    // Before the slot too: its creation waits for transactions that the triggers do not see.
+    let captured = install::install(&mut conn, spec, &names).await?;
     // Decoding looks the publication up as of the changes, so it must be older than the slot.
-    let made_publication = ensure_publication(&mut conn, spec, &names).await?;
-    let result = ensure_slot(&mut conn, &names, at).await;
-    if result.is_err() && made_publication {
-        drop_publication(&mut conn, &names).await?;
+    let result = create_slot(&mut conn, spec, &names, at, captured).await;
+    if result.is_err() && captured {
+        install::remove(&mut conn, &names).await?;
     }
     conn.close().await;
+    result
+}
+
+/// Creates the publication, then the slot, and tells the capture of schema changes where it begins.
+async fn create_slot(
+    conn: &mut Connection,
+    spec: &FeedSpec,
+    names: &Names,
+    at: Option<Ts>,
+    captured: bool,
+) -> Result<StartPoint, Error> {
+    let made_publication = ensure_publication(conn, spec, names).await?;
+    let result = async {
+        if captured {
+            install::look(conn).await?;
+        }
+        let start = ensure_slot(conn, names, at).await?;
+        if captured {
+            install::look(conn).await?;
+            install::begin_at(conn, names, start.start_ts).await?;
+        }
+        Ok(start)
+    }
+    .await;
+    if result.is_err() && made_publication {
+        drop_publication(conn, names).await?;
+    }
     result
 }
 
@@ -436,6 +489,8 @@ pub(crate) async fn drop_retention(options: &ConnectOptions, changefeed: &Change
     let names = Names::of(changefeed);
     let mut conn = connect(options).await?;
     drop_slot(&mut conn, &names).await?;
+    // Before the publication: nothing is added to it any more.
+    install::remove(&mut conn, &names).await?;
     drop_publication(&mut conn, &names).await?;
     conn.close().await;
     Ok(())

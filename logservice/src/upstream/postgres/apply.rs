@@ -7,6 +7,7 @@ use event::RowOp;
 use heartbeatpb::{Ts, WallTime};
 use rustc_hash::FxHashMap;
 
+use super::ddl::message::{self, Notice};
 use super::pgoutput::{self, Message, OldImage, Relation, StreamMessage, TupleData};
 use super::shape::Shape;
 use crate::event_store::StoreWriter;
@@ -20,7 +21,9 @@ pub(crate) enum Step {
     /// A row was written.
     Row,
     /// A transaction has begun; unwanted ones are in the store already.
-    Begin { wanted: bool },
+    Begin { wanted: bool, commit_lsn: u64, time: WallTime, xid: u32 },
+    /// A schema change, to be taken with [`Tables::take_notice`].
+    Ddl,
     /// The transaction is complete.
     Commit { end: Ts, time: WallTime },
     /// The server is alive.
@@ -52,12 +55,67 @@ pub(crate) struct Tables {
     /// Tables announced on this connection.
     announced: FxHashMap<u32, Announced>,
     counts: Counts,
+    notice: Option<Notice>,
+    /// The open transaction is one that was passed before the reader began, most likely: its tables may have had other
+    /// shapes.
+    former: bool,
+    /// What would be wrong if it was not.
+    mismatch: Option<Error>,
 }
 
 impl Tables {
     /// Tables by their ids.
     pub(crate) fn new(known: FxHashMap<u32, Arc<Shape>>, filter: Arc<TableFilter>) -> Self {
-        Self { known, filter, announced: FxHashMap::default(), counts: Counts::default() }
+        Self {
+            known,
+            filter,
+            announced: FxHashMap::default(),
+            counts: Counts::default(),
+            notice: None,
+            former: false,
+            mismatch: None,
+        }
+    }
+
+    /// Whether the transaction that begins was passed before the reader began, as far as can be told.
+    pub(crate) fn begin(&mut self, former: bool) {
+        (self.former, self.mismatch) = (former, None);
+    }
+
+    /// Whether the open transaction was passed before, as far as can be told.
+    pub(crate) fn is_former(&self) -> bool {
+        self.former
+    }
+
+    /// What a transaction that was not passed before has done to the tables without telling.
+    pub(crate) fn take_mismatch(&mut self) -> Option<Error> {
+        self.mismatch.take()
+    }
+
+    /// The schema change that was read last.
+    pub(crate) fn take_notice(&mut self) -> Option<Notice> {
+        self.notice.take()
+    }
+
+    /// The shape of a table that is replicated.
+    pub(crate) fn known(&self, relation: u32) -> Option<&Arc<Shape>> {
+        self.known.get(&relation)
+    }
+
+    /// A table has another shape, or is not replicated any more. If the server sees a difference, it announces the table
+    /// before its next row.
+    pub(crate) fn change(&mut self, relation: u32, shape: Option<Arc<Shape>>) {
+        let announced = match &shape {
+            Some(shape) => Announced::Known(Arc::clone(shape)),
+            None => Announced::Unwanted,
+        };
+        if let Some(known) = self.announced.get_mut(&relation) {
+            *known = announced;
+        }
+        match shape {
+            Some(shape) => drop(self.known.insert(relation, shape)),
+            None => drop(self.known.remove(&relation)),
+        }
     }
 
     /// Counts since the last call.
@@ -85,7 +143,7 @@ impl Tables {
             Message::Insert { relation, new } => self.insert(relation, new, open, writer),
             Message::Update { relation, old, new } => self.update(relation, old, new, open, writer),
             Message::Delete { relation, old } => self.delete(relation, old, open, writer),
-            Message::Begin { commit_lsn } => {
+            Message::Begin { commit_lsn, time, xid } => {
                 if open.is_some() {
                     return Err(Error::protocol("a transaction begins inside another"));
                 }
@@ -94,7 +152,7 @@ impl Tables {
                     writer.begin(Ts(commit_lsn));
                     self.counts.transactions += 1;
                 }
-                Ok(Step::Begin { wanted })
+                Ok(Step::Begin { wanted, commit_lsn, time: WallTime(time), xid })
             }
             Message::Commit { end_lsn, time } => match open {
                 Some(_) => Ok(Step::Commit { end: Ts(end_lsn), time: WallTime(time) }),
@@ -109,6 +167,13 @@ impl Tables {
                     }
                 }
                 Ok(Step::Row)
+            }
+            Message::Logical { prefix, content } => {
+                if open != Some(true) || prefix != message::PREFIX.as_bytes() {
+                    return Ok(Step::Nothing);
+                }
+                self.notice = Some(Notice::read(content)?);
+                Ok(Step::Ddl)
             }
             Message::Other => Ok(Step::Nothing),
         }
@@ -180,10 +245,17 @@ impl Tables {
 
     fn announce(&mut self, relation: &Relation) -> Result<(), Error> {
         let announced = match self.known.get(&relation.id) {
-            Some(shape) => {
-                shape.verify(relation)?;
-                Announced::Known(Arc::clone(shape))
-            }
+            Some(shape) => match shape.verify(relation) {
+                Ok(()) => Announced::Known(Arc::clone(shape)),
+                // Before its next row behind the change it is announced again.
+                Err(error) if self.former => {
+                    self.mismatch = Some(error);
+                    Announced::Unwanted
+                }
+                Err(error) => return Err(error),
+            },
+            // It was dropped since.
+            None if self.former => Announced::Unwanted,
             None if self.filter.matches(&relation.schema, &relation.name) => {
                 Announced::Unexpected { table: format!("{}.{}", relation.schema, relation.name) }
             }

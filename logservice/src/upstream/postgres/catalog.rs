@@ -1,8 +1,8 @@
 //! Tables as the catalog describes them, and whether they can be replicated.
 //!
 //! A partitioned table is one table: the publication reports changes under the root's name. Its partitions
-//! must therefore log the same old image as the root says. The schema `millrace` is left out: it holds what a
-//! changefeed that writes into this database keeps about itself.
+//! must therefore log the same old image as the root says. The schemas `millrace` and `millrace_capture` are left out: they
+//! hold what a changefeed that writes into this database keeps about itself, and the history of its shapes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -52,18 +52,18 @@ impl CatalogTable {
 }
 
 /// A table before its columns and keys are known.
-struct Head {
-    id: u32,
-    schema_id: i64,
-    schema: String,
-    name: String,
-    kind: u8,
-    persistence: u8,
-    identity: u8,
-    pages: u64,
-    readable: bool,
-    owned: bool,
-    other_unique: bool,
+pub(super) struct Head {
+    pub(super) id: u32,
+    pub(super) schema_id: i64,
+    pub(super) schema: String,
+    pub(super) name: String,
+    pub(super) kind: u8,
+    pub(super) persistence: u8,
+    pub(super) identity: u8,
+    pub(super) pages: u64,
+    pub(super) readable: bool,
+    pub(super) owned: bool,
+    pub(super) other_unique: bool,
 }
 
 /// What to list.
@@ -113,7 +113,7 @@ async fn load_heads(conn: &mut Connection, only: Option<TableId>) -> Result<Vec<
                    AND (i.indrelid = c.oid OR i.indrelid IN (SELECT relid FROM pg_catalog.pg_partition_tree(c.oid)))) \
                FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
                WHERE c.relkind IN ('r', 'p', 'f') AND NOT c.relispartition AND c.relpersistence <> 't' \
-                 AND n.nspname NOT IN ('information_schema', 'millrace') AND n.nspname !~ '^pg_' {only} \
+                 AND n.nspname NOT IN ('information_schema', 'millrace', 'millrace_capture') AND n.nspname !~ '^pg_' {only} \
                ORDER BY c.oid"
     );
     let rows = conn.query("list tables", &sql).await?;
@@ -137,10 +137,11 @@ async fn load_heads(conn: &mut Connection, only: Option<TableId>) -> Result<Vec<
     Ok(heads)
 }
 
-struct CatalogColumn {
-    number: i16,
-    type_mod: i32,
-    column: Column,
+/// A column with its number in the catalog.
+pub(super) struct CatalogColumn {
+    pub(super) number: i16,
+    pub(super) type_mod: i32,
+    pub(super) column: Column,
 }
 
 async fn load_columns(conn: &mut Connection, list: &str) -> Result<BTreeMap<u32, Vec<CatalogColumn>>, Error> {
@@ -186,12 +187,13 @@ async fn load_columns(conn: &mut Connection, list: &str) -> Result<BTreeMap<u32,
     Ok(columns)
 }
 
-struct CatalogKey {
-    name: String,
-    primary: bool,
-    identity: bool,
-    nulls_not_distinct: bool,
-    columns: Vec<i16>,
+/// A key by the numbers of its columns.
+pub(super) struct CatalogKey {
+    pub(super) name: String,
+    pub(super) primary: bool,
+    pub(super) identity: bool,
+    pub(super) nulls_not_distinct: bool,
+    pub(super) columns: Vec<i16>,
 }
 
 /// Complete, immediate unique indexes over plain columns.
@@ -221,7 +223,7 @@ async fn load_keys(conn: &mut Connection, list: &str) -> Result<BTreeMap<u32, Ve
 }
 
 /// A partition, as far as it must agree with its root.
-struct Leaf {
+pub(super) struct Leaf {
     name: String,
     kind: u8,
     persistence: u8,
@@ -261,7 +263,8 @@ async fn load_leaves(conn: &mut Connection, list: &str) -> Result<BTreeMap<u32, 
     Ok(leaves)
 }
 
-fn assemble(
+/// Puts a table together.
+pub(super) fn assemble(
     head: Head,
     columns: Vec<CatalogColumn>,
     catalog_keys: Vec<CatalogKey>,

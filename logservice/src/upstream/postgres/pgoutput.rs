@@ -34,6 +34,10 @@ pub(crate) enum Message<'a> {
     Begin {
         /// Position of its commit record.
         commit_lsn: u64,
+        /// Commit time, microseconds since the Unix epoch.
+        time: i64,
+        /// Its transaction id.
+        xid: u32,
     },
     /// The transaction is complete.
     Commit {
@@ -52,7 +56,9 @@ pub(crate) enum Message<'a> {
     Delete { relation: u32, old: OldImage<'a> },
     /// Tables were emptied.
     Truncate { relations: Relations<'a> },
-    /// Something without meaning for us: origin, type name, logical message.
+    /// What somebody wrote into the log with `pg_logical_emit_message`, as a part of the transaction.
+    Logical { prefix: &'a [u8], content: &'a [u8] },
+    /// Something without meaning for us: origin, type name, a logical message outside of a transaction.
     Other,
 }
 
@@ -276,8 +282,8 @@ pub(crate) fn decode(content: &[u8]) -> Result<Message<'_>, Error> {
         }
         b'B' => {
             let commit_lsn = cursor.u64()?;
-            cursor.array::<12>()?;
-            Message::Begin { commit_lsn }
+            let time = cursor.time()?;
+            Message::Begin { commit_lsn, time, xid: cursor.u32()? }
         }
         b'C' => {
             cursor.array::<9>()?;
@@ -293,10 +299,23 @@ pub(crate) fn decode(content: &[u8]) -> Result<Message<'_>, Error> {
             cursor.0 = rest;
             Message::Truncate { relations: Relations(ids) }
         }
-        b'O' | b'Y' | b'M' => return Ok(Message::Other),
+        b'M' => logical(&mut cursor)?,
+        b'O' | b'Y' => return Ok(Message::Other),
         kind => return Err(Error::protocol(format_args!("log message of kind {kind:#04x}"))),
     };
     if cursor.0.is_empty() { Ok(message) } else { Err(Error::protocol("a log message is too long")) }
+}
+
+fn logical<'a>(cursor: &mut Cursor<'a>) -> Result<Message<'a>, Error> {
+    let is_transactional = cursor.u8()? & 1 != 0;
+    cursor.u64()?;
+    let end = memchr::memchr(0, cursor.0).ok_or_else(cut_off)?;
+    let (prefix, rest) = cursor.0.split_at(end);
+    cursor.0 = &rest[1..];
+    let len = cursor.u32()? as usize;
+    let (content, rest) = cursor.0.split_at_checked(len).ok_or_else(cut_off)?;
+    cursor.0 = rest;
+    Ok(if is_transactional { Message::Logical { prefix, content } } else { Message::Other })
 }
 
 fn relation(cursor: &mut Cursor<'_>) -> Result<Relation, Error> {
@@ -373,9 +392,24 @@ mod tests {
         assert_eq!(relation.columns[0].type_mod, -1);
     }
 
+    fn logical_message() -> Vec<u8> {
+        b"M\x01\0\0\0\0\0\0\0\x09pre\0\0\0\0\x02ab".to_vec()
+    }
+
+    #[test]
+    fn a_logical_message_is_decoded_unless_it_belongs_to_no_transaction() {
+        let mut message = logical_message();
+        let Message::Logical { prefix, content } = decode(&message).expect("decode") else {
+            panic!("no logical message")
+        };
+        assert_eq!((prefix, content), (&b"pre"[..], &b"ab"[..]));
+        message[1] = 0;
+        assert!(matches!(decode(&message), Ok(Message::Other)));
+    }
+
     #[test]
     fn every_cut_and_every_addition_is_an_error() {
-        for message in [update(), relation_message()] {
+        for message in [update(), relation_message(), logical_message()] {
             for len in 0..message.len() {
                 assert!(decode(&message[..len]).is_err(), "cut at {len}");
             }

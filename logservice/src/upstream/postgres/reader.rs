@@ -5,6 +5,8 @@
 //! - **RD-2** Only what the persisted checkpoint covers is confirmed to the server, and only ends of transactions.
 //! - **RD-3** While the store is full nothing is read, but the connection is kept alive.
 
+mod follow;
+
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -93,6 +95,9 @@ impl Reader {
             complete: None,
             copied: !copies,
             tables: None,
+            captured: false,
+            checkpoint: self.start.checkpoint,
+            straddling: None,
             writer: self.writer,
             persisted: self.persisted,
             progress: self.progress,
@@ -104,7 +109,13 @@ impl Reader {
             let (began, resolved) = (Instant::now(), session.resolved);
             let error = match session.follow().await {
                 Ok(Ended::Shutdown) => return Ok(()),
-                Err(error) if error.is_retryable() && !matches!(error, Error::Closed { .. }) => error,
+                // Whoever placed the tables has to read them again too.
+                Err(error)
+                    if error.is_retryable()
+                        && !matches!(error, Error::Closed { .. } | Error::CopyOutdated { .. }) =>
+                {
+                    error
+                }
                 Err(error) => return Err(error),
             };
             session.publish_complete();
@@ -150,6 +161,12 @@ struct Session {
     copied: bool,
     /// Read from the catalog once: a shape that changes while we are away must not go unnoticed.
     tables: Option<Vec<(CatalogTable, Arc<Shape>)>>,
+    /// Schema changes come in the log.
+    captured: bool,
+    /// Where the reader began: the tables are known as they were there.
+    checkpoint: Ts,
+    /// The transaction in which that may be.
+    straddling: Option<follow::Straddling>,
     writer: StoreWriter,
     persisted: watch::Receiver<Ts>,
     progress: Arc<ReaderProgress>,
@@ -179,6 +196,9 @@ impl Session {
             };
             let copied = copy::run(&plan, &self.writer).await;
             let Some((position, time)) = copied? else { return Ok(Ended::Shutdown) };
+            if self.captured {
+                self.check_copied(&tables, position).await?;
+            }
             self.copied = true;
             self.asked = Some(position);
             self.publish(position, time);
@@ -202,6 +222,8 @@ impl Session {
             skip: self.asked.unwrap_or_default(),
             open: None,
             open_bytes: 0,
+            txn: follow::Txn::default(),
+            side: None,
             last_publish: Instant::now(),
             session: self,
         }
@@ -219,7 +241,13 @@ impl Session {
     }
 
     async fn read_tables(&mut self, conn: &mut Connection) -> Result<Vec<(CatalogTable, Arc<Shape>)>, Error> {
-        let current = admin::published_tables(conn, &self.spec, &self.names).await?;
+        // With schema changes in the log, what is known stays right: they bring what changes.
+        if self.captured
+            && let Some(known) = &self.tables
+        {
+            return Ok(known.clone());
+        }
+        let current = self.current_tables(conn).await?;
         if self.tables.is_none() {
             for table in &current {
                 self.writer.register_table(Arc::clone(&table.info));
@@ -251,10 +279,11 @@ impl Session {
             .filter_map(|(table, shape)| Some((u32::try_from(table.info.id.0).ok()?, shape)))
             .collect();
         let sql = format!(
-            "START_REPLICATION SLOT {} LOGICAL {} (proto_version '1', publication_names '{}')",
+            "START_REPLICATION SLOT {} LOGICAL {} (proto_version '1', publication_names '{}'{})",
             ident(&self.names.slot),
             lsn(self.asked.unwrap_or_default().0),
             ident(&self.names.slot).replace('\'', "''"),
+            if self.captured { ", messages 'true'" } else { "" },
         );
         conn.start_copy("start replication", &sql).await.map_err(|error| self.log_error(error))?;
         tracing::info!(changefeed = %self.spec.changefeed, epoch = ?self.spec.epoch, resolved = %self.resolved,
@@ -426,6 +455,10 @@ struct Stream<'s> {
     /// The open transaction; false when it is skipped.
     open: Option<bool>,
     open_bytes: usize,
+    /// The open transaction, as far as schema changes in it need to know.
+    txn: follow::Txn,
+    /// For questions about schema changes.
+    side: Option<Connection>,
     last_publish: Instant,
     session: &'s mut Session,
 }
@@ -547,10 +580,12 @@ impl Stream<'_> {
                     return self.link.hold(room, &self.session.shutdown).await;
                 }
             }
-            Step::Begin { wanted } => {
+            Step::Begin { wanted, commit_lsn, time, xid } => {
                 self.open = Some(wanted);
                 self.open_bytes = 0;
+                self.on_begin(commit_lsn, time, xid);
             }
+            Step::Ddl => return Box::pin(self.on_ddl()).await,
             Step::Commit { end, time } => return self.commit(end, time).await,
             Step::KeepAlive { end, clock, reply } => {
                 self.link.received = self.link.received.max(end);
@@ -575,6 +610,7 @@ impl Stream<'_> {
         if self.open.take() != Some(true) {
             return Ok(Some(()));
         }
+        self.keep_tables(end)?;
         if end <= self.resume {
             self.session.writer.abort();
             return Ok(Some(()));

@@ -57,6 +57,15 @@ struct Range {
 impl Types {
     /// Loads `wanted` and all that they consist of.
     pub(crate) async fn load(conn: &mut Connection, wanted: BTreeSet<u32>) -> Result<Self, Error> {
+        Self::load_all(conn, wanted, true).await
+    }
+
+    /// As [`Types::load`], without those that are gone: the columns that had them may be gone too.
+    pub(crate) async fn load_existing(conn: &mut Connection, wanted: BTreeSet<u32>) -> Result<Self, Error> {
+        Self::load_all(conn, wanted, false).await
+    }
+
+    async fn load_all(conn: &mut Connection, wanted: BTreeSet<u32>, strict: bool) -> Result<Self, Error> {
         let mut types = Self::default();
         let mut missing = wanted;
         // Each round descends one level; a type cannot contain itself, so the rounds end.
@@ -66,12 +75,15 @@ impl Types {
             types.load_parts(conn, &list).await?;
             let mut next = BTreeSet::new();
             for oid in &missing {
-                let Some(row) = types.rows.get(oid) else {
-                    return Err(Error::protocol(format_args!("type {oid} is not in the catalog")));
-                };
-                next.extend(row.parts());
+                match types.rows.get(oid) {
+                    Some(row) => next.extend(row.parts()),
+                    None if strict => {
+                        return Err(Error::protocol(format_args!("type {oid} is not in the catalog")));
+                    }
+                    None => {}
+                }
             }
-            next.retain(|oid| !types.rows.contains_key(oid));
+            next.retain(|oid| !types.rows.contains_key(oid) && !missing.contains(oid));
             missing = next;
         }
         Ok(types)

@@ -1,0 +1,307 @@
+//! The reader at schema changes: splits their transaction, and gives the tables their new shapes.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use heartbeatpb::{Ts, WallTime};
+
+use super::{Session, Stream};
+use crate::Error;
+use crate::upstream::FeedSpec;
+use crate::upstream::postgres::admin;
+use crate::upstream::postgres::catalog::{CatalogTable, Selection};
+use crate::upstream::postgres::conn::Connection;
+use crate::upstream::postgres::ddl::event::{Answer, Becomes, Feed, Meaning, Place, meaning};
+use crate::upstream::postgres::ddl::history::{self, Fate};
+use crate::upstream::postgres::ddl::message::{Change, Notice};
+use crate::upstream::postgres::ddl::{install, table};
+use crate::upstream::postgres::names::Names;
+use crate::upstream::postgres::options::ConnectOptions;
+use crate::upstream::postgres::shape::Shape;
+
+/// How long a table may take to become one that can be replicated: tools create it first and its key afterwards.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two looks at such a table.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// The open transaction.
+#[derive(Default)]
+pub(super) struct Txn {
+    /// Where its commit record begins.
+    commit: u64,
+    time: WallTime,
+    xid: u32,
+    /// Its schema changes so far; each ends a part of it.
+    seq: u64,
+    /// Tables with another shape, for the next connection, which begins behind the transaction or in front of it.
+    tables: Becoming,
+}
+
+impl Txn {
+    /// A transaction that has begun.
+    pub(super) fn new(commit: u64, time: WallTime, xid: u32) -> Self {
+        Self { commit, time, xid, seq: 0, tables: Vec::new() }
+    }
+}
+
+/// A table that is followed.
+type Followed = (CatalogTable, Arc<Shape>);
+/// Tables by their ids; `None` is not followed.
+type Becoming = Vec<(u32, Option<Followed>)>;
+/// Where the commit record of a transaction begins, and tables that it changed, as they were before it.
+pub(super) type Straddling = (u64, Becoming);
+
+/// What is asked about a change on a connection of its own.
+struct Look<'a> {
+    options: &'a ConnectOptions,
+    names: &'a Names,
+    spec: &'a FeedSpec,
+    xid: u32,
+    commit: Ts,
+    place: Place,
+    /// The first change of its transaction.
+    first: bool,
+}
+
+impl Look<'_> {
+    /// Writes down where the transaction is, and answers the table afterwards.
+    async fn table(
+        &self,
+        side: &mut Option<Connection>,
+        notice: &Notice,
+        change: &Change,
+    ) -> Result<Option<CatalogTable>, Error> {
+        if let Change::Untold { .. } = change {
+            return Ok(None);
+        }
+        let mut conn = match side.take() {
+            Some(conn) => conn,
+            None => admin::connect(self.options).await?,
+        };
+        if self.first {
+            history::place(&mut conn, self.xid, self.commit).await?;
+        }
+        let mut found = None;
+        if let Change::Table { after: Some(shape), .. } = change {
+            let types = table::types(&mut conn, [&**shape]).await?;
+            let selection = Selection {
+                filter: &self.spec.filter,
+                force_replicate: self.spec.force_replicate,
+                version: self.place.at,
+                only: None,
+            };
+            found = Some(table::table(notice.object, shape, &types, &selection));
+        }
+        // An error closes it instead.
+        *side = Some(conn);
+        Ok(found)
+    }
+
+    /// Waits until a table is followed, or gone.
+    async fn settled(&self, side: &mut Option<Connection>, object: u32) -> Result<bool, Error> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let mut conn = match side.take() {
+                Some(conn) => conn,
+                None => admin::connect(self.options).await?,
+            };
+            let fate = history::fate(&mut conn, self.names, object).await?;
+            *side = Some(conn);
+            if fate == Fate::Settled {
+                return Ok(true);
+            }
+            if Instant::now() >= deadline {
+                return Ok(false);
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
+
+impl Stream<'_> {
+    /// A transaction begins.
+    ///
+    /// The server repeats transactions that were passed before the reader began. The tables are known as they were at the
+    /// checkpoint, so these are not looked at closely. The checkpoint may lie inside the last one with schema changes, whose
+    /// tables are therefore put back to where they were before it.
+    pub(super) fn on_begin(&mut self, commit: u64, time: WallTime, xid: u32) {
+        self.txn = Txn::new(commit, time, xid);
+        if !self.session.captured {
+            return;
+        }
+        let straddling = self.session.straddling.as_ref().filter(|(at, _)| *at == commit);
+        self.tables.begin(commit < self.session.checkpoint.0 && straddling.is_none());
+        for (object, table) in straddling.into_iter().flat_map(|(_, tables)| tables) {
+            if let Some((table, _)) = table {
+                self.session.writer.register_table(Arc::clone(&table.info));
+            }
+            self.tables.change(*object, table.as_ref().map(|(_, shape)| Arc::clone(shape)));
+        }
+    }
+
+    /// A schema change. `None`: told to stop.
+    pub(super) async fn on_ddl(&mut self) -> Result<Option<()>, Error> {
+        let Some(mut notice) = self.tables.take_notice() else { return Ok(Some(())) };
+        if self.tables.is_former() {
+            return Ok(Some(()));
+        }
+        // While questions are asked, nothing else is done.
+        self.publish();
+        let change = notice.change()?;
+        self.txn.seq += 1;
+        let place = Place { at: Ts(self.txn.commit + self.txn.seq), time: self.txn.time };
+        let (options, names, spec) =
+            (self.session.options.clone(), self.session.names.clone(), self.session.spec.clone());
+        let look = Look {
+            options: &options,
+            names: &names,
+            spec: &spec,
+            xid: self.txn.xid,
+            commit: Ts(self.txn.commit),
+            place,
+            first: self.txn.seq == 1,
+        };
+        let mut side = self.side.take();
+        let mut after = None;
+        let asked = async {
+            after = look.table(&mut side, &notice, &change).await?;
+            Ok(())
+        };
+        if self.link.hold(asked, &self.session.shutdown).await?.is_none() {
+            return Ok(None);
+        }
+        let found = match self.meaning(&notice, &change, after, place)? {
+            Answer::Known(found) => *found,
+            Answer::Unfollowed(error) => {
+                let mut settled = false;
+                let asked = async {
+                    settled = look.settled(&mut side, notice.object).await?;
+                    Ok(())
+                };
+                if self.link.hold(asked, &self.session.shutdown).await?.is_none() {
+                    return Ok(None);
+                }
+                if !settled {
+                    return Err(error);
+                }
+                Meaning { event: None, table: Becomes::Same }
+            }
+        };
+        self.side = side;
+        self.take_effect(notice.object, found, place).await
+    }
+
+    fn meaning(
+        &self,
+        notice: &Notice,
+        change: &Change,
+        after: Option<CatalogTable>,
+        place: Place,
+    ) -> Result<Answer, Error> {
+        let (spec, names) = (&self.session.spec, &self.session.names);
+        let known = |id: u32| self.tables.known(id).map(|shape| Arc::clone(&shape.info));
+        let feed = Feed {
+            slot: &names.slot,
+            filter: &spec.filter,
+            policy: &spec.ddl,
+            ignore_ineligible: spec.ignore_ineligible,
+            known: &known,
+        };
+        meaning(notice, change, after, place, &feed)
+    }
+
+    /// Ends a part of the transaction with an event, and gives a table its new shape.
+    async fn take_effect(&mut self, object: u32, found: Meaning, place: Place) -> Result<Option<()>, Error> {
+        if let Some(event) = found.event {
+            tracing::info!(
+                changefeed = %self.session.spec.changefeed, kind = ?event.kind, schema = event.schema,
+                table = event.table, commit_ts = %event.commit_ts, "a schema change"
+            );
+            if place.at > self.resume {
+                self.session.writer.ddl(event);
+                let commit = self.session.writer.commit(place.at, place.time);
+                if self.link.hold(commit, &self.session.shutdown).await?.is_none() {
+                    return Ok(None);
+                }
+                self.session.complete = Some((place.at, place.time));
+            } else {
+                // In the store already, with the rows before it.
+                self.session.writer.abort();
+            }
+            self.session.writer.begin(place.at);
+        }
+        match found.table {
+            Becomes::Same => {}
+            Becomes::Table(table) => {
+                let shape = Arc::new(Shape::new(&table));
+                self.session.writer.register_table(Arc::clone(&table.info));
+                self.tables.change(object, Some(Arc::clone(&shape)));
+                self.txn.tables.push((object, Some((*table, shape))));
+            }
+            Becomes::Gone => {
+                self.tables.change(object, None);
+                self.txn.tables.push((object, None));
+            }
+        }
+        Ok(Some(()))
+    }
+
+    /// The transaction is complete: whoever connects next knows the tables as it left them.
+    pub(super) fn keep_tables(&mut self, end: Ts) -> Result<(), Error> {
+        if let Some(error) = self.tables.take_mismatch().filter(|_| end > self.session.checkpoint) {
+            return Err(error);
+        }
+        // Each change leaves an invalidation in the commit record, which takes more bytes than the change takes numbers.
+        if end.0 <= self.txn.commit + self.txn.seq {
+            return Err(Error::protocol(format_args!(
+                "a commit record of {} bytes ends a transaction with {} schema changes",
+                end.0.saturating_sub(self.txn.commit),
+                self.txn.seq
+            )));
+        }
+        let Some(known) = &mut self.session.tables else { return Ok(()) };
+        for (object, becomes) in self.txn.tables.drain(..) {
+            known.retain(|(table, _)| table.info.id.0 != i64::from(object));
+            known.extend(becomes);
+        }
+        Ok(())
+    }
+}
+
+impl Session {
+    /// The tables that the stream begins with.
+    pub(super) async fn current_tables(&mut self, conn: &mut Connection) -> Result<Vec<CatalogTable>, Error> {
+        self.captured = install::is_active(conn, &self.names).await?;
+        if self.captured {
+            install::refresh(conn, &self.spec, &self.names).await?;
+            history::forget(conn).await?;
+            let straddling = history::straddling(conn, &self.spec, &self.names, self.checkpoint).await?;
+            self.straddling = straddling.map(|(at, tables)| {
+                let with_shape = |table: CatalogTable| {
+                    let shape = Arc::new(Shape::new(&table));
+                    (table, shape)
+                };
+                (at, tables.into_iter().map(|(object, table)| (object, table.map(with_shape))).collect())
+            });
+        }
+        admin::published_tables(conn, &self.spec, &self.names, self.checkpoint).await
+    }
+
+    /// The copy has the tables as they were read, and whoever placed them read them at another moment: nothing may have
+    /// changed from the changefeed's start on. The log goes on at `position`.
+    pub(super) async fn check_copied(
+        &mut self,
+        copied: &[(CatalogTable, Arc<Shape>)],
+        position: Ts,
+    ) -> Result<(), Error> {
+        let mut conn = admin::connect(&self.options).await?;
+        let ids: Vec<i64> = copied.iter().map(|(table, _)| table.info.id.0).collect();
+        let changed =
+            history::changed_since(&mut conn, &self.names, self.spec.start_ts, position, &ids).await?;
+        // What is seen of the changes now is no news any more, neither for the stream nor for the next attempt.
+        let seen = if changed.is_some() { Ts::MAX } else { position };
+        install::begin_at(&mut conn, &self.names, seen).await?;
+        conn.close().await;
+        changed.map_or(Ok(()), |table| Err(Error::CopyOutdated { table }))
+    }
+}

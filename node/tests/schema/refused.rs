@@ -1,0 +1,92 @@
+//! What cannot be followed stops the changefeed with a named error, and what a person decides is respected.
+
+use serde_json::json;
+
+use crate::common::{Rig, TARGET, config, list};
+
+const UNSUPPORTED: &str = "CDC:ErrSchemaChangeUnsupported";
+
+async fn with_table() -> Rig {
+    let rig = Rig::start().await;
+    rig.run("CREATE SCHEMA app; CREATE TABLE app.t (id int PRIMARY KEY, v text); INSERT INTO app.t VALUES (1, 'a')").await;
+    rig
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn values_that_the_target_cannot_compute_stop_the_changefeed() {
+    let mut rig = with_table().await;
+    rig.feed(config()).await;
+    rig.run("ALTER TABLE app.t ADD COLUMN r float DEFAULT random()").await;
+    rig.fails(UNSUPPORTED, &["app.t", "\"r\"", "UPDATE"]).await;
+    rig.millrace.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_type_whose_expression_is_hidden_in_a_function_stops_the_changefeed() {
+    let mut rig = with_table().await;
+    rig.feed(config()).await;
+    rig.run("DO $$ BEGIN ALTER TABLE app.t ALTER COLUMN v TYPE int USING length(v); END $$").await;
+    rig.fails(UNSUPPORTED, &["app.t", "new type"]).await;
+    rig.millrace.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_table_without_a_key_stops_the_changefeed_until_it_is_mended() {
+    let mut rig = with_table().await;
+    rig.feed(config()).await;
+    rig.run("CREATE TABLE app.log (line text)").await;
+    rig.fails("CDC:ErrTableIneligible", &["app.log", "ignore-ineligible-table"]).await;
+    rig.run("ALTER TABLE app.log ADD COLUMN id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY").await;
+    rig.run("INSERT INTO app.log (line) VALUES ('one')").await;
+    rig.api.resume("f").await.unwrap();
+    rig.until("it runs", |feed| feed["state"] == "normal").await;
+    rig.caught_up("the table is mended").await;
+    rig.assert_same("the table is mended").await;
+    rig.millrace.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_gets_a_wanted_name_with_rows_stops_the_changefeed() {
+    let mut rig = with_table().await;
+    rig.run("CREATE TABLE app.hidden (id int PRIMARY KEY); INSERT INTO app.hidden VALUES (1)").await;
+    rig.feed(json!({ "filter": { "rules": ["app.*", "!app.hidden"] } })).await;
+    rig.run("ALTER TABLE app.t RENAME TO hidden2; ALTER TABLE app.hidden RENAME TO shown").await;
+    rig.fails("CDC:ErrTableIneligible", &["app.shown", "rows"]).await;
+    rig.millrace.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_gets_an_unwanted_name_is_renamed_and_not_followed_any_more() {
+    let mut rig = with_table().await;
+    rig.feed(json!({ "filter": { "rules": ["app.*", "!app.hidden"] } })).await;
+    rig.run("ALTER TABLE app.t RENAME TO hidden; INSERT INTO app.hidden VALUES (2, 'b'); CREATE TABLE app.t (id int PRIMARY KEY)").await;
+    rig.run("INSERT INTO app.t VALUES (7)").await;
+    rig.caught_up("the rename").await;
+    let rows = list(
+        &rig.target,
+        TARGET,
+        "SELECT id::text FROM app.hidden UNION ALL SELECT id::text FROM app.t ORDER BY 1",
+    )
+    .await;
+    assert_eq!(rows, ["1", "7"]);
+    rig.millrace.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_ignores_or_refuses_a_kind_of_change() {
+    let mut rig = with_table().await;
+    let mut config = config();
+    config["ddl"] = json!({ "capture": "on", "drop_table": "ignore", "rename_table": "fail" });
+    rig.feed(config).await;
+    rig.run("CREATE TABLE app.u (id int PRIMARY KEY); INSERT INTO app.u VALUES (1)").await;
+    rig.run("DROP TABLE app.u").await;
+    rig.caught_up("the table is dropped").await;
+    assert_eq!(
+        list(&rig.target, TARGET, "SELECT id::text FROM app.u").await,
+        ["1"],
+        "it stays at the target"
+    );
+    rig.run("ALTER TABLE app.t RENAME TO renamed").await;
+    rig.fails(UNSUPPORTED, &["app.t", "ddl.rename-table"]).await;
+    rig.millrace.stop().await.unwrap();
+}
