@@ -109,7 +109,7 @@ pub struct HeartBeatRequest {
     pub error: Option<RunningError>,
     /// What keeps the node from going on for now, beside a watermark: it goes on trying by itself, and nothing has to be
     /// started again. Gone when it is over. Our own field.
-    pub trouble: Option<RunningError>,
+    pub trouble: Option<Box<RunningError>>,
 }
 
 /// How far a drain got inside one changefeed.

@@ -104,7 +104,7 @@ impl Core {
             statuses,
             complete,
             error: None,
-            trouble: self.trouble.clone(),
+            trouble: self.trouble.clone().map(Box::new),
         }));
     }
 

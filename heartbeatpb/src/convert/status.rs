@@ -78,7 +78,7 @@ impl From<HeartBeatRequest> for pb::HeartBeatRequest {
             statuses: wire_list(request.statuses),
             compelete_status: request.complete,
             err: request.error.map(Into::into),
-            trouble: request.trouble.map(Into::into),
+            trouble: request.trouble.map(|trouble| (*trouble).into()),
         }
     }
 }
@@ -93,7 +93,7 @@ impl TryFrom<pb::HeartBeatRequest> for HeartBeatRequest {
             statuses: reported(request.statuses),
             complete: request.compelete_status,
             error: request.err.map(Into::into),
-            trouble: request.trouble.map(Into::into),
+            trouble: request.trouble.map(|trouble| Box::new(trouble.into())),
         })
     }
 }

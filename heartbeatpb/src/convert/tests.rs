@@ -107,6 +107,7 @@ fn heartbeat() -> impl Strategy<Value = HeartBeatRequest> {
         maybe(running_error()),
     )
         .prop_map(|(changefeed, watermark, redo_watermark, statuses, complete, error, trouble)| {
+            let trouble = trouble.map(Box::new);
             HeartBeatRequest { changefeed, watermark, redo_watermark, statuses, complete, error, trouble }
         })
 }

@@ -27,7 +27,7 @@ impl Core {
     ) {
         if request.watermark.is_some() && !self.stopped && self.alive.contains(from) {
             // Also before the take-over, which may wait for the same.
-            self.set_trouble(Waits::Node(from.clone()), request.trouble);
+            self.set_trouble(Waits::Node(from.clone()), request.trouble.map(|trouble| *trouble));
         }
         // A late word of a node that is gone would bring its watermark back.
         if self.stopped || !self.initialized || !self.bootstrapper.has_answered(from) {
