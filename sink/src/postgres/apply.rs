@@ -110,8 +110,14 @@ impl Writer<'_> {
                 let (first, rest) = prepared.split_at(pipelined(&prepared));
                 let begin = self.begin(connection, deferrable, &advance, steps);
                 let (begun, counts) = join(begin, run_together(connection, first)).await;
-                begun?;
-                let mut counts = counts?;
+                let mut counts = match (begun, counts) {
+                    // The statements were ahead of what joins pieces: that only says that one of them has failed.
+                    (Err(Failure::Again(_)), Err(cause)) => return Err(cause),
+                    (begun, counts) => {
+                        begun?;
+                        counts?
+                    }
+                };
                 run_pipelined(connection, rest, &mut counts).await?;
                 counts
             }
@@ -239,7 +245,8 @@ fn text_refs(params: &[String]) -> Vec<&(dyn ToSql + Sync)> {
     params.iter().map(|text| text as &(dyn ToSql + Sync)).collect()
 }
 
-async fn require_empty(connection: &Connection, target: &Target, range: &Range) -> Result<(), Failure> {
+/// Fails when a key range has rows.
+pub(crate) async fn require_empty(connection: &Connection, target: &Target, range: &Range) -> Result<(), Failure> {
     let keys::Condition { sql, params } = keys::condition(target, range)?;
     let sql = format!("SELECT EXISTS (SELECT FROM {} AS t{sql})", target.name);
     let row = connection
@@ -261,7 +268,7 @@ async fn require_empty(connection: &Connection, target: &Target, range: &Range) 
 }
 
 /// Removes the rows of a key range.
-async fn clear(connection: &Connection, target: &Target, range: &Range) -> Result<(), Failure> {
+pub(crate) async fn clear(connection: &Connection, target: &Target, range: &Range) -> Result<(), Failure> {
     if !range.is_all() {
         let keys::Condition { sql, params } = keys::condition(target, range)?;
         let sql = format!("DELETE FROM {} AS t{sql}", target.name);
