@@ -1,0 +1,9 @@
+//! A real server's changes come out of the store as they were made.
+
+mod changes;
+mod confirmed;
+mod copy;
+mod outage;
+#[path = "../rig/mod.rs"]
+mod rig;
+mod slot;

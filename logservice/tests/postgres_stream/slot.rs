@@ -1,0 +1,114 @@
+//! Who reads, and what is in the publication.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use heartbeatpb::MaintainerEpoch;
+use logservice::upstream::ReaderPhase;
+use testkit::PgServer;
+
+use crate::rig::{Running, eventually, spec};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_schema_is_a_named_error() {
+    let server = PgServer::start().await.expect("server");
+    for (change, expected) in [
+        ("ADD COLUMN c int", "column \"c\" is new"),
+        ("DROP COLUMN b", "column \"b\" is gone"),
+        ("RENAME COLUMN b TO bb", "column \"bb\" is where \"b\" was"),
+        ("ALTER COLUMN b TYPE varchar(9)", "the type of column \"b\" is not text any more"),
+        ("REPLICA IDENTITY FULL", "its replica identity is now 'f'"),
+        ("RENAME TO u", "its name is now public.u"),
+    ] {
+        server.sql("postgres", "CREATE TABLE t (id int PRIMARY KEY, b text)").await.expect("table");
+        let running = Running::start(spec(&server.uri("postgres"), &["*.*"])).await;
+        server.sql("postgres", "INSERT INTO t VALUES (1, 'x')").await.expect("before");
+        running.catch_up().await;
+        let upstream = Arc::clone(&running.upstream);
+        let changefeed = running.spec.changefeed.clone();
+        server.sql("postgres", &format!("ALTER TABLE t {change}")).await.expect(change);
+        let table = if change.starts_with("RENAME TO") { "u" } else { "t" };
+        server.sql("postgres", &format!("INSERT INTO {table} (id) VALUES (2)")).await.expect("after");
+        let error = running.failed().await;
+        assert_eq!(error.code(), "CDC:ErrSchemaChangeUnsupported", "{change}: {error}");
+        assert!(error.to_string().contains(expected), "{change}: {error}");
+        assert!(error.to_string().contains("public.t"), "{error}");
+        upstream.drop_retention(&changefeed).await.expect("drop");
+        server.sql("postgres", &format!("DROP TABLE {table}")).await.expect("clean");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_reader_takes_the_slot_and_an_older_one_gives_way() {
+    let server = PgServer::start().await.expect("server");
+    server.sql("postgres", "CREATE TABLE t (id int PRIMARY KEY)").await.expect("table");
+    let first = Running::start(spec(&server.uri("postgres"), &["*.*"])).await;
+    first.catch_up().await;
+    let mut newer = first.spec.clone();
+    newer.epoch = MaintainerEpoch::from_wire(2);
+    let second = Running::resume(newer, first.start, first.start.start_ts, 1 << 20).await;
+    let error = first.failed().await;
+    assert_eq!(error.code(), "CDC:ErrReaderSuperseded");
+    server.sql("postgres", "INSERT INTO t VALUES (1)").await.expect("insert");
+    second.catch_up().await;
+    assert_eq!(second.history("t"), ["Insert new 1"]);
+    second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_former_reader_that_may_not_be_ended_is_named_and_waited_for() {
+    let server = PgServer::start().await.expect("server");
+    let other = "CREATE TABLE t (id int PRIMARY KEY); \
+        CREATE ROLE other LOGIN REPLICATION PASSWORD 'p'; GRANT SELECT ON t TO other";
+    server.sql("postgres", other).await.expect("table and role");
+    let first = Running::start(spec(&server.uri("postgres"), &["*.*"])).await;
+    first.catch_up().await;
+    // Without a view of other roles' connections, and with one.
+    for (epoch, grant) in [(2, ""), (3, "GRANT pg_read_all_stats TO other")] {
+        server.sql("postgres", grant).await.expect("grant");
+        let mut newer = first.spec.clone();
+        newer.epoch = MaintainerEpoch::from_wire(epoch);
+        newer.upstream_uri = server.uri_as("other", "p", "postgres");
+        let second = Running::resume(newer, first.start, first.start.start_ts, 1 << 20).await;
+        let (code, words) = eventually("it is named", async || {
+            let failure = second.progress.last_failure();
+            assert!(second.progress.phase() != ReaderPhase::Stopped, "{failure:?}");
+            failure.filter(|(code, _)| *code == "CDC:ErrUpstreamSlotHeld")
+        })
+        .await;
+        assert!(words.contains("wal_sender_timeout (1min)"), "{code}: {words}");
+        assert!(words.contains("pg_terminate_backend("), "{words}");
+        second.stop().await;
+    }
+    assert!(first.progress.connected.load(Ordering::Relaxed), "nobody took the slot");
+    first.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_published_behind_our_back_is_an_error_once_it_has_rows() {
+    let server = PgServer::start().await.expect("server");
+    server.sql("postgres", "CREATE TABLE t (id int PRIMARY KEY)").await.expect("table");
+    let running = Running::start(spec(&server.uri("postgres"), &["public.*"])).await;
+    running.catch_up().await;
+    // A reader that has not looked yet would know the table from the beginning.
+    eventually("the reader knows its tables", async || {
+        running.progress.connected.load(Ordering::Relaxed).then_some(())
+    })
+    .await;
+    let publication = format!("millrace_test_{:08x}", running.spec.changefeed.gid.high >> 32);
+    server
+        .sql(
+            "postgres",
+            &format!(
+                "CREATE TABLE late (id int PRIMARY KEY); CREATE SCHEMA s; CREATE TABLE s.unwanted (id int PRIMARY KEY);
+                 ALTER PUBLICATION {publication} ADD TABLE late, s.unwanted; INSERT INTO s.unwanted VALUES (1)"
+            ),
+        )
+        .await
+        .expect("publish");
+    running.catch_up().await;
+    server.sql("postgres", "INSERT INTO late VALUES (1)").await.expect("insert");
+    let error = running.failed().await;
+    assert_eq!(error.code(), "CDC:ErrSchemaChangeUnsupported");
+    assert!(error.to_string().contains("public.late"), "{error}");
+}
