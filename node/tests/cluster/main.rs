@@ -5,6 +5,7 @@
 
 mod common;
 mod cut;
-mod leave;
+mod handover;
 mod lease;
+mod leave;
 mod loss;
