@@ -5,6 +5,7 @@ mod changefeed;
 mod client;
 mod credentials;
 mod hidden;
+mod reset;
 mod resume;
 pub mod store;
 mod table;
@@ -79,9 +80,13 @@ enum CliCommand {
 enum TsoCommand {
     /// Print the current position of an upstream as a decimal number.
     Query {
-        /// The upstream, for example postgres://user:password@host/db.
+        /// The upstream, for example postgres://user:password@host/db. The only one of the server's configuration by
+        /// default.
         #[arg(long, env = "MILLRACE_UPSTREAM_URI", hide_env_values = true)]
-        upstream_uri: String,
+        upstream_uri: Option<String>,
+        /// One of the server's configuration.
+        #[arg(long, conflicts_with = "upstream_uri")]
+        upstream_name: Option<String>,
     },
 }
 
@@ -172,8 +177,12 @@ async fn perform(session: &Session, command: CliCommand) -> Result<(), CliError>
     match command {
         CliCommand::Changefeed(command) => changefeed::run(session, *command).await,
         CliCommand::Capture(command) => capture::run(session, command).await,
-        CliCommand::Tso(TsoCommand::Query { upstream_uri }) => {
-            let body = json!({ "upstream": { "uri": upstream_uri } });
+        CliCommand::Tso(TsoCommand::Query { upstream_uri, upstream_name }) => {
+            let body = match (upstream_uri, upstream_name) {
+                (Some(uri), None) => json!({ "upstream": { "uri": uri } }),
+                (_, Some(name)) => json!({ "upstream_name": name }),
+                (None, None) => json!({}),
+            };
             let answer = session.post("/api/v2/tso", &body).await?;
             session.tell(&answer["position"], &answer)
         }

@@ -1,5 +1,6 @@
 //! Server configuration: defaults, then the TOML file, then flags that were given.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -7,11 +8,14 @@ use heartbeatpb::config::HumanDuration;
 use serde::{Deserialize, Serialize};
 
 pub(crate) mod nearest;
+mod older;
 mod security;
 mod store;
+mod upstreams;
 
 pub use security::{RedactMode, SecuritySection};
 pub use store::{StoreKind, StoreSection};
+pub use upstreams::UpstreamSection;
 
 /// Port that a server listens on when nothing else is said.
 pub const DEFAULT_ADDR: &str = "127.0.0.1:8300";
@@ -39,6 +43,7 @@ pub struct ServerConfig {
     pub data_dir: PathBuf,
     /// Time to live of the lease under which this node is a member of its cluster. Others take its work over so long
     /// after it was last heard of, and it stops writing a second earlier.
+    #[serde(deserialize_with = "seconds")]
     pub capture_session_ttl: HumanDuration,
     /// How long a node is kept whose registration disappeared without a goodbye.
     pub capture_removal_delay: HumanDuration,
@@ -56,6 +61,11 @@ pub struct ServerConfig {
     pub log: LogConfig,
     /// Event store limits.
     pub event_store: EventStoreConfig,
+    /// Upstreams that changefeeds may name.
+    pub upstreams: BTreeMap<String, UpstreamSection>,
+    /// What the file has that means nothing here, in words for the log.
+    #[serde(skip)]
+    pub ignored: Vec<String>,
 }
 
 /// `[log]`.
@@ -130,6 +140,8 @@ impl Default for ServerConfig {
             log_level: "info".to_owned(),
             log: LogConfig::default(),
             event_store: EventStoreConfig::default(),
+            upstreams: BTreeMap::new(),
+            ignored: Vec::new(),
         }
     }
 }
@@ -172,10 +184,22 @@ impl ServerConfig {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        toml::from_str(&text).map_err(|e| ConfigError::Parse {
-            path: path.to_owned(),
-            what: e.to_string().trim_end().to_owned() + &meant(e.message()),
-        })
+        Self::parse(&text).map_err(|what| ConfigError::Parse { path: path.to_owned(), what })
+    }
+
+    /// Reads the text of a file. An error has the place and the reason, and no value that may be a secret.
+    fn parse(text: &str) -> Result<Self, String> {
+        let told = |error: &toml::de::Error| {
+            let place = error.span().map_or_else(String::new, |span| place(text, span.start));
+            format!("{place}{}{}", without_uris(error.message().trim_end()), meant(error.message()))
+        };
+        let mut table: toml::Table = toml::from_str(text).map_err(|error| told(&error))?;
+        let ignored = older::take(&mut table);
+        if ignored.is_empty() {
+            return toml::from_str(text).map_err(|error| told(&error));
+        }
+        let config: Self = table.try_into().map_err(|error| told(&error))?;
+        Ok(Self { ignored, ..config })
     }
 
     /// The address that others are told.
@@ -229,6 +253,7 @@ impl ServerConfig {
         }
         self.store.validate(&self.security).or_else(|(key, what)| invalid(key, what))?;
         self.security.validate().or_else(|(key, what)| invalid(key, what))?;
+        upstreams::validate(&self.upstreams).or_else(|(key, what)| invalid(key, what))?;
         if self.store.kind == StoreKind::Etcd && self.advertise_addr.is_empty() && is_everywhere(&self.addr) {
             let what =
                 format!("must be given in a cluster when addr is {}: others cannot reach that", self.addr);
@@ -279,6 +304,49 @@ fn normal(path: &Path) -> PathBuf {
         } else {
             out.push(part);
         }
+    }
+    out
+}
+
+/// A duration of which a bare number means seconds, as older files have it.
+fn seconds<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<HumanDuration, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Form {
+        Seconds(u64),
+        Text(String),
+    }
+    let wrong = "must be a duration such as \"3s\", or a number of seconds";
+    match Form::deserialize(deserializer).map_err(|_| serde::de::Error::custom(wrong))? {
+        Form::Seconds(seconds) => Ok(HumanDuration::from_secs(seconds)),
+        Form::Text(text) => HumanDuration::parse(&text).ok_or_else(|| serde::de::Error::custom(wrong)),
+    }
+}
+
+/// Line and key at a place of a file; not its value, which may be a secret.
+fn place(text: &str, at: usize) -> String {
+    let before = text.get(..at).unwrap_or(text);
+    let number = before.matches('\n').count() + 1;
+    let line = text.lines().nth(number - 1).unwrap_or_default();
+    match line.split_once('=') {
+        Some((key, _)) if !key.trim().is_empty() => {
+            format!("line {number}, {}: ", without_uris(key.trim()))
+        }
+        Some(_) | None => format!("line {number}: "),
+    }
+}
+
+/// Words of an error that may quote a value, without what looks like a URI.
+fn without_uris(text: &str) -> String {
+    let quoted = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`');
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while !rest.is_empty() {
+        let (word, tail) = rest.split_at(rest.find(quoted).unwrap_or(rest.len()));
+        out.push_str(if word.contains("://") { "<uri>" } else { word });
+        let mark = tail.chars().next().map_or(0, char::len_utf8);
+        out.push_str(&tail[..mark]);
+        rest = &tail[mark..];
     }
     out
 }
@@ -378,5 +446,62 @@ mod tests {
         let beside =
             ServerConfig { log_file: "./millrace_data/server.log".to_owned(), ..ServerConfig::default() };
         beside.validate().unwrap();
+    }
+
+    #[test]
+    fn an_error_in_the_file_has_its_place_and_no_credentials() {
+        let error = |text: &str| ServerConfig::parse(text).unwrap_err();
+        for text in [
+            "upstreams = \"postgres://u:s3cr3t@h/d\"",
+            "[upstreams]\na = \"postgres://u:s3cr3t@h/d\"",
+            "[upstreams.a]\nuri = \"postgres://u:s3cr3t@h/d",
+            "[upstreams.a]\nuri = \"postgres://u:s3cr3t@h/d\"\nport = 5",
+            "gc-ttl = 5\n[upstreams]\na = \"postgres://u:s3cr3t@h/d\"",
+        ] {
+            assert!(!error(text).contains("s3cr3t"), "{}", error(text));
+        }
+        assert!(error("cluster-id = \"a\"\n\nfoo = 1").starts_with("line 3, foo: unknown field `foo`"));
+        assert!(error("gc-ttl = 5\nfoo = 1").contains("foo"));
+        assert_eq!(without_uris("string \"a://b\", expected 'x'"), "string \"<uri>\", expected 'x'");
+    }
+
+    #[test]
+    fn a_bare_number_is_a_number_of_seconds_where_older_files_have_one() {
+        let config = ServerConfig::parse("capture-session-ttl = 10\ngc-ttl = 86400").unwrap();
+        assert_eq!(config.capture_session_ttl, HumanDuration::from_secs(10));
+        assert!(config.ignored.len() == 1 && config.ignored[0].starts_with("gc-ttl"), "{:?}", config.ignored);
+        let text = ServerConfig::parse("capture-session-ttl = \"4s\"").unwrap();
+        assert_eq!(text.capture_session_ttl, HumanDuration::from_secs(4));
+        for bad in ["capture-session-ttl = \"soon\"", "capture-session-ttl = -1", "capture-session-ttl = []"]
+        {
+            assert!(ServerConfig::parse(bad).unwrap_err().contains("number of seconds"), "{bad}");
+        }
+    }
+
+    #[test]
+    // behaviour: api-S-4
+    fn the_defaults_are_the_same_after_they_were_written_and_read_and_are_what_is_documented() {
+        let defaults = ServerConfig::default();
+        let text = toml::to_string(&defaults).unwrap();
+        assert_eq!(ServerConfig::parse(&text).unwrap(), defaults);
+        let json = serde_json::to_value(&defaults).unwrap();
+        assert_eq!(serde_json::from_value::<ServerConfig>(json.clone()).unwrap(), defaults);
+        // The first block of the page is the defaults; every key is in one of the blocks before the changefeed's.
+        let page = include_str!("../../docs/configuration.md");
+        let server = page.split("## Changefeed").next().unwrap();
+        let blocks: Vec<&str> =
+            server.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+        assert_eq!(ServerConfig::parse(blocks[0]).unwrap(), defaults);
+        let documented: String = blocks.concat();
+        for key in nearest::keys_of(&json) {
+            let last = key.rsplit('.').next().unwrap();
+            assert!(
+                documented.contains(&format!("{last} = ")) || documented.contains(&format!("[{key}")),
+                "{key}"
+            );
+        }
+        for block in &blocks {
+            ServerConfig::parse(block).unwrap();
+        }
     }
 }

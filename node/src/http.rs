@@ -10,6 +10,7 @@ mod facts;
 mod forward;
 mod models;
 mod openapi;
+mod operate;
 mod operations;
 mod page;
 pub mod password;
@@ -21,6 +22,7 @@ mod table;
 mod tests;
 mod v1;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -30,9 +32,12 @@ use coordinator::backend::Store;
 use coordinator::{CoordinatorHandle, Layout};
 use serde_json::{Value, json};
 
+use crate::config::UpstreamSection;
 use crate::upstream::UpstreamHub;
 
 pub(crate) use access::Access;
+pub(crate) use debug::dump_on_signal;
+pub(crate) use debug::tasks::Tasks;
 pub(crate) use error::ApiFailure;
 
 /// Largest request body: a changefeed configuration is a few KiB.
@@ -59,6 +64,11 @@ pub(crate) struct ApiState {
     pub(crate) tls: Option<Arc<crate::tls::Tls>>,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) layout: Layout,
+    /// Upstreams of the configuration.
+    pub(crate) named: BTreeMap<String, UpstreamSection>,
+    pub(crate) tasks: Arc<Tasks>,
+    /// For what one person at a time may look at.
+    pub(crate) looking: tokio::sync::Semaphore,
     /// Members that this node does not reach.
     pub(crate) unreached: tokio::sync::watch::Receiver<std::collections::BTreeSet<heartbeatpb::NodeId>>,
     /// Whether this node may write now.
@@ -71,6 +81,18 @@ impl ApiState {
         self.leader.borrow().clone()
     }
 
+    /// The URI of an upstream of this node's configuration.
+    fn named_upstream(&self, name: &str) -> Result<String, ApiFailure> {
+        self.named.get(name).map(UpstreamSection::full_uri).ok_or_else(|| {
+            let known: Vec<&str> = self.named.keys().map(String::as_str).collect();
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            let name: String = name.chars().take(64).collect();
+            ApiFailure::invalid(format!(
+                "the configuration of this server has no upstream {name:?} in [upstreams]; it has {known}"
+            ))
+        })
+    }
+
     /// Whether the coordinator of this node knows its changefeeds and its nodes.
     async fn is_initialised(&self) -> bool {
         match self.leader() {
@@ -80,11 +102,11 @@ impl ApiState {
     }
 }
 
-type Shared = Arc<ApiState>;
+pub(crate) type Shared = Arc<ApiState>;
 
-/// The coordinator, or why there is none to ask.
+/// The coordinator, or why there is none to ask. Within an operation the one under which it was begun.
 fn leader(state: &ApiState) -> Result<CoordinatorHandle, ApiFailure> {
-    state.leader().ok_or_else(|| {
+    operations::leader().or_else(|| state.leader()).ok_or_else(|| {
         ApiFailure::new(
             "CDC:ErrOwnerNotFound",
             "this node does not coordinate any more; ask again in a moment",
@@ -93,8 +115,7 @@ fn leader(state: &ApiState) -> Result<CoordinatorHandle, ApiFailure> {
 }
 
 /// The routes.
-pub(crate) fn router(state: ApiState) -> Router {
-    let state = Arc::new(state);
+pub(crate) fn router(state: Shared) -> Router {
     let feeds = Router::new()
         .route("/", get(changefeed::list).post(changefeed::create))
         .route("/{id}", get(changefeed::get).put(changefeed::update))
@@ -156,6 +177,11 @@ pub(crate) fn router(state: ApiState) -> Router {
         .route("/metrics", any(server::metrics))
         .route("/config", get(debug::config))
         .route("/debug/info", get(debug::info))
+        .route("/debug/log", get(debug::log_filter))
+        .route("/debug/runtime", get(debug::process::runtime))
+        .route("/debug/threads", get(debug::process::threads))
+        .route("/debug/pprof/", get(debug::process::index))
+        .route("/debug/pprof/{profile}", get(debug::process::profile))
         .nest("/api/v1", v1)
         .nest("/api/v2", v2)
         .fallback(server::not_found)

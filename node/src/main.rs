@@ -92,6 +92,38 @@ struct ServerArgs {
     /// Form of a log line.
     #[arg(long)]
     log_format: Option<LogFormat>,
+    #[command(flatten)]
+    older: OlderArgs,
+}
+
+/// Flags of older scripts.
+#[derive(Args, Debug)]
+struct OlderArgs {
+    /// Taken and ignored: there is one architecture.
+    #[arg(long, short = 'x', hide = true)]
+    newarch: bool,
+    /// Taken and ignored: times are UTC.
+    #[arg(long, hide = true)]
+    tz: Option<String>,
+    /// Taken and ignored: a slot holds the log for as long as its changefeed exists.
+    #[arg(long, hide = true)]
+    gc_ttl: Option<u64>,
+    /// Not taken any more: name etcd with --store.
+    #[arg(long, hide = true, value_parser = refuse_pd)]
+    pd: Option<String>,
+}
+
+fn refuse_pd(_: &str) -> Result<String, String> {
+    Err("there is no PD here; servers that share an etcd are a cluster: --store http://host:2379".to_owned())
+}
+
+impl OlderArgs {
+    /// What was given and means nothing here.
+    fn ignored(&self) -> impl Iterator<Item = String> {
+        let given =
+            [("--newarch", self.newarch), ("--tz", self.tz.is_some()), ("--gc-ttl", self.gc_ttl.is_some())];
+        given.into_iter().filter(|(_, is)| *is).map(|(flag, _)| format!("{flag} is ignored"))
+    }
 }
 
 impl ServerArgs {
@@ -114,7 +146,9 @@ impl ServerArgs {
             log_file,
             log_level,
             log_format,
+            older,
         } = self;
+        config.ignored.extend(older.ignored());
         config.addr = addr.unwrap_or(config.addr);
         config.advertise_addr = advertise_addr.unwrap_or(config.advertise_addr);
         config.data_dir = data_dir.unwrap_or(config.data_dir);
@@ -177,6 +211,9 @@ async fn run(command: Command) -> anyhow::Result<()> {
             let config = args.into_config()?;
             node::telemetry::init_logging(&config)?;
             tracing::info!(version = env!("CARGO_PKG_VERSION"), addr = %config.addr, "starting server");
+            for words in &config.ignored {
+                tracing::warn!(words, "a setting means nothing here");
+            }
             let running = node::Node::start(config).await?;
             let failure = tokio::select! {
                 signal = node::shutdown::signal() => {
@@ -209,7 +246,14 @@ async fn run(command: Command) -> anyhow::Result<()> {
             Ok(node::cli::say(&String::from_utf8_lossy(&script).trim_end())?)
         }
         Command::Man { dir } => manual(dir.as_deref()),
-        Command::Version => Ok(node::cli::say(&format_args!("millrace {}", env!("CARGO_PKG_VERSION")))?),
+        Command::Version => Ok(node::cli::say(&format_args!(
+            "millrace {}\ncommit {}\nbuilt for {}-{}, {}",
+            env!("CARGO_PKG_VERSION"),
+            option_env!("MILLRACE_GIT_HASH").unwrap_or("unknown"),
+            std::env::consts::ARCH,
+            std::env::consts::OS,
+            if cfg!(debug_assertions) { "for developers" } else { "optimised" },
+        ))?),
     }
 }
 

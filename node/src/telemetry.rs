@@ -71,6 +71,11 @@ pub fn set_log_level(text: &str) -> Result<(), String> {
     handle.reload(filter).map_err(|e| e.to_string())
 }
 
+/// Which log lines are written; `None` when logging was never started.
+pub(crate) fn log_filter() -> Option<String> {
+    FILTER.get()?.with_current(ToString::to_string).ok()
+}
+
 /// Installs the metrics recorder, once per process.
 ///
 /// # Errors

@@ -72,8 +72,16 @@ pub(super) struct CreateArgs {
     #[arg(short, long)]
     changefeed_id: Option<String>,
     /// Where changes come from: postgres://user:password@host:port/db or generator://bank.
-    #[arg(long, env = "MILLRACE_UPSTREAM_URI", hide_env_values = true)]
-    upstream_uri: String,
+    #[arg(
+        long,
+        env = "MILLRACE_UPSTREAM_URI",
+        hide_env_values = true,
+        required_unless_present = "upstream_name"
+    )]
+    upstream_uri: Option<String>,
+    /// In place of a URI: one of the server's configuration, where [upstreams.NAME] has its URI.
+    #[arg(long, conflicts_with = "upstream_uri")]
+    upstream_name: Option<String>,
     /// Where changes go: postgres://…, file:///dir?protocol=canal-json, blackhole://.
     #[arg(long, env = "MILLRACE_SINK_URI", hide_env_values = true)]
     sink_uri: String,
@@ -124,6 +132,8 @@ pub(super) struct OldArgs {
     sort_dir: Option<String>,
     #[arg(long, hide = true)]
     disable_gc_check: bool,
+    #[arg(long, hide = true, value_parser = refuse_registry)]
+    schema_registry: Option<String>,
     #[arg(long, hide = true)]
     upstream_pd: Option<String>,
     #[arg(long, hide = true)]
@@ -136,6 +146,10 @@ pub(super) struct OldArgs {
 
 fn refuse_sort_dir(_: &str) -> Result<String, String> {
     Err("the directory is that of the server: set its data-dir".to_owned())
+}
+
+fn refuse_registry(_: &str) -> Result<String, String> {
+    Err("no sink of this version uses a schema registry; leave it out".to_owned())
 }
 
 pub(super) async fn run(client: &Session, command: ChangefeedCommand) -> Result<(), CliError> {
@@ -182,8 +196,12 @@ async fn create(client: &Session, args: CreateArgs) -> Result<(), CliError> {
     }
     let mut body = json!({
         "start_ts": args.start_ts, "target_ts": args.target_ts, "sink_uri": args.sink_uri,
-        "upstream": { "uri": args.upstream_uri }, "replica_config": replica,
+        "replica_config": replica,
     });
+    match (&args.upstream_name, &args.upstream_uri) {
+        (Some(name), _) => body["upstream_name"] = json!(name),
+        (None, uri) => body["upstream"] = json!({ "uri": uri }),
+    }
     if let Some(id) = &args.changefeed_id {
         body["changefeed_id"] = json!(id);
     }

@@ -4,7 +4,7 @@ use clap::Subcommand;
 use serde_json::json;
 
 use super::changefeed::confirm;
-use super::{CliError, Session, print_json, say};
+use super::{CliError, Session, print_json, reset, say};
 
 #[derive(Subcommand, Debug)]
 pub(super) enum UnsafeCommand {
@@ -17,6 +17,8 @@ pub(super) enum UnsafeCommand {
         #[arg(long)]
         raw: bool,
     },
+    /// Delete everything that a cluster stores, and let go of the log that its sources keep. Stop its servers first.
+    Reset(reset::ResetArgs),
     /// There is nothing of that kind here; says what there is instead.
     DeleteServiceGcSafepoint {
         /// Do not ask.
@@ -59,6 +61,7 @@ pub(super) async fn run(session: &Session, command: UnsafeCommand) -> Result<(),
             }
             say(&format_args!("Show {} KVs", all.len()))
         }
+        UnsafeCommand::Reset(arguments) => reset::run(session.json, &arguments).await,
         UnsafeCommand::DeleteServiceGcSafepoint { no_confirm } => {
             ask(no_confirm)?;
             Ok(session.delete("/api/v2/unsafe/service_gc_safepoint").await.map(drop)?)

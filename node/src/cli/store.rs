@@ -46,9 +46,16 @@ pub enum StoreCommand {
 pub struct StoreArgs {
     /// The file; readable by its owner only.
     file: PathBuf,
+    #[command(flatten)]
+    place: PlaceArgs,
+}
+
+/// Which store.
+#[derive(Args, Debug)]
+pub(super) struct PlaceArgs {
     /// Configuration file of a server, TOML: its store is meant.
     #[arg(long)]
-    config: Option<PathBuf>,
+    pub(super) config: Option<PathBuf>,
     /// Data directory of a server: the embedded store in it is meant. ./millrace_data by default.
     #[arg(long)]
     data_dir: Option<PathBuf>,
@@ -120,7 +127,7 @@ impl Content {
 pub async fn run(command: StoreCommand) -> Result<(), CliError> {
     match command {
         StoreCommand::Export(arguments) => {
-            let place = Place::of(&arguments)?;
+            let place = Place::of(&arguments.place)?;
             let (store, layout) = place.open(true).await?;
             let (count, running) =
                 export(&*store, &layout, &place.config.cluster_id, &arguments.file).await?;
@@ -135,7 +142,7 @@ pub async fn run(command: StoreCommand) -> Result<(), CliError> {
         StoreCommand::Import(arguments) => {
             // Everything that can be wrong with the file is found before the store is touched.
             let dump = read(&arguments.file)?;
-            let place = Place::of(&arguments)?;
+            let place = Place::of(&arguments.place)?;
             let (store, layout) = place.open(false).await?;
             let count = import(&*store, &layout, &dump).await?;
             say(&format_args!(
@@ -146,21 +153,21 @@ pub async fn run(command: StoreCommand) -> Result<(), CliError> {
     }
 }
 
-fn wrong(what: impl Into<String>) -> CliError {
+pub(super) fn wrong(what: impl Into<String>) -> CliError {
     CliError::Usage(what.into())
 }
 
-fn failed(what: &str) -> impl Fn(StoreError) -> CliError + '_ {
+pub(super) fn failed(what: &str) -> impl Fn(StoreError) -> CliError + '_ {
     move |error| wrong(format!("{what}: {error}"))
 }
 
 /// Which store a person means.
-struct Place {
-    config: ServerConfig,
+pub(super) struct Place {
+    pub(super) config: ServerConfig,
 }
 
 impl Place {
-    fn of(arguments: &StoreArgs) -> Result<Self, CliError> {
+    pub(super) fn of(arguments: &PlaceArgs) -> Result<Self, CliError> {
         let mut config = match &arguments.config {
             Some(path) => ServerConfig::load(path).map_err(|error| wrong(error.to_string()))?,
             None => ServerConfig::default(),
@@ -181,7 +188,7 @@ impl Place {
     }
 
     /// Opens the store. `existing`: it has to be there already.
-    async fn open(&self, existing: bool) -> Result<(Arc<dyn Store>, Layout), CliError> {
+    pub(super) async fn open(&self, existing: bool) -> Result<(Arc<dyn Store>, Layout), CliError> {
         let layout = Layout::new(&self.config.cluster_id).map_err(|error| wrong(error.to_string()))?;
         let store: Arc<dyn Store> = match self.config.store.kind {
             StoreKind::Embedded => {

@@ -90,7 +90,10 @@ fn read_changes(file: &PathBuf) -> Result<Value, CliError> {
     parse_config(&text).map_err(usage)?;
     let table: toml::Table = toml::from_str(&text).map_err(|e| usage(e.to_string()))?;
     let value = serde_json::to_value(table).map_err(|e| usage(e.to_string()))?;
-    Ok(api_keys(value))
+    let mut changes = api_keys(value);
+    // As the server answers them, so that the same is the same.
+    heartbeatpb::config::api::number_durations(&mut changes);
+    Ok(changes)
 }
 
 /// Keys with underscores, as in the API.

@@ -2,21 +2,19 @@
 //! operation, authentication; and which routes want what.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Instant;
 
-use axum::body::{Body, Bytes};
 use axum::extract::{ConnectInfo, MatchedPath, Request, State};
-use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
+use axum::http::{HeaderMap, Method, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use heartbeatpb::config::Uri as MaskedUri;
 use parking_lot::Mutex;
-use serde_json::json;
 
 use super::auth::Gate;
 use super::forward::{self, Whose};
-use super::operations::{self, Operations, Record, Seen};
+use super::operate::{Wish, operate};
+use super::operations::Operations;
 use super::{ApiFailure, Shared};
 use crate::config::{RedactMode, SecuritySection};
 
@@ -143,7 +141,8 @@ pub(super) fn rule_of(method: &Method, path: &str) -> Option<Rule> {
     }
     match (method.as_str(), path) {
         ("GET", "/" | "/status" | "/livez" | "/readyz") | (_, "/metrics") => Some(OPEN),
-        ("GET", "/config" | "/debug/info") => Some(OWN),
+        ("GET", "/config") => Some(OWN),
+        ("GET", path) if path.starts_with("/debug/") => Some(OWN),
         _ => None,
     }
 }
@@ -197,105 +196,23 @@ async fn arrive(
         *user = admitted?;
         return Ok(next.run(request).await);
     };
-    let name = if request.method() == Method::POST && name_in(request.uri()).is_none() {
-        String::new()
-    } else {
-        name_in(request.uri()).unwrap_or_default().to_owned()
-    };
-    let mut record = Record {
+    let wish = Wish {
         operation,
-        changefeed: name,
+        changefeed: name_in(request.uri()).unwrap_or_default().to_owned(),
         user: admitted.as_ref().ok().and_then(Clone::clone).unwrap_or_else(|| "anonymous".to_owned()),
-        status: StatusCode::UNAUTHORIZED,
-        details: String::new(),
-        error: String::new(),
     };
     match admitted {
         Ok(admitted) => *user = admitted,
         Err(failure) => {
-            record.error.clone_from(&failure.message);
-            state.access.operations.record(&record);
+            state.access.operations.refuse(wish.asked(), &failure.message);
             return Err(failure);
         }
     }
-    operate(state, record, request, next).await
+    operate(state, wish, request, next).await
 }
 
 fn name_in(uri: &Uri) -> Option<&str> {
     uri.path().split('/').nth(4).filter(|name| !name.is_empty())
-}
-
-/// Whether the asker does not wait, and the key under which the answer is kept.
-fn wishes(headers: &HeaderMap) -> Result<(bool, Option<String>), ApiFailure> {
-    let wants = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let later = wants("prefer").is_some_and(|prefer| {
-        prefer.split([',', ';']).any(|word| word.trim().eq_ignore_ascii_case("respond-async"))
-    });
-    let key = wants("idempotency-key").map(str::to_owned);
-    if key.as_ref().is_some_and(|key| key.is_empty() || key.len() > operations::LONGEST_KEY) {
-        let words = format!("Idempotency-Key has 1 to {} characters", operations::LONGEST_KEY);
-        return Err(ApiFailure::invalid(words));
-    }
-    Ok((later, key))
-}
-
-/// Carries a change out, whether or not the asker stays: what was begun has to end.
-async fn operate(
-    state: &Shared,
-    record: Record,
-    request: Request,
-    next: Next,
-) -> Result<Response, ApiFailure> {
-    let (later, key) = wishes(request.headers())?;
-    let kept = key.is_some() || later;
-    let key = key.map(|key| format!("{} {} {} {key}", record.user, request.method(), request.uri().path()));
-    let id = match kept.then(|| state.access.operations.begin(key)) {
-        None => None,
-        Some(Seen::New(id)) => Some(id),
-        Some(Seen::Before(id)) => {
-            return Ok(state.access.operations.answer(&id).unwrap_or_else(|| accepted(&id)));
-        }
-    };
-    let (state, at) = (Arc::clone(state), id.clone());
-    let work = tokio::spawn(async move {
-        let response = carry_out(&state, record, request, next).await;
-        match at {
-            None => response,
-            Some(id) => keep(&state, &id, response).await,
-        }
-    });
-    if let Some(id) = id.filter(|_| later) {
-        return Ok(accepted(&id));
-    }
-    work.await.map_err(|error| {
-        tracing::error!(%error, "an operation ended abnormally");
-        ApiFailure::new("CDC:ErrInternal", "the operation ended abnormally; the log of the node says why")
-    })
-}
-
-async fn carry_out(state: &Shared, mut record: Record, request: Request, next: Next) -> Response {
-    let (response, note) = operations::noted(next.run(request)).await;
-    record.changefeed = note.changefeed.unwrap_or(record.changefeed);
-    record.details = note.details;
-    record.status = response.status();
-    if let Some(failure) = response.extensions().get::<ApiFailure>() {
-        record.error.clone_from(&failure.message);
-    }
-    state.access.operations.record(&record);
-    response
-}
-
-/// Keeps the answer of an operation.
-async fn keep(state: &Shared, id: &str, response: Response) -> Response {
-    let (parts, body) = response.into_parts();
-    let body: Bytes = axum::body::to_bytes(body, super::MAX_BODY_BYTES).await.unwrap_or_default();
-    state.access.operations.end(id, parts.status, body.clone());
-    Response::from_parts(parts, Body::from(body))
-}
-
-fn accepted(id: &str) -> Response {
-    let location = [(header::LOCATION, format!("/api/v2/operations/{id}"))];
-    (StatusCode::ACCEPTED, location, axum::Json(json!({ "operation_id": id }))).into_response()
 }
 
 /// What is logged of a request: no body, no credentials.

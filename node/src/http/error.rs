@@ -86,7 +86,9 @@ impl ApiFailure {
         match self.code.as_str() {
             super::auth::NOT_FOUND | super::auth::UNAUTHORIZED => return StatusCode::UNAUTHORIZED,
             "CDC:ErrAPINotFound" => return StatusCode::NOT_FOUND,
-            "CDC:ErrAPIGone" => return StatusCode::GONE,
+            codes::API_GONE => return StatusCode::GONE,
+            codes::API_NOT_SUPPORTED => return StatusCode::NOT_IMPLEMENTED,
+            codes::API_TOO_MANY => return StatusCode::TOO_MANY_REQUESTS,
             _ => {}
         }
         if BAD_REQUEST.contains(&self.code.as_str()) || codes::needs_person(&self.code) {
@@ -157,6 +159,8 @@ mod tests {
             ("CDC:ErrUnauthorized", 401),
             ("CDC:ErrAPINotFound", 404),
             ("CDC:ErrAPIGone", 410),
+            ("CDC:ErrAPITooManyRequests", 429),
+            ("CDC:ErrAPINotSupported", 501),
             ("CDC:ErrOwnerNotFound", 503),
             ("CDC:ErrClusterIsUnhealthy", 503),
             ("CDC:ErrMaintainerNotFounded", 500),

@@ -193,6 +193,22 @@ async fn send(
     Ok(Response::from_parts(parts, Body::new(body)))
 }
 
+/// Reads a body.
+///
+/// # Errors
+/// When it is too large, or ends early.
+pub(super) async fn read(body: Body) -> Result<Bytes, ApiFailure> {
+    let body = http_body_util::Limited::new(body, super::MAX_BODY_BYTES).collect().await;
+    let body = body.map_err(|error| {
+        if error.is::<http_body_util::LengthLimitError>() {
+            ApiFailure::too_large()
+        } else {
+            ApiFailure::invalid("the request body ended early")
+        }
+    })?;
+    Ok(body.to_bytes())
+}
+
 /// The same request, as another node is to get it. A body that is too large is refused here.
 async fn outgoing(
     state: &ApiState,
@@ -201,14 +217,7 @@ async fn outgoing(
     gid: Option<Gid>,
 ) -> Result<axum::http::Request<Full<Bytes>>, ApiFailure> {
     let (mut parts, body) = request.into_parts();
-    let body = http_body_util::Limited::new(body, super::MAX_BODY_BYTES);
-    let body = body.collect().await.map_err(|error| {
-        if error.is::<http_body_util::LengthLimitError>() {
-            ApiFailure::too_large()
-        } else {
-            ApiFailure::invalid("the request body ended early")
-        }
-    })?;
+    let body = read(body).await?;
     strip(&mut parts.headers);
     let headers = &mut parts.headers;
     let text = |text: &str| HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static("unknown"));
@@ -224,7 +233,7 @@ async fn outgoing(
         headers.insert(INCARNATION, text(&format!("{}-{}", gid.low, gid.high)));
     }
     let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
-    let mut out = axum::http::Request::new(Full::new(body.to_bytes()));
+    let mut out = axum::http::Request::new(Full::new(body));
     *out.method_mut() = parts.method;
     *out.uri_mut() = target.parse().map_err(|_| ApiFailure::invalid("the path of the request is none"))?;
     *out.headers_mut() = parts.headers;

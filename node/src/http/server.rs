@@ -11,9 +11,10 @@ use heartbeatpb::NodeLiveness;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::debug::tasks::STUCK;
 use super::models::{millis_of, position_text};
 use super::{ApiFailure, Shared, parse_body};
-use crate::config::RedactMode;
+use crate::config::{RedactMode, UpstreamSection};
 
 pub(super) async fn status(State(state): State<Shared>) -> Json<Value> {
     let mut status = json!({
@@ -48,8 +49,14 @@ pub(super) async fn health(State(state): State<Shared>) -> Result<Json<Value>, A
     }
 }
 
-pub(super) async fn livez() -> &'static str {
-    "ok\n"
+/// Whether the process gets on. Its port may answer while the rest of it does not.
+pub(super) async fn livez(State(state): State<Shared>) -> Response {
+    let silence = state.tasks.silence();
+    if silence < STUCK {
+        return "ok\n".into_response();
+    }
+    let text = format!("the runtime has not got on for {} s\n", silence.as_secs());
+    (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
 }
 
 /// Whether this node can serve; the coordinator is asked only if it is here.
@@ -129,27 +136,44 @@ pub(super) async fn set_redaction(
     Ok(Json(json!({ "previous_mode": previous.name(), "current_mode": wanted.name() })))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
+#[serde(default)]
 struct TsoBody {
     upstream: Option<TsoUpstream>,
+    upstream_name: String,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
+#[serde(default)]
 struct TsoUpstream {
     uri: String,
 }
 
+/// The position of an upstream now: of the one that is named, or of the only one of the configuration.
 pub(super) async fn tso(State(state): State<Shared>, body: Bytes) -> Result<Json<Value>, ApiFailure> {
-    let TsoBody { upstream } = parse_body(&body)?;
-    let Some(upstream) = upstream else {
-        return Err(ApiFailure::invalid("name the upstream: {\"upstream\":{\"uri\":\"postgres://…\"}}"));
+    let body: TsoBody = parse_body(&body)?;
+    let uri = match (body.upstream, body.upstream_name.as_str()) {
+        (Some(_), name) if !name.is_empty() => {
+            return Err(ApiFailure::invalid("upstream and upstream_name are given; keep one"));
+        }
+        (Some(upstream), _) => upstream.uri,
+        (None, "") => {
+            let mut named = state.named.values();
+            let only = named.next().filter(|_| named.next().is_none());
+            only.map(UpstreamSection::full_uri).ok_or_else(|| {
+                ApiFailure::invalid(
+                    "name the upstream: {\"upstream\":{\"uri\":\"postgres://…\"}}, or upstream_name",
+                )
+            })?
+        }
+        (None, name) => state.named_upstream(name)?,
     };
-    let point = state.upstreams.current_position(&upstream.uri).await?;
+    let point = state.upstreams.current_position(&uri).await?;
     Ok(Json(json!({
         "timestamp": millis_of(point.time),
         "logic_time": 0,
         "position": point.start_ts,
-        "position_text": position_text(&upstream.uri, point.start_ts),
+        "position_text": position_text(&uri, point.start_ts),
     })))
 }
 

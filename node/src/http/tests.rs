@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Access, ApiState, router};
 use crate::cli::{ApiError, CliArgs, CliError, Client};
-use crate::config::SecuritySection;
+use crate::config::{SecuritySection, UpstreamSection};
 use crate::upstream::UpstreamHub;
 
 const LEADER: &str = "n1";
@@ -109,9 +109,11 @@ impl Cluster {
         let stopped = stop.clone();
         tasks.push(tokio::spawn(async move { election.run(session, stopped).await.unwrap() }));
         followers.insert(0, (LEADER, upstreams, liveness, placements));
+        let bank =
+            UpstreamSection { uri: "generator://bank?seed=3".to_owned(), ..UpstreamSection::default() };
         for ((name, upstreams, liveness, placements), port) in followers.into_iter().zip(ports) {
             let leads = name == LEADER;
-            let app = router(ApiState {
+            let app = router(Arc::new(ApiState {
                 node: name.into(),
                 members: members.subscribe(),
                 leading: leading.subscribe(),
@@ -130,7 +132,10 @@ impl Cluster {
                 layout: layout.clone(),
                 lease: Arc::new(crate::wiring::Lease::new()),
                 unreached: watch::channel(std::collections::BTreeSet::new()).1,
-            });
+                named: [("bank".to_owned(), bank.clone())].into(),
+                tasks: Arc::default(),
+                looking: tokio::sync::Semaphore::new(1),
+            }));
             tasks.push(tokio::spawn(crate::serve::Server::new(port, app).run(stop.clone())));
         }
         let address = format!("http://{}", addresses[0]);
@@ -190,7 +195,9 @@ fn drain(node: &str) -> String {
     format!("/api/v2/captures/{node}/drain")
 }
 
+mod debug;
 mod forwarding;
+mod operations;
 
 fn code(result: Result<Value, ApiError>) -> String {
     result.unwrap_err().code().to_owned()

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 /// One part of the process: a task with its own stop signal.
@@ -20,6 +20,11 @@ impl Part {
         let stop = CancellationToken::new();
         let task = tokio::spawn(run(stop.clone()));
         Self { name, stop, task }
+    }
+
+    /// Its name, and a way to see whether it runs.
+    pub(super) fn seen(&self) -> (&'static str, AbortHandle) {
+        (self.name, self.task.abort_handle())
     }
 
     /// Its stop signal, for whoever has to stop it without waiting.

@@ -14,7 +14,7 @@ use maintainer::{LivenessCell, MaintainerManager, ManagerConfig};
 use messaging::grpc::GrpcTransport;
 use messaging::{MessageCenter, MessagingConfig};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::lease::{Guard, Lease};
@@ -24,7 +24,8 @@ use super::reach::{Greeter, ReachViews};
 use super::registration::{NodeInfo, Registration};
 use super::{Node, WritePath, store};
 use crate::config::{ServerConfig, StoreKind};
-use crate::http::{Access, ApiState, router};
+use crate::copies::Copies;
+use crate::http::{Access, ApiState, Tasks, dump_on_signal, router};
 use crate::permitted::{PermittedRetention, PermittedUpstream};
 use crate::serve::Server;
 use crate::sinks::{Fences, Sinks};
@@ -256,12 +257,16 @@ impl Node {
         let modules = Modules::new(&ground, &id, network);
         let (election, coordinator) = modules.election(&ground);
         let (leading, leader) = watch::channel(None);
-        let app = router(ApiState {
+        let tasks = Arc::new(Tasks::default());
+        let api = Arc::new(ApiState {
             node: id.clone(),
             members: modules.views.members.clone(),
             leading: leader.clone(),
             cluster_id: ground.config.cluster_id.clone(),
-            config: serde_json::to_value(&ground.config)?,
+            config: shown(&ground.config)?,
+            named: ground.config.upstreams.clone(),
+            tasks: Arc::clone(&tasks),
+            looking: Semaphore::new(1),
             data_dir: ground.data_dir.join("sink"),
             started: Instant::now(),
             leader: coordinator.clone(),
@@ -269,13 +274,14 @@ impl Node {
             placements: modules.manager.placements(),
             metrics: metrics.clone(),
             liveness: Arc::clone(&modules.liveness),
+            store: modules.store(&ground),
             access: ground.access,
             tls: ground.tls.clone(),
-            store: modules.store(&ground),
             layout: ground.layout.clone(),
             lease: Arc::clone(&modules.lease),
             unreached: modules.reach.unreached.clone(),
         });
+        let app = router(Arc::clone(&api));
 
         let Ground { config, listener, address, advertised, store, layout, epoch, lock, tls, .. } = ground;
         let Modules {
@@ -308,6 +314,11 @@ impl Node {
                 }
             }
         });
+        let beat = {
+            let tasks = Arc::clone(&tasks);
+            Part::start("heartbeat of the runtime", move |stop| async move { tasks.beat(&stop).await })
+        };
+        let dump = Part::start("dump on SIGUSR1", move |stop| dump_on_signal(api, stop));
         let log = Part::start("log service", move |stop| async move { log.run(stop).await });
         let collector = Part::start("event collector", move |stop| collector.run(stop));
         let orchestrator = Part::start("dispatcher orchestrator", move |stop| async move {
@@ -334,11 +345,15 @@ impl Node {
         let (deciding, writing) = (vec![manager], vec![orchestrator, collector]);
         let mut serving = vec![log, registry, elected, greeter];
         serving.extend(network);
-        serving.extend([port, upkeep]);
+        serving.extend([port, upkeep, dump, beat]);
         match entry.join(info, views.known).await {
             Ok(Joined { session, registration, guard, write_path }) => {
                 let mut deciding = deciding;
                 deciding.insert(0, lead(election, session, write_path.clone()));
+                for part in deciding.iter().chain(&writing).chain(&serving) {
+                    let (name, handle) = part.seen();
+                    tasks.watch(name, handle);
+                }
                 tracing::info!(nodeID = %id, addr = %address, "server is ready");
                 let members = views.members;
                 Ok(Self {
@@ -422,6 +437,14 @@ fn lead(election: Election, session: Session, write_path: WritePath) -> Part {
 /// What other nodes are answered on the one port.
 fn bus(transport: &GrpcTransport) -> axum::Router {
     axum::Router::new().route_service(messaging::grpc::PATH, transport.service())
+}
+
+/// The configuration as it may be shown.
+fn shown(config: &ServerConfig) -> anyhow::Result<serde_json::Value> {
+    let mut value = serde_json::to_value(config)?;
+    // The rest of it has none: whoever checks the configuration sees to it.
+    heartbeatpb::config::api::mask_secrets(&mut value["upstreams"]);
+    Ok(value)
 }
 
 fn absolute(path: &std::path::Path) -> anyhow::Result<PathBuf> {

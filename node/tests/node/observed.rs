@@ -296,7 +296,9 @@ async fn a_node_tells_that_it_lives_is_ready_and_who_it_is() {
     let dir = tempfile::tempdir().unwrap();
     let (node, client) = start(dir.path()).await;
     for path in ["/livez", "/readyz"] {
-        client.get(path).await.unwrap();
+        // They answer in words.
+        let told = client.get(path).await.unwrap_err().to_string();
+        assert!(told.contains("not JSON with status 200"), "{path}: {told}");
     }
     assert_eq!(client.get("/api/v2/health").await.unwrap(), json!({}));
     let status = client.get("/api/v2/status").await.unwrap();

@@ -13,7 +13,7 @@ use super::*;
 use crate::http::password;
 
 /// Sends a request; its answer's status, headers and text.
-async fn send(
+pub(super) async fn send(
     address: &str,
     method: &str,
     path: &str,
@@ -30,7 +30,7 @@ async fn send(
     (parts.status, parts.headers, String::from_utf8_lossy(&body).into_owned())
 }
 
-fn code_of(text: &str) -> String {
+pub(super) fn code_of(text: &str) -> String {
     let value: Value = serde_json::from_str(text).unwrap();
     value["error_code"].as_str().unwrap_or_default().to_owned()
 }
@@ -305,36 +305,6 @@ async fn what_the_log_shows_of_values_can_be_made_less_and_never_more() {
     futures_util::future::join_all(tries).await;
     assert_eq!(ask("true").await, (200, json!({ "previous_mode": "ON", "current_mode": "ON" })));
     assert_eq!(ask("marker").await.0, 400);
-    cluster.stop().await;
-}
-
-#[tokio::test]
-async fn an_answer_is_kept_for_whoever_asks_with_the_same_key_or_later() {
-    let cluster = Cluster::start().await;
-    let (leader, follower) = (&cluster.addresses[0], &cluster.addresses[1]);
-    let pause = "/api/v2/changefeeds/none/pause";
-    let (status, headers, text) =
-        send(follower, "POST", pause, &[("prefer", "wait=1, respond-async")], "").await;
-    assert_eq!(status, StatusCode::ACCEPTED, "{text}");
-    let location = headers.get(header::LOCATION).unwrap().to_str().unwrap().to_owned();
-    cluster
-        .eventually("it ended", async |client| client.get(&location).await.unwrap()["state"] != "running")
-        .await;
-    let done = cluster.client.get(&location).await.unwrap();
-    assert_eq!((&done["state"], &done["status"]), (&json!("failed"), &json!(400)));
-    assert_eq!(done["result"]["error_code"], "CDC:ErrChangeFeedNotExists");
-
-    let count = async || cluster.client.get("/api/v2/operations").await.unwrap()["total"].clone();
-    let before = count().await;
-    let mut answers = Vec::new();
-    for address in [leader, follower, leader] {
-        answers.push(send(address, "POST", pause, &[("idempotency-key", "k1")], "").await.2);
-    }
-    assert!(answers.windows(2).all(|pair| pair[0] == pair[1]), "{answers:?}");
-    assert_eq!(count().await.as_u64(), before.as_u64().map(|n| n + 1), "it was done once");
-    let (status, _, _) = send(leader, "POST", pause, &[("idempotency-key", "")], "").await;
-    assert_eq!(status, StatusCode::BAD_REQUEST);
-    assert_eq!(code(cluster.client.get("/api/v2/operations/none").await), "CDC:ErrAPINotFound");
     cluster.stop().await;
 }
 

@@ -44,6 +44,11 @@ fn configurations_that_cannot_be_used_are_refused_with_the_key_and_what_to_write
         ("log-level = \"millrace=loud\"", &["log-level", "millrace=loud"]),
         ("[event-store]\nmemory-bytes = 1", &["event-store.memory-bytes", "8388608"]),
         ("[event-store]\ndisk-bytes = 1", &["event-store.disk-bytes", "268435456"]),
+        ("[upstreams.a]\nurl = \"postgres://u:s3cr3t-canary@h/d\"", &["url", "unknown"]),
+        ("[upstreams]\na = \"postgres://u:s3cr3t-canary@h/d\"", &["line 2, a"]),
+        ("[upstreams.a]\nuri = \"mysql://u:s3cr3t-canary@h/d\"", &["upstreams", "postgres or generator"]),
+        ("[upstreams.\"a b\"]\nuri = \"generator://bank\"", &["upstreams", "is not a name"]),
+        ("capture-session-ttl = \"soon\"", &["capture-session-ttl", "number of seconds"]),
         ("[event-store\n", &["server.toml"]),
         ("= 1", &["server.toml"]),
     ];
