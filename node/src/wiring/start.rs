@@ -24,7 +24,6 @@ use super::reach::{Greeter, ReachViews};
 use super::registration::{NodeInfo, Registration};
 use super::{Node, WritePath, store};
 use crate::config::{ServerConfig, StoreKind};
-use crate::copies::Copies;
 use crate::http::{Access, ApiState, Tasks, dump_on_signal, router};
 use crate::permitted::{PermittedRetention, PermittedUpstream};
 use crate::serve::Server;
