@@ -30,6 +30,9 @@ impl From<logservice::Error> for ApiFailure {
 /// A reader that has been without its upstream for so long is told to people by the changefeed's state. A restart of
 /// the upstream is over by then.
 const ABSENCE: Duration = Duration::from_secs(10);
+/// Pauses between attempts to list the tables of an upstream that does not answer: the first, and the longest.
+const TABLES_AGAIN: Duration = Duration::from_millis(100);
+const TABLES_AGAIN_MAX: Duration = Duration::from_secs(1);
 
 /// One running log reader.
 struct Reader {
@@ -37,6 +40,9 @@ struct Reader {
     upstream: Arc<dyn Upstream>,
     spec: FeedSpec,
     tables: usize,
+    /// Where it was started.
+    checkpoint: Ts,
+    /// What is known to be stored; nothing at first.
     persisted: watch::Sender<Ts>,
     progress: Arc<ReaderProgress>,
     error: Arc<Mutex<Option<RunningError>>>,
@@ -72,8 +78,8 @@ pub(crate) struct UpstreamHub {
     readers: Mutex<BTreeMap<Gid, Reader>>,
     /// Rows that were flushed downstream, by changefeed.
     written: Mutex<BTreeMap<Gid, Arc<AtomicU64>>>,
-    /// Starting and stopping a reader awaits; one at a time keeps their order.
-    transition: tokio::sync::Mutex<()>,
+    /// Starting and stopping a reader awaits; one at a time for each changefeed keeps their order.
+    transitions: Mutex<BTreeMap<Gid, Arc<tokio::sync::Mutex<()>>>>,
     /// Shows the oldest position that sources have to keep.
     oldest: Mutex<Option<[Gauge; 2]>>,
     /// The node may not read for anybody any more.
@@ -115,7 +121,7 @@ impl UpstreamHub {
             log,
             readers: Mutex::default(),
             written: Mutex::default(),
-            transition: tokio::sync::Mutex::default(),
+            transitions: Mutex::default(),
             oldest: Mutex::default(),
             fenced: CancellationToken::new(),
         }
@@ -148,7 +154,7 @@ impl UpstreamHub {
     pub(crate) fn measure(&self) {
         let mut oldest: Option<WallTime> = None;
         for reader in self.readers.lock().values() {
-            let confirmed = *reader.persisted.borrow();
+            let confirmed = reader.checkpoint.max(*reader.persisted.borrow());
             if let Some(gauge) = &reader.unconfirmed {
                 let received = reader.progress.received.load(Ordering::Relaxed);
                 gauge.set(received.saturating_sub(confirmed.0) as f64);
@@ -235,20 +241,30 @@ impl UpstreamHub {
         }
     }
 
+    /// Waits for the turn to start or stop the reader of a changefeed.
+    async fn turn(&self, gid: Gid) -> tokio::sync::OwnedMutexGuard<()> {
+        let turn = {
+            let mut transitions = self.transitions.lock();
+            // Those that nobody holds or waits for.
+            transitions.retain(|_, turn| Arc::strong_count(turn) > 1);
+            Arc::clone(transitions.entry(gid).or_default())
+        };
+        turn.lock_owned().await
+    }
+
+    /// Starts a reader in the place of an older one. It finds its upstream by itself, however long that takes.
     async fn start_reader(
         &self,
         info: &ChangefeedInfo,
         epoch: Option<MaintainerEpoch>,
         checkpoint: Ts,
-    ) -> Result<Vec<maintainer::SourceTable>, logservice::Error> {
+    ) -> Result<(), logservice::Error> {
         let spec = feed_spec(info, epoch)?;
         let upstream = logservice::upstream::open(&spec.upstream_uri)?;
-        // Those of the checkpoint: earlier changes of the schema do not come again.
-        let there = FeedSpec { start_ts: spec.start_ts.max(checkpoint), ..spec.clone() };
-        let tables = upstream.tables(&there).await?;
         self.stop_reader(info.id.gid, |reader| reader.epoch <= epoch).await;
         let writer = self.log.open(&info.id, checkpoint)?;
-        let (persisted, persisted_view) = watch::channel(checkpoint);
+        // A maintainer may be started ahead of what is stored: nothing is confirmed before it is told to be.
+        let (persisted, persisted_view) = watch::channel(Ts::ZERO);
         let progress = Arc::new(ReaderProgress::default());
         let error: Arc<Mutex<Option<RunningError>>> = Arc::default();
         let shutdown = CancellationToken::new();
@@ -276,13 +292,13 @@ impl UpstreamHub {
             let (namespace, name) = (info.id.keyspace.to_string(), info.id.name.to_string());
             gauge!(crate::metrics::UNCONFIRMED, "namespace" => namespace, "changefeed" => name)
         });
-        let tables_read = tables.len();
         let absent = Mutex::default();
         let reader = Reader {
             epoch,
             upstream,
             spec,
-            tables: tables_read,
+            tables: 0,
+            checkpoint,
             persisted,
             progress,
             error,
@@ -296,16 +312,44 @@ impl UpstreamHub {
             // It began while the fence came down.
             self.fence();
         }
-        Ok(tables
-            .into_iter()
-            .map(|table| maintainer::SourceTable {
-                id: table.info.id,
-                schema_id: table.info.schema_id,
-                schema: table.info.schema.clone(),
-                name: table.info.name.clone(),
-                splittable: table.splittable,
-            })
-            .collect())
+        Ok(())
+    }
+
+    /// The tables of a changefeed at its checkpoint: earlier changes of the schema do not come again. An upstream that
+    /// does not answer is asked again for a while: it may be starting.
+    async fn tables(
+        &self,
+        info: &ChangefeedInfo,
+        epoch: Option<MaintainerEpoch>,
+        checkpoint: Ts,
+    ) -> Result<Vec<maintainer::SourceTable>, logservice::Error> {
+        let spec = feed_spec(info, epoch)?;
+        let upstream = logservice::upstream::open(&spec.upstream_uri)?;
+        let there = FeedSpec { start_ts: spec.start_ts.max(checkpoint), ..spec };
+        let (begun, mut pause) = (Instant::now(), TABLES_AGAIN);
+        let tables = loop {
+            match upstream.tables(&there).await {
+                Ok(tables) => break tables,
+                Err(error) if error.is_retryable() && begun.elapsed() < ABSENCE => {
+                    tracing::debug!(changefeedID = %info.id, error = error.chain(), "the upstream does not list its tables");
+                }
+                Err(error) => return Err(error),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(TABLES_AGAIN_MAX);
+        };
+        if let Some(reader) = self.readers.lock().get_mut(&info.id.gid).filter(|reader| reader.epoch == epoch)
+        {
+            reader.tables = tables.len();
+        }
+        let source = |table: logservice::upstream::SourceTable| maintainer::SourceTable {
+            id: table.info.id,
+            schema_id: table.info.schema_id,
+            schema: table.info.schema.clone(),
+            name: table.info.name.clone(),
+            splittable: table.splittable,
+        };
+        Ok(tables.into_iter().map(source).collect())
     }
 }
 
@@ -317,18 +361,28 @@ impl maintainer::Upstream for UpstreamHub {
         epoch: Option<MaintainerEpoch>,
         checkpoint: Ts,
     ) -> Result<Vec<maintainer::SourceTable>, RunningError> {
-        let _one_at_a_time = self.transition.lock().await;
-        if self.fenced.is_cancelled() {
-            return Err(
-                self.running_error(&logservice::Error::Closed { what: "this node has lost its lease" })
-            );
+        {
+            let _turn = self.turn(info.id.gid).await;
+            if self.fenced.is_cancelled() {
+                return Err(
+                    self.running_error(&logservice::Error::Closed { what: "this node has lost its lease" })
+                );
+            }
+            let newer = self.readers.lock().get(&info.id.gid).is_some_and(|reader| reader.epoch > epoch);
+            if newer {
+                let current = MaintainerEpoch::to_wire(epoch);
+                return Err(self.running_error(&logservice::Error::Superseded { current }));
+            }
+            self.start_reader(info, epoch, checkpoint).await.map_err(|e| self.running_error(&e))?;
         }
-        let newer = self.readers.lock().get(&info.id.gid).is_some_and(|reader| reader.epoch > epoch);
-        if newer {
-            let current = MaintainerEpoch::to_wire(epoch);
-            return Err(self.running_error(&logservice::Error::Superseded { current }));
+        // While the reader is on its way to its place.
+        match self.tables(info, epoch, checkpoint).await {
+            Ok(tables) => Ok(tables),
+            Err(error) => {
+                maintainer::Upstream::stop(self, &info.id, epoch).await;
+                Err(self.running_error(&error))
+            }
         }
-        self.start_reader(info, epoch, checkpoint).await.map_err(|e| self.running_error(&e))
     }
 
     fn confirm(&self, changefeed: &ChangefeedId, epoch: Option<MaintainerEpoch>, persisted: Ts) {
@@ -345,7 +399,7 @@ impl maintainer::Upstream for UpstreamHub {
     }
 
     async fn stop(&self, changefeed: &ChangefeedId, epoch: Option<MaintainerEpoch>) {
-        let _one_at_a_time = self.transition.lock().await;
+        let _turn = self.turn(changefeed.gid).await;
         let mine = self.readers.lock().get(&changefeed.gid).is_some_and(|reader| reader.epoch == epoch);
         if mine {
             self.stop_reader(changefeed.gid, |reader| reader.epoch == epoch).await;
@@ -356,9 +410,12 @@ impl maintainer::Upstream for UpstreamHub {
     fn error(&self, changefeed: &ChangefeedId, epoch: Option<MaintainerEpoch>) -> Option<RunningError> {
         let readers = self.readers.lock();
         let reader = readers.get(&changefeed.gid).filter(|reader| reader.epoch == epoch)?;
-        if let Some(error) = reader.error.lock().clone() {
-            return Some(error);
-        }
+        reader.error.lock().clone()
+    }
+
+    fn trouble(&self, changefeed: &ChangefeedId, epoch: Option<MaintainerEpoch>) -> Option<RunningError> {
+        let readers = self.readers.lock();
+        let reader = readers.get(&changefeed.gid).filter(|reader| reader.epoch == epoch)?;
         let (code, message) = reader.absence()?;
         Some(RunningError {
             time: crate::wiring::rfc3339_now(),
@@ -387,6 +444,10 @@ impl maintainer::Upstream for UpstreamHub {
         Ok(maintainer::SplitPoints { keys, rows, bytes })
     }
 
+    fn time_of(&self, changefeed: &ChangefeedId, ts: Ts) -> Option<WallTime> {
+        self.log.time_of(changefeed, ts)
+    }
+
     fn lag_seconds(&self, changefeed: &ChangefeedId, ts: Ts) -> Option<f64> {
         self.log.time_of(changefeed, ts).map(|time| time.seconds_until(WallTime::now()))
     }
@@ -409,3 +470,6 @@ impl coordinator::UpstreamClock for UpstreamHub {
         self.log.time_of(changefeed, ts)
     }
 }
+
+#[cfg(test)]
+mod tests;
