@@ -6,7 +6,7 @@ use std::time::Instant;
 use heartbeatpb::{
     BootstrapTableSpan, ComponentState, DispatcherConfig, DispatcherId, MaintainerBootstrapRequest,
     MaintainerBootstrapResponse, MaintainerEpoch, MaintainerPostBootstrapRequest,
-    MaintainerPostBootstrapResponse, Mode, NodeId, SchemaId, TableSpan, Ts,
+    MaintainerPostBootstrapResponse, Mode, NodeId, Owner, SchemaId, TableSpan, Ts,
 };
 use sink::TableStart;
 
@@ -94,6 +94,13 @@ impl Core {
             }
             (None | Some(_), None | Some(_)) => {}
         }
+        if !self.sink_healthy && (self.owner != asker(from, request) || self.wants_trigger(request)) {
+            // Nothing is written here any more, and the owner that would have been told so and closed this manager is
+            // gone, or cannot start. It goes by itself, and the request, repeated, finds a new one.
+            tracing::info!(changefeed = %self.id, %from, epoch = ?request.epoch, "the sink has failed; a new owner gets a new manager");
+            self.stop();
+            return BootstrapStep::Closing;
+        }
         let log_moved = self.owner.node != *from;
         if !self.owner.try_update(from, request.epoch) {
             return BootstrapStep::Drop;
@@ -110,6 +117,11 @@ impl Core {
             return BootstrapStep::Wait;
         }
         BootstrapStep::Reply(self.bootstrap_response())
+    }
+
+    /// Whether the request cannot be answered before a table trigger was made for it.
+    fn wants_trigger(&self, request: &MaintainerBootstrapRequest) -> bool {
+        request.trigger.is_some() && self.trigger.is_none()
     }
 
     fn open_trigger(&mut self, id: DispatcherId, start_ts: Ts, is_new: bool) {
@@ -274,6 +286,10 @@ impl Core {
     pub(crate) fn on_forgotten(&mut self, done: bool) {
         self.cleanup = if done { Cleanup::Done } else { Cleanup::Wanted };
     }
+}
+
+fn asker(from: &NodeId, request: &MaintainerBootstrapRequest) -> Owner {
+    Owner { node: from.clone(), epoch: request.epoch }
 }
 
 fn bootstrap_span(dispatcher: &Dispatcher) -> BootstrapTableSpan {

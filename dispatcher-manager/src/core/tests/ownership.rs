@@ -82,6 +82,25 @@ fn a_bootstrap_with_another_trigger_is_refused_and_the_owner_stays() {
 }
 
 #[test]
+fn a_manager_whose_sink_has_failed_goes_when_a_new_owner_asks() {
+    let mut x = Bench::new();
+    x.working(2);
+    x.core.on_sink_failed(fault(), x.now);
+    x.take();
+    assert_eq!(x.bootstrap(&a(), None, 1), "reply e1 @0 [2] []", "its own owner hears of the failure");
+    assert_eq!(x.take(), "");
+    assert_eq!(x.bootstrap(&b(), None, 2), "closing");
+    assert_eq!(x.take(), "unsubscribe 2; close 2; stop");
+    assert_eq!(x.bootstrap(&b(), None, 2), "closing");
+    x.core.on_stopped();
+    assert_eq!(x.bootstrap(&b(), None, 2), "closed", "the next one is another manager's");
+    // The owner's own node: without a table trigger there is no owner that could hear of anything.
+    let mut x = Bench::new();
+    x.core.on_sink_failed(fault(), x.now);
+    assert_eq!(x.bootstrap(&a(), Some(1), 1), "closing");
+}
+
+#[test]
 fn a_stale_bootstrap_is_dropped() {
     let mut x = Bench::owned_by(epoch(5));
     assert_eq!(x.bootstrap(&a(), None, 4), "drop");
