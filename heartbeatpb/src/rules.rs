@@ -46,11 +46,16 @@ pub enum Rule {
     DrainCountsMoves,
     /// A maintainer begins after every node has said what it runs.
     EveryNodeAnswers,
+    /// The target of a drain is cleared within its epoch, once.
+    ClearOnce,
+    /// The checkpoint is computed over one state: no look at it comes between the end of a node's watermark and the
+    /// constraint of its spans.
+    OneSnapshot,
 }
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::OwnerFence,
         Self::Tombstone,
         Self::StoppedEpochs,
@@ -72,6 +77,8 @@ impl Rule {
         Self::ResignationRepeated,
         Self::DrainCountsMoves,
         Self::EveryNodeAnswers,
+        Self::ClearOnce,
+        Self::OneSnapshot,
     ];
 
     /// The rule that stops what this one is for nearly every time. Alone, the absence of this one can hardly be noticed;
@@ -79,8 +86,8 @@ impl Rule {
     #[must_use]
     pub const fn behind(self) -> Option<Self> {
         match self {
-            Self::StoppedEpochs | Self::Quiesce => Some(Self::OwnerFence),
-            Self::Tombstone | Self::JournalClearing => Some(Self::CommandOrder),
+            Self::Quiesce => Some(Self::OwnerFence),
+            Self::StoppedEpochs | Self::Tombstone | Self::JournalClearing => Some(Self::CommandOrder),
             Self::NewTableHolds => Some(Self::AbsentHolds),
             Self::OwnerFence
             | Self::OperatorResend
@@ -97,7 +104,9 @@ impl Rule {
             | Self::CloseElsewhere
             | Self::ResignationRepeated
             | Self::DrainCountsMoves
-            | Self::EveryNodeAnswers => None,
+            | Self::EveryNodeAnswers
+            | Self::ClearOnce
+            | Self::OneSnapshot => None,
         }
     }
 

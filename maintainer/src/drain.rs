@@ -26,7 +26,7 @@ impl Versioned for DrainTarget {
     type Version = (u64, bool);
 
     fn version(&self) -> (u64, bool) {
-        (self.epoch, self.node.is_none())
+        (self.epoch, self.node.is_none() && heartbeatpb::Rule::ClearOnce.holds())
     }
 }
 

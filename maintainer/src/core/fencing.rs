@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use heartbeatpb::{NodeId, RunningError, codes};
+use heartbeatpb::{NodeId, Rule, RunningError, codes};
 
 use super::{Core, Effect, Waits};
 use crate::fence::FenceOutcome;
@@ -32,6 +32,10 @@ impl Core {
 
     fn release_node(&mut self, node: &NodeId, now: Instant) {
         self.show_nodes();
+        if !Rule::OneSnapshot.holds() {
+            self.fold.on_node_removed(node);
+            self.settle();
+        }
         // Its spans hold the checkpoint as absent ones before its watermark goes.
         self.placement.drive(now, |operators, cx| operators.on_node_removed(node, cx));
         self.fold.on_node_removed(node);

@@ -1,6 +1,6 @@
 //! Searches seeds for histories that break a promise of the control plane.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use clap::Parser;
@@ -29,7 +29,7 @@ struct Args {
     /// Also the situations in which such control planes are known to have failed, each with 20 seeds.
     #[arg(long)]
     scenarios: bool,
-    /// With --seed: without this rule.
+    /// With --seed: without this rule and the one that it stands behind. With --mutants: only this one.
     #[arg(long)]
     without: Option<String>,
     /// With --seed: also what the processes log, at this level and above.
@@ -103,7 +103,7 @@ fn rule(name: &str) -> anyhow::Result<Rule> {
 
 fn one(seed: u64, args: &Args) -> anyhow::Result<()> {
     let without = args.without.as_deref().map(rule).transpose()?;
-    let plan = Plan { without: [without, None], ..Plan::of(seed) };
+    let plan = Plan { without: [without, without.and_then(Rule::behind)], ..Plan::of(seed) };
     let found = if args.whole { None } else { shrink(&plan) };
     let (plan, outcome) = found.unwrap_or_else(|| {
         let outcome = run(&plan, false);
@@ -145,55 +145,63 @@ fn summary(outcome: &Outcome) {
     );
 }
 
-/// How one rule fared.
-struct Mutant {
-    rule: Rule,
-    caught: Option<(u64, String)>,
-}
-
 fn mutants(args: &Args) -> anyhow::Result<()> {
     let started = Instant::now();
-    let next = AtomicUsize::new(0);
-    let results = parking_lot::Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        for _ in 0..threads(args) {
-            scope.spawn(|| {
-                while let Some(rule) = Rule::ALL.get(next.fetch_add(1, Ordering::Relaxed)).copied() {
-                    let caught = (args.from..args.from + args.seeds).find_map(|seed| {
-                        let fails = |without| run(&Plan { without, ..Plan::of(seed) }, false).violation;
-                        // What fails with the rule in force says nothing about it.
-                        let violation = fails([Some(rule), rule.behind()])?;
-                        fails([None, rule.behind()]).is_none().then_some((seed, violation))
-                    });
-                    let mut results = results.lock();
-                    let (rules, noticed) = (Rule::ALL.len(), caught.is_some());
-                    results.push(Mutant { rule, caught });
-                    eprintln!("{:>2} of {rules}: {rule:?}, noticed: {noticed}", results.len());
-                }
-            });
-        }
-    });
-    let mut results = results.into_inner();
-    results.sort_by_key(|mutant| mutant.rule);
-    for Mutant { rule, caught } in &results {
-        match caught {
+    let only = args.without.as_deref().map(rule).transpose()?;
+    let rules: Vec<Rule> =
+        Rule::ALL.into_iter().filter(|rule| only.is_none_or(|only| only == *rule)).collect();
+    let mut missed = Vec::new();
+    for rule in &rules {
+        let behind = rule.behind().map_or(String::new(), |first| format!(" (behind {first:?})"));
+        match noticed(*rule, args) {
             Some((seed, violation)) => {
                 let short: String = violation.chars().take(100).collect();
-                let behind = rule.behind().map_or(String::new(), |first| format!(" (behind {first:?})"));
                 println!("{:<20} noticed by seed {seed:>4}{behind}: {short}", format!("{rule:?}"));
             }
-            None => println!("{:<20} NOT NOTICED within {} seeds", format!("{rule:?}"), args.seeds),
+            None => {
+                println!("{:<20} NOT NOTICED within {} seeds{behind}", format!("{rule:?}"), args.seeds);
+                missed.push(*rule);
+            }
         }
     }
-    let missed: Vec<Rule> = results.iter().filter(|m| m.caught.is_none()).map(|m| m.rule).collect();
     println!(
         "{} of {} rules in {:.1} s",
-        results.len() - missed.len(),
-        results.len(),
+        rules.len() - missed.len(),
+        rules.len(),
         started.elapsed().as_secs_f64()
     );
     anyhow::ensure!(missed.is_empty(), "nobody notices the absence of {missed:?}");
     Ok(())
+}
+
+/// The first seed that breaks a promise without a rule, and keeps all of them with it.
+fn noticed(rule: Rule, args: &Args) -> Option<(u64, String)> {
+    let next = AtomicU64::new(args.from);
+    let found = parking_lot::Mutex::new(None::<(u64, String)>);
+    std::thread::scope(|scope| {
+        for _ in 0..threads(args) {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    let is_later = found.lock().as_ref().is_some_and(|(first, _)| *first < seed);
+                    if seed >= args.from + args.seeds || is_later {
+                        return;
+                    }
+                    let fails = |without| run(&Plan { without, ..Plan::of(seed) }, false).violation;
+                    let Some(violation) = fails([Some(rule), rule.behind()]) else { continue };
+                    // What fails with the rule in force says nothing about it.
+                    if fails([None, rule.behind()]).is_none() {
+                        let mut found = found.lock();
+                        if found.as_ref().is_none_or(|(first, _)| seed < *first) {
+                            *found = Some((seed, violation));
+                        }
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    found.into_inner()
 }
 
 fn threads(args: &Args) -> usize {

@@ -1,10 +1,12 @@
 //! One changefeed's databases: what the upstream committed, what the downstream has, and what may not happen there.
 //!
 //! A commit ts is a number that grows with every transaction; a row is a key with the commit ts of its last change
-//! as its value. The downstream works as a transactional database does: rows are written idempotently, a schema
-//! change is executed once.
+//! as its value. The downstream (`target.rs`) works as a transactional database does: rows are written idempotently, a
+//! schema change is executed once.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+mod target;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use event::{DdlEvent, DdlKind};
@@ -12,9 +14,9 @@ use heartbeatpb::{
     AddedTable, ChangefeedId, DispatcherId, InfluencedTables, MaintainerEpoch, NodeId, SchemaChange,
     SchemaId, TableId, Ts,
 };
-use sink::Flushed;
 
-use super::world::World;
+use self::target::Session;
+pub(super) use self::target::Wrong;
 
 /// Keys of a table are the numbers below this one.
 pub(super) const KEYS: u64 = 24;
@@ -90,26 +92,6 @@ impl Table {
     pub(super) fn lives_at(&self, ts: u64) -> bool {
         self.born <= ts && self.died.is_none_or(|died| died > ts)
     }
-}
-
-/// A dispatcher at a sink, from its opening to its closing.
-pub(super) struct Session {
-    pub(super) node: NodeId,
-    pub(super) sink: u64,
-    pub(super) dispatcher: DispatcherId,
-    pub(super) table: i64,
-    pub(super) open: bool,
-    /// The database refused something of it.
-    failed: bool,
-    last_due: u64,
-    pending: VecDeque<Pending>,
-}
-
-/// A batch on its way into the database.
-struct Pending {
-    due: u64,
-    changes: Vec<Change>,
-    flushed: Flushed,
 }
 
 /// Who reads the log.
@@ -341,218 +323,6 @@ impl Feed {
             Some(InfluencedTables::All | InfluencedTables::Schema(_)) => true,
             Some(InfluencedTables::Normal(tables)) => tables.contains(&TableId::DDL),
         }
-    }
-
-    /// Opens a dispatcher at a sink; answers after which commit ts it has to start, and whether that is just before
-    /// a schema change that was executed: the dispatcher sees it again, so that the others can pass it with it.
-    pub(super) fn open(
-        &mut self,
-        number: u64,
-        (node, sink, dispatcher): (NodeId, u64, DispatcherId),
-        table: i64,
-        start: u64,
-    ) -> (u64, bool) {
-        let session = Session {
-            node: node.clone(),
-            sink,
-            dispatcher,
-            table,
-            open: true,
-            failed: false,
-            last_due: 0,
-            pending: VecDeque::new(),
-        };
-        if let Some(before) = self.by_holder.insert((node, sink, dispatcher), number)
-            && let Some(before) = self.sessions.get_mut(&before)
-        {
-            before.open = false;
-        }
-        self.sessions.insert(number, session);
-        let executed = self.tables.get(&table).map_or(0, |table| table.executed);
-        if executed > start { (executed - 1, true) } else { (start, false) }
-    }
-
-    /// Closes one dispatcher at a sink, or all of it.
-    pub(super) fn close(&mut self, node: &NodeId, sink: u64, dispatcher: Option<DispatcherId>) {
-        for session in self.sessions.values_mut() {
-            let this = session.node == *node && session.sink == sink;
-            if this && dispatcher.is_none_or(|wanted| wanted == session.dispatcher) {
-                session.open = false;
-            }
-        }
-        self.by_holder.retain(|(n, s, d), _| {
-            !(n == node && *s == sink && dispatcher.is_none_or(|wanted| wanted == *d))
-        });
-        self.sessions.retain(|_, session| session.open || !session.pending.is_empty());
-    }
-
-    /// Takes rows of a dispatcher; false when it is not open.
-    pub(super) fn write(
-        &mut self,
-        holder: &(NodeId, u64, DispatcherId),
-        due: u64,
-        changes: Vec<Change>,
-        flushed: Flushed,
-    ) -> bool {
-        let Some(session) = self.by_holder.get(holder).and_then(|n| self.sessions.get_mut(n)) else {
-            return false;
-        };
-        session.last_due = session.last_due.max(due);
-        session.pending.push_back(Pending { due: session.last_due, changes, flushed });
-        true
-    }
-
-    /// Whether all rows of a dispatcher are durable; `None` when some were refused.
-    pub(super) fn is_durable(&self, holder: &(NodeId, u64, DispatcherId)) -> Option<bool> {
-        let session = self.by_holder.get(holder).and_then(|n| self.sessions.get(n))?;
-        (!session.failed).then_some(session.pending.is_empty())
-    }
-
-    /// Writes what is due; answers who has to be told, and what was wrong.
-    pub(super) fn apply_due(
-        &mut self,
-        now: u64,
-        refused: impl Fn(&NodeId) -> bool,
-        wrong: &mut Vec<(&'static str, String)>,
-    ) -> Vec<Flushed> {
-        let mut done = Vec::new();
-        let numbers: Vec<u64> = self.sessions.keys().copied().collect();
-        for number in numbers {
-            while let Some(session) = self.sessions.get_mut(&number) {
-                if session.pending.front().is_none_or(|pending| pending.due > now) {
-                    break;
-                }
-                if refused(&session.node) {
-                    session.pending.clear();
-                    session.failed = true;
-                    break;
-                }
-                let Some(pending) = session.pending.pop_front() else { break };
-                let table = session.table;
-                self.apply(number, table, &pending.changes, wrong);
-                done.push(pending.flushed);
-            }
-        }
-        self.sessions.retain(|_, session| session.open || !session.pending.is_empty());
-        done
-    }
-
-    fn apply(&mut self, session: u64, id: i64, changes: &[Change], wrong: &mut Vec<(&'static str, String)>) {
-        let Some(table) = self.tables.get_mut(&id) else {
-            wrong.push(("ROWS", format!("rows of table {id}, which never was")));
-            return;
-        };
-        for change in changes {
-            let (ts, key) = (change.ts, change.key);
-            let (writer, before) = table.writers.entry(key).or_insert_with(|| (session, BTreeSet::new()));
-            if *writer != session {
-                if before.contains(&session) {
-                    wrong.push((
-                        "ONE-WRITER",
-                        format!("key {key} of table {id} is written by session {session} after session {writer} took it over"),
-                    ));
-                }
-                before.insert(*writer);
-                *writer = session;
-            }
-            if table.applied.get(&key).is_some_and(|applied| *applied >= ts) {
-                continue;
-            }
-            if !table.exists || ts < table.executed {
-                wrong.push((
-                    "DDL-ORDER",
-                    format!(
-                        "the change of key {key} at {ts} reaches table {id} behind its schema change at {}",
-                        table.executed
-                    ),
-                ));
-            }
-            table.applied.insert(key, ts);
-            self.outstanding.remove(&(ts, id, key));
-            self.rows_written += 1;
-        }
-    }
-
-    /// Executes a schema change at its place.
-    pub(super) fn execute(&mut self, ddl: &DdlEvent, wrong: &mut Vec<(&'static str, String)>) {
-        let ts = ddl.commit_ts.0;
-        if !self.executed.insert(ts) {
-            return;
-        }
-        let live: Vec<i64> =
-            self.tables.values().filter(|table| table.lives_at(ts - 1)).map(|table| table.id).collect();
-        for id in self.influenced(ddl, &live) {
-            let Some(table) = self.tables.get_mut(&id) else { continue };
-            table.executed = table.executed.max(ts);
-            let missing = self.outstanding.iter().take_while(|(at, ..)| *at < ts).find(|(_, t, _)| *t == id);
-            if let Some((at, _, key)) = missing {
-                wrong.push((
-                    "DDL-ORDER",
-                    format!(
-                        "the schema change at {ts} runs before the change of key {key} of table {id} at {at}"
-                    ),
-                ));
-            }
-            if let Some((key, at)) = table.applied.iter().find(|(_, at)| **at > ts) {
-                wrong.push((
-                    "DDL-ORDER",
-                    format!(
-                        "the schema change at {ts} runs after the change of key {key} of table {id} at {at}"
-                    ),
-                ));
-            }
-        }
-        if let Some(table) = self.tables.get_mut(&ddl.table_id.0) {
-            table.executed = table.executed.max(ts);
-        }
-        for added in &ddl.added {
-            if let Some(table) = self.tables.get_mut(&added.table.0) {
-                table.exists = true;
-            }
-        }
-        for table in self.tables.values_mut().filter(|table| table.died == Some(ts)) {
-            table.exists = false;
-        }
-        self.outstanding.remove(&(ts, 0, 0));
-    }
-
-    /// A process is gone. Of what it had sent to the database a first part may still be committed.
-    pub(super) fn bury(&mut self, node: &NodeId, fenced: bool, world: &mut World) {
-        let numbers: Vec<u64> =
-            self.sessions.iter().filter(|(_, s)| s.node == *node).map(|(number, _)| *number).collect();
-        let mut wrong = Vec::new();
-        for number in numbers {
-            let Some(session) = self.sessions.remove(&number) else { continue };
-            let table = session.table;
-            let most = if fenced { 0 } else { session.pending.len() as u64 };
-            let survive = usize::try_from(world.random.between(0, most)).unwrap_or(0);
-            for pending in session.pending.into_iter().take(survive) {
-                self.apply(number, table, &pending.changes, &mut wrong);
-            }
-        }
-        self.by_holder.retain(|(n, ..), _| n != node);
-        for (invariant, what) in wrong {
-            world.violated(invariant, &what);
-        }
-        if self.reader.as_ref().is_some_and(|reader| reader.node == *node) {
-            self.reader = None;
-        }
-    }
-
-    /// What is different at the two ends once everything should have arrived.
-    pub(super) fn difference(&self) -> Option<String> {
-        if let Some((ts, table, key)) = self.outstanding.first() {
-            return Some(format!("the change of table {table} key {key} at {ts} is not there"));
-        }
-        for table in self.tables.values() {
-            if table.exists != table.died.is_none() {
-                return Some(format!("table {} exists downstream: {}", table.id, table.exists));
-            }
-            if table.exists && table.applied != table.newest {
-                return Some(format!("table {} differs", table.id));
-            }
-        }
-        None
     }
 }
 

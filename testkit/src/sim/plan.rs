@@ -27,6 +27,13 @@ pub enum Event {
     SlowLeader(u64, u64),
     /// What a changefeed's maintainer sends takes so many milliseconds longer, for so many milliseconds, in order.
     SlowMaintainer(u64, u64),
+    /// What the process that has a changefeed's maintainer sends to one machine takes so many milliseconds longer, for so
+    /// many milliseconds, in order.
+    SlowPath(u32, u64, u64),
+    /// What the leader sends comes again, up to so many milliseconds later, for so many milliseconds.
+    EchoLeader(u64, u64),
+    /// What a changefeed's maintainer sends comes again, up to so many milliseconds later, for so many milliseconds.
+    EchoMaintainer(u64, u64),
     /// Cut two machines off from each other; the metadata store stays reachable.
     Cut(u32, u32, u64),
     /// Cut one machine off from all others.
@@ -35,8 +42,12 @@ pub enum Event {
     CutStore(u32, u64),
     /// Nobody reaches the metadata store.
     StoreDown(u64),
+    /// So many percent of the requests to the metadata store fail, or their answers are lost, for a while.
+    FlakyStore(u64, u64),
     /// The target refuses one machine for a while.
     SinkFails(u32, u64),
+    /// Whatever the target does for one machine takes so many milliseconds longer, for a while.
+    SlowTarget(u32, u64, u64),
     /// The clock of a machine is set, by so many milliseconds.
     Clock(u32, i64),
     /// Event streams begin again at their checkpoints, this many percent of them in each step, for a while.
@@ -47,6 +58,8 @@ pub enum Event {
     Drain(u32),
     /// A person drains the process that leads.
     DrainLeader,
+    /// A person drains the process that has a changefeed's maintainer.
+    DrainMaintainer,
     /// A person takes the drain back.
     CancelDrain,
     /// A person pauses the changefeeds, and resumes them after a while.
@@ -126,7 +139,7 @@ impl Plan {
         }
         for _ in 0..[0, 3, 8][usize::try_from(random.between(0, 2)).unwrap_or(0)] {
             let event = match random.between(0, 2) {
-                0 => Event::MoveTable(u32::try_from(random.between(0, u64::from(machines) - 1)).unwrap_or(0)),
+                0 => Event::MoveTable(any(&mut random, machines)),
                 1 => Event::SplitTable(u32::try_from(random.between(2, 4)).unwrap_or(2)),
                 _ => Event::MergeTable,
             };
@@ -135,6 +148,9 @@ impl Plan {
         match random.between(0, 5) {
             0 | 1 => maintainer_replaced(&mut random, &mut plan),
             2 => leader_replaced(&mut random, &mut plan),
+            3 => maintainer_leaves(&mut random, &mut plan),
+            4 => to_and_fro(&mut random, &mut plan),
+            _ if random.between(0, 1) == 0 => come_again(&mut random, &mut plan),
             _ => {}
         }
         plan.events.sort_by_key(|(at, _)| *at);
@@ -142,15 +158,19 @@ impl Plan {
     }
 }
 
+/// One of the machines.
+fn any(random: &mut Random, machines: u32) -> u32 {
+    u32::try_from(random.between(0, u64::from(machines) - 1)).unwrap_or(0)
+}
+
 /// A maintainer is replaced while what it said last is still on its way.
 fn maintainer_replaced(random: &mut Random, plan: &mut Plan) {
-    let machines = u64::from(plan.machines);
     let begin = random.between(2_000, plan.chaos.max(6_000) - 4_000);
     let slow = Event::SlowMaintainer(random.between(1_500, 8_000), 9_000);
     plan.events.push((begin, slow));
     for _ in 0..random.between(1, 4) {
         let event = match random.between(0, 4) {
-            0 | 1 => Event::MoveTable(u32::try_from(random.between(0, machines - 1)).unwrap_or(0)),
+            0 | 1 => Event::MoveTable(any(random, plan.machines)),
             2 => Event::SplitTable(u32::try_from(random.between(2, 4)).unwrap_or(2)),
             3 => Event::MergeTable,
             _ => Event::Ddl(ddl(random)),
@@ -174,8 +194,8 @@ fn maintainer_replaced(random: &mut Random, plan: &mut Plan) {
 
 /// A leader is replaced while what it said last is still on its way.
 fn leader_replaced(random: &mut Random, plan: &mut Plan) {
-    let machines = u64::from(plan.machines);
-    let machine = |random: &mut Random| u32::try_from(random.between(0, machines - 1)).unwrap_or(0);
+    let machines = plan.machines;
+    let machine = |random: &mut Random| any(random, machines);
     let begin = random.between(2_000, plan.chaos.max(6_000) - 4_000);
     let slow = Event::SlowLeader(random.between(1_500, 9_000), random.between(500, 3_000));
     plan.events.push((begin, slow));
@@ -194,8 +214,11 @@ fn leader_replaced(random: &mut Random, plan: &mut Plan) {
         1 => Event::CrashBoth(random.between(200, 2_500)),
         2 => Event::PauseLeader(random.between(2_500, 6_000)),
         _ => {
-            // It cannot give its role up.
-            let outage = Event::StoreDown(random.between(500, 2_500));
+            // It cannot give its role up, or not at once.
+            let outage = match random.between(0, 1) {
+                0 => Event::StoreDown(random.between(500, 2_500)),
+                _ => Event::FlakyStore(random.between(20, 70), random.between(3_000, 9_000)),
+            };
             plan.events.push((last + random.between(0, 200), outage));
             Event::DrainLeader
         }
@@ -205,9 +228,89 @@ fn leader_replaced(random: &mut Random, plan: &mut Plan) {
     plan.events.push((last + random.between(500, 6_000), event));
 }
 
+/// A maintainer is told to leave in the middle of its work, with its dispatchers or without, while what it says takes its
+/// time, and is followed by one on another node.
+fn maintainer_leaves(random: &mut Random, plan: &mut Plan) {
+    // Of two that come back at once, one takes the place of the other.
+    plan.feeds = 2;
+    let begin = random.between(2_000, plan.chaos.max(6_000) - 4_000);
+    let (extra, far) = (random.between(1_000, 6_000), any(random, plan.machines));
+    let slow = match random.between(0, 2) {
+        0 => Event::SlowMaintainer(extra, 9_000),
+        _ => Event::SlowPath(far, extra, 9_000),
+    };
+    plan.events.push((begin, slow));
+    if random.between(0, 2) == 0 {
+        let slow = Event::SlowTarget(any(random, plan.machines), random.between(300, 2_500), 6_000);
+        plan.events.push((begin, slow));
+    }
+    let leaves = begin + random.between(200, 3_000);
+    for _ in 0..random.between(1, 4) {
+        let event = match random.between(0, 4) {
+            0 => Event::MoveTable(any(random, plan.machines)),
+            1 => Event::MoveTable(far),
+            2 => Event::SplitTable(u32::try_from(random.between(2, 4)).unwrap_or(2)),
+            3 => Event::MergeTable,
+            _ => Event::Ddl(ddl(random)),
+        };
+        plan.events.push((random.between(begin, leaves), event));
+    }
+    let pause = Event::PauseFeeds(random.between(200, 3_000));
+    match random.between(0, 3) {
+        0 | 1 => plan.events.push((leaves, pause)),
+        2 => plan.events.push((leaves, Event::DrainMaintainer)),
+        _ => {
+            plan.events.push((leaves, pause));
+            plan.events.push((leaves + random.between(0, 1_000), Event::DrainMaintainer));
+        }
+    }
+    plan.chaos = plan.chaos.max(leaves + 2 * extra + 4_000);
+}
+
+/// Tables are moved to and fro while the target takes its time: a command that comes again, or late, meets what another
+/// one has begun.
+fn to_and_fro(random: &mut Random, plan: &mut Plan) {
+    plan.tables = plan.tables.min(2);
+    let mut at = random.between(2_000, plan.chaos.max(6_000) - 4_000);
+    for machine in 0..plan.machines {
+        let slow = Event::SlowTarget(machine, random.between(200, 3_000), random.between(5_000, 12_000));
+        plan.events.push((at, slow));
+    }
+    for _ in 0..random.between(4, 9) {
+        let event = match random.between(0, 5) {
+            0 => Event::SplitTable(2),
+            1 => Event::MergeTable,
+            _ => Event::MoveTable(any(random, plan.machines)),
+        };
+        plan.events.push((at, event));
+        at += random.between(200, 2_500);
+    }
+    plan.chaos = plan.chaos.max(at + 4_000);
+}
+
+/// Changefeeds begin and end in quick succession while commands come again, up to seconds later.
+fn come_again(random: &mut Random, plan: &mut Plan) {
+    let begin = random.between(1_000, plan.chaos.max(6_000) - 4_000);
+    plan.events.push((begin, Event::EchoLeader(random.between(2_000, 9_000), 15_000)));
+    if random.between(0, 2) == 0 {
+        plan.events.push((begin, Event::EchoMaintainer(random.between(500, 5_000), 15_000)));
+    }
+    let mut at = begin;
+    for _ in 0..random.between(2, 4) {
+        at += random.between(300, 3_000);
+        let event = match random.between(0, 5) {
+            0 => Event::DrainMaintainer,
+            1 => Event::CrashMaintainer(random.between(200, 2_500)),
+            _ => Event::PauseFeeds(random.between(300, 4_000)),
+        };
+        plan.events.push((at, event));
+        at += random.between(500, 4_000);
+    }
+    plan.chaos = plan.chaos.max(at + 4_000);
+}
+
 fn fault(random: &mut Random, machines: u32) -> Event {
-    let machine =
-        |random: &mut Random| u32::try_from(random.between(0, u64::from(machines) - 1)).unwrap_or(0);
+    let machine = |random: &mut Random| any(random, machines);
     let one = machine(random);
     let other = (one + 1 + machine(random) % (machines - 1).max(1)) % machines;
     let short = random.between(200, 2_500);
@@ -227,7 +330,11 @@ fn fault(random: &mut Random, machines: u32) -> Event {
         13 => Event::Join(machines + machine(random)),
         14 | 15 => Event::Drain(one),
         16 => Event::CancelDrain,
-        _ => Event::PauseFeeds(short),
+        17 => Event::PauseFeeds(short),
+        _ => match random.between(0, 1) {
+            0 => Event::SlowTarget(one, short, long),
+            _ => Event::FlakyStore(random.between(5, 70), long),
+        },
     }
 }
 

@@ -91,6 +91,7 @@ impl Node {
             fenced: false,
             store_cut_until: 0,
             sink_fails_until: 0,
+            sink_slow: (0, 0),
         };
         world.lock().processes.insert(id.clone(), process);
         center.connect(Arc::new(Plug { from: id.clone(), world: Arc::clone(world) }));

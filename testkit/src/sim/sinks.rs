@@ -12,7 +12,7 @@ use sink::{Flushed, Sink, TableStart};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::feed::Change;
+use super::feed::{Change, Wrong};
 use super::world::{Shared, World};
 
 /// How often a sink looks whether its rows are durable.
@@ -27,8 +27,8 @@ pub(super) struct Sinks {
 #[async_trait]
 impl SinkFactory for Sinks {
     async fn create(&self, config: &DispatcherManagerConfig) -> Result<Arc<dyn Sink>, sink::Error> {
-        let latency = self.world.lock().random.between(1, 60);
-        tokio::time::sleep(Duration::from_millis(latency)).await;
+        let latency = latency(&mut self.world.lock(), &self.node, 60);
+        tokio::time::sleep(latency).await;
         let mut world = self.world.lock();
         if fails(&world, &self.node) {
             return Err(gone());
@@ -48,6 +48,11 @@ fn fails(world: &World, node: &NodeId) -> bool {
     world.processes.get(node).is_none_or(|p| p.fenced || p.sink_fails_until > world.now)
 }
 
+/// How long the target takes for something, `most` milliseconds when it is well.
+fn latency(world: &mut World, node: &NodeId, most: u64) -> Duration {
+    Duration::from_millis(world.random.between(1, most) + world.sink_slowness(node))
+}
+
 struct SimSink {
     node: NodeId,
     world: Shared,
@@ -62,8 +67,8 @@ impl SimSink {
     }
 
     async fn answer(&self) -> Result<(), sink::Error> {
-        let latency = self.world.lock().random.between(1, 40);
-        tokio::time::sleep(Duration::from_millis(latency)).await;
+        let latency = latency(&mut self.world.lock(), &self.node, 40);
+        tokio::time::sleep(latency).await;
         let broken = *self.broken.borrow() || fails(&self.world.lock(), &self.node);
         if broken {
             self.broken.send_replace(true);
@@ -96,9 +101,14 @@ impl Sink for SimSink {
                 }
             }
         };
-        if let Some(feed) = self.world.lock().feeds.get_mut(&self.gid) {
-            feed.close(&self.node, self.sink, None);
+        let mut guard = self.world.lock();
+        let refused = fails(&guard, &self.node);
+        let World { feeds, random, .. } = &mut *guard;
+        let mut wrong = Wrong::new();
+        if let Some(feed) = feeds.get_mut(&self.gid) {
+            feed.retire((&self.node, self.sink), refused, random, &mut wrong);
         }
+        guard.all_violated(wrong);
         result
     }
 
@@ -142,7 +152,7 @@ impl Sink for SimSink {
             return;
         }
         let mut world = self.world.lock();
-        let due = world.now + world.random.between(1, 60);
+        let due = world.now + world.random.between(1, 60) + world.sink_slowness(&self.node);
         let holder = self.holder(dispatcher);
         let taken =
             world.feeds.get_mut(&self.gid).is_some_and(|feed| feed.write(&holder, due, changes, flushed));
@@ -175,15 +185,13 @@ impl Sink for SimSink {
         };
         {
             let mut world = self.world.lock();
-            let mut wrong = Vec::new();
+            let mut wrong = Wrong::new();
             if let Some(feed) = world.feeds.get_mut(&self.gid) {
                 feed.execute(ddl, &mut wrong);
             }
             let text = format!("{}: executes {} at {}", self.node, ddl.query, ddl.commit_ts);
             world.note(text);
-            for (invariant, what) in wrong {
-                world.violated(invariant, &what);
-            }
+            world.all_violated(wrong);
         }
         self.answer().await
     }
@@ -192,7 +200,7 @@ impl Sink for SimSink {
 
     fn close_dispatcher(&self, dispatcher: DispatcherId) {
         if let Some(feed) = self.world.lock().feeds.get_mut(&self.gid) {
-            feed.close(&self.node, self.sink, Some(dispatcher));
+            feed.close(&self.holder(dispatcher));
         }
     }
 

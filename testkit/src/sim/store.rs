@@ -28,7 +28,7 @@ impl NodeStore {
     async fn travel(&self) -> Result<(), StoreError> {
         let (latency, reaches) = {
             let mut world = self.world.lock();
-            (world.random.between(1, 20), world.reaches_store(&self.node))
+            (world.random.between(1, 20), world.store_answers(&self.node))
         };
         tokio::time::sleep(Duration::from_millis(latency)).await;
         if !reaches {

@@ -117,7 +117,7 @@ impl Transport for Plug {
             let due = now + 1 + world.random.between(0, faults.late);
             world.wire.push(due, flying(&envelope));
         } else {
-            let travel = world.random.between(1, faults.delay.max(1)) + world.slowness(&self.from);
+            let travel = world.random.between(1, faults.delay.max(1)) + world.slowness(&self.from, to);
             let last = world.wire.last_due.entry((self.from.clone(), to.clone(), class)).or_default();
             *last = (now + travel).max(*last);
             let due = *last;
@@ -126,6 +126,9 @@ impl Transport for Plug {
         if twice {
             let due = now + 1 + world.random.between(0, faults.late.max(faults.delay));
             world.wire.push(due, flying(&envelope));
+        }
+        if let Some(later) = world.echo(&self.from) {
+            world.wire.push(now + later, flying(&envelope));
         }
         Ok(())
     }

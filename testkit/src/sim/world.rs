@@ -7,7 +7,7 @@ use heartbeatpb::{Gid, NodeId};
 use messaging::MessageCenter;
 use parking_lot::Mutex;
 
-use super::feed::Feed;
+use super::feed::{Feed, Wrong};
 use super::streams::Streams;
 use super::wire::Wire;
 use crate::Random;
@@ -30,6 +30,8 @@ pub(super) struct Process {
     pub(super) store_cut_until: u64,
     /// Its sinks fail writes before this time.
     pub(super) sink_fails_until: u64,
+    /// The target takes longer for it: until when, and by how many milliseconds.
+    pub(super) sink_slow: (u64, u64),
 }
 
 /// Everything outside of the nodes.
@@ -40,10 +42,14 @@ pub(super) struct World {
     pub(super) processes: BTreeMap<NodeId, Process>,
     /// Pairs that cannot talk before a time, both ways; the smaller id first.
     pub(super) cuts: BTreeMap<(NodeId, NodeId), u64>,
-    /// What these processes send takes longer: until when, and by how many milliseconds.
-    pub(super) slow: BTreeMap<NodeId, (u64, u64)>,
+    /// What these processes send, to everybody or to one, takes longer: until when, and by how many milliseconds.
+    pub(super) slow: BTreeMap<(NodeId, Option<NodeId>), (u64, u64)>,
+    /// What these processes send comes again: until when, and up to how many milliseconds later.
+    pub(super) echoes: BTreeMap<NodeId, (u64, u64)>,
     /// Nobody reaches the metadata store before this time.
     pub(super) store_down_until: u64,
+    /// So many percent of the requests to the metadata store fail: until when, and how many.
+    pub(super) store_flaky: (u64, u64),
     pub(super) wire: Wire,
     pub(super) feeds: BTreeMap<Gid, Feed>,
     /// Nodes about which a drain said that nothing is left.
@@ -63,7 +69,9 @@ impl World {
             processes: BTreeMap::new(),
             cuts: BTreeMap::new(),
             slow: BTreeMap::new(),
+            echoes: BTreeMap::new(),
             store_down_until: 0,
+            store_flaky: (0, 0),
             wire: Wire::default(),
             feeds: BTreeMap::new(),
             emptied: BTreeSet::new(),
@@ -93,6 +101,13 @@ impl World {
         }
     }
 
+    /// The same for what was found in one go.
+    pub(super) fn all_violated(&mut self, wrong: Wrong) {
+        for (invariant, what) in wrong {
+            self.violated(invariant, &what);
+        }
+    }
+
     /// Whether a chance of `percent` in a hundred comes.
     pub(super) fn chance(&mut self, percent: u64) -> bool {
         percent > 0 && self.random.between(1, 100) <= percent
@@ -106,9 +121,20 @@ impl World {
         one == other || self.cuts.get(&pair(one, other)).is_none_or(|until| *until <= self.now)
     }
 
-    /// Milliseconds that the network adds to what a process sends.
-    pub(super) fn slowness(&self, from: &NodeId) -> u64 {
-        self.slow.get(from).filter(|(until, _)| *until > self.now).map_or(0, |(_, extra)| *extra)
+    /// Milliseconds that the network adds to what a process sends to another one.
+    pub(super) fn slowness(&self, from: &NodeId, to: &NodeId) -> u64 {
+        let of = |to: Option<&NodeId>| {
+            let slow = self.slow.get(&(from.clone(), to.cloned()));
+            slow.filter(|(until, _)| *until > self.now).map_or(0, |(_, extra)| *extra)
+        };
+        if self.slow.is_empty() { 0 } else { of(None).max(of(Some(to))) }
+    }
+
+    /// In how many milliseconds what a process sends comes again, if it does.
+    pub(super) fn echo(&mut self, from: &NodeId) -> Option<u64> {
+        let now = self.now;
+        let (_, late) = self.echoes.get(from).filter(|(until, _)| *until > now)?;
+        Some(self.random.between(1, *late))
     }
 
     /// Breaks the connection of two processes.
@@ -125,15 +151,30 @@ impl World {
             && self.processes.get(node).is_some_and(|p| p.store_cut_until <= self.now)
     }
 
+    /// Whether a request of a process to the metadata store gets there, or its answer back.
+    pub(super) fn store_answers(&mut self, node: &NodeId) -> bool {
+        let (until, percent) = self.store_flaky;
+        self.reaches_store(node) && !(until > self.now && self.chance(percent))
+    }
+
+    /// Milliseconds that the target adds to whatever it does for a process.
+    pub(super) fn sink_slowness(&self, node: &NodeId) -> u64 {
+        let slow = self.processes.get(node).map_or((0, 0), |process| process.sink_slow);
+        if slow.0 > self.now { slow.1 } else { 0 }
+    }
+
     /// All faults end.
     pub(super) fn heal(&mut self) {
         self.cuts.clear();
         self.slow.clear();
+        self.echoes.clear();
         self.store_down_until = 0;
+        self.store_flaky = (0, 0);
         self.wire.faults = super::wire::Faults::default();
         for process in self.processes.values_mut() {
             process.store_cut_until = 0;
             process.sink_fails_until = 0;
+            process.sink_slow = (0, 0);
         }
     }
 
@@ -141,14 +182,15 @@ impl World {
     pub(super) fn bury(&mut self, node: &NodeId) {
         let fenced = self.processes.remove(node).is_none_or(|process| process.fenced);
         self.emptied.remove(node);
-        self.slow.remove(node);
+        self.slow.retain(|(from, to), _| from != node && to.as_ref() != Some(node));
+        self.echoes.remove(node);
         self.cuts.retain(|(one, other), _| one != node && other != node);
         self.wire.forget(node);
-        let mut feeds = std::mem::take(&mut self.feeds);
-        for feed in feeds.values_mut() {
-            feed.bury(node, fenced, self);
+        let mut wrong = Wrong::new();
+        for feed in self.feeds.values_mut() {
+            feed.bury(node, fenced, &mut self.random, &mut wrong);
         }
-        self.feeds = feeds;
+        self.all_violated(wrong);
     }
 }
 
