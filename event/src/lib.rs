@@ -28,6 +28,7 @@
 
 mod batch;
 pub mod calendar;
+mod copy;
 mod ddl;
 mod key;
 mod part;
@@ -37,6 +38,7 @@ pub mod testing;
 mod tuple;
 
 pub use batch::*;
+pub use copy::*;
 pub use ddl::*;
 pub use key::{KeyCodec, KeyError, KeyForm};
 pub use part::Picker;

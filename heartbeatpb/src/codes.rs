@@ -27,6 +27,8 @@ pub const UPSTREAM_PRIVILEGE: &str = "CDC:ErrUpstreamPrivilege";
 pub const UPSTREAM_PREREQUISITE: &str = "CDC:ErrUpstreamPrerequisite";
 /// The upstream refused a statement; the message holds its words.
 pub const UPSTREAM_QUERY_FAILED: &str = "CDC:ErrUpstreamQueryFailed";
+/// A row is larger than what the upstream can send; the message says what to do.
+pub const UPSTREAM_VALUE_TOO_LARGE: &str = "CDC:ErrUpstreamValueTooLarge";
 /// The upstream sent what its protocol does not allow.
 pub const UPSTREAM_PROTOCOL: &str = "CDC:ErrUpstreamProtocol";
 /// A replication slot or publication of this changefeed's name belongs to somebody else or was altered.
@@ -279,6 +281,7 @@ pub const NEEDS_PERSON: &[&str] = &[
     SCHEMA_CHANGE_UNSUPPORTED,
     FILTER_RULE_INVALID,
     TRANSACTION_TOO_LARGE,
+    UPSTREAM_VALUE_TOO_LARGE,
     SINK_URI_INVALID,
     SINK_UNKNOWN_PROTOCOL,
     SINK_AUTH,

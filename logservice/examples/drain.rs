@@ -40,6 +40,8 @@ async fn main() -> Result<()> {
         ignore_ineligible: false,
         initial_copy: false,
         copy_parallel: 1,
+        copy_part_bytes: 64 << 20,
+        copy_target: None,
         ddl: heartbeatpb::config::DdlConfig {
             capture: heartbeatpb::config::DdlCapture::Off,
             ..Default::default()

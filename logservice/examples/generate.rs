@@ -29,6 +29,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         ignore_ineligible: false,
         initial_copy: true,
         copy_parallel: 1,
+        copy_part_bytes: 64 << 20,
+        copy_target: None,
         ddl: heartbeatpb::config::DdlConfig::default(),
     };
     let begun = Instant::now();

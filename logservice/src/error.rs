@@ -94,6 +94,12 @@ pub enum Error {
         /// SQLSTATE.
         sqlstate: String,
     },
+    /// A row does not fit a message of the upstream's protocol.
+    #[error("{what}")]
+    ValueTooLarge {
+        /// Where, and what to do.
+        what: String,
+    },
     /// The upstream sent something that its protocol does not allow.
     #[error("the upstream broke its protocol: {what}")]
     UpstreamProtocol {
@@ -222,6 +228,9 @@ pub enum Error {
         /// Schema and name.
         table: String,
     },
+    /// The downstream did not take existing rows.
+    #[error(transparent)]
+    CopyTarget(#[from] event::CopyError),
     /// The component has been closed.
     #[error("{what} is closed")]
     Closed {
@@ -246,6 +255,7 @@ impl Error {
             Error::UpstreamPrivilege { .. } => "CDC:ErrUpstreamPrivilege",
             Error::UpstreamPrerequisite { .. } => "CDC:ErrUpstreamPrerequisite",
             Error::UpstreamQuery { .. } => "CDC:ErrUpstreamQueryFailed",
+            Error::ValueTooLarge { .. } => codes::UPSTREAM_VALUE_TOO_LARGE,
             Error::UpstreamProtocol { .. } => "CDC:ErrUpstreamProtocol",
             Error::RetentionConflict { .. } => "CDC:ErrUpstreamSlotConflict",
             Error::LogLost { .. } => "CDC:ErrStartTsBeforeGC",
@@ -264,6 +274,7 @@ impl Error {
             Error::UnknownDispatcher { .. } => "CDC:ErrDispatcherNotRegistered",
             Error::TableIndivisible { .. } => codes::TABLE_SPLIT_UNSUPPORTED,
             Error::SplitRowIncomplete { .. } => codes::SPLIT_ROW_INCOMPLETE,
+            Error::CopyTarget(error) => error.code,
             Error::Closed { .. } => "CDC:ErrLogServiceClosed",
         }
     }
@@ -272,6 +283,7 @@ impl Error {
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
+            Error::CopyTarget(error) => error.retryable,
             Error::UpstreamUnreachable { .. }
             | Error::UpstreamUnavailable { .. }
             | Error::SlotHeld { .. }
@@ -290,6 +302,7 @@ impl Error {
             | Error::UpstreamPrivilege { .. }
             | Error::UpstreamPrerequisite { .. }
             | Error::UpstreamQuery { .. }
+            | Error::ValueTooLarge { .. }
             | Error::UpstreamProtocol { .. }
             | Error::RetentionConflict { .. }
             | Error::LogLost { .. }

@@ -3,6 +3,7 @@
 //! A commit ts names one transaction, and at most one schema change: an upstream whose transactions may hold several
 //! joins them or gives each a commit ts of its own (**LS-8**).
 
+mod copying;
 pub mod generator;
 pub mod metrics;
 pub mod postgres;
@@ -13,12 +14,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_trait::async_trait;
-use event::TableInfo;
+use event::{CopyTarget, TableInfo};
 use heartbeatpb::config::DdlConfig;
 use heartbeatpb::{ChangefeedId, MaintainerEpoch, TableSpan, Ts, WallTime, codes};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub use self::copying::{CopyBoard, CopySum, TableCopy, TableCopyState};
 pub use self::split::SplitPoints;
 use crate::event_store::StoreWriter;
 use crate::{Error, TableFilter};
@@ -42,8 +44,12 @@ pub struct FeedSpec {
     pub ignore_ineligible: bool,
     /// Whether existing rows are copied first.
     pub initial_copy: bool,
-    /// Tables copied at the same time; at least one.
+    /// Tables or parts of tables copied at the same time; at least one.
     pub copy_parallel: usize,
+    /// About how large a part of a table is. In bytes.
+    pub copy_part_bytes: u64,
+    /// A downstream that may take existing rows itself. Without one they come like changes.
+    pub copy_target: Option<Arc<dyn CopyTarget>>,
     /// What is done about changes of the schema.
     pub ddl: DdlConfig,
 }
@@ -59,6 +65,8 @@ impl fmt::Debug for FeedSpec {
             .field("ignore_ineligible", &self.ignore_ineligible)
             .field("initial_copy", &self.initial_copy)
             .field("copy_parallel", &self.copy_parallel)
+            .field("copy_part_bytes", &self.copy_part_bytes)
+            .field("copy_target", &self.copy_target.is_some())
             .field("ddl", &self.ddl)
             .finish_non_exhaustive()
     }
@@ -140,6 +148,8 @@ pub struct ReaderProgress {
     pub copy_tables_done: AtomicU64,
     /// Rows copied.
     pub copy_rows: AtomicU64,
+    /// The copy table by table.
+    pub copy: CopyBoard,
     /// Row changes read from the log.
     pub log_rows: AtomicU64,
     /// Transactions read from the log.
@@ -169,6 +179,13 @@ impl ReaderProgress {
             4 => ReaderPhase::Stopped,
             _ => ReaderPhase::Connecting,
         }
+    }
+
+    /// Counts rows of a copy that are on their way.
+    pub(crate) fn copied(&self, table: &TableCopy, rows: u64, bytes: u64) {
+        table.add(rows, bytes);
+        self.copy_rows.fetch_add(rows, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Records what the reader is doing.

@@ -12,6 +12,7 @@
 pub mod cli;
 pub mod config;
 mod connect;
+mod copies;
 mod http;
 pub mod metrics;
 mod permitted;

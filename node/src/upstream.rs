@@ -1,8 +1,8 @@
 //! The maintainer's and the API's way to upstreams: opens them, runs log readers, knows their progress.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::copies::Copies;
 use crate::http::ApiFailure;
 
 impl From<logservice::Error> for ApiFailure {
@@ -84,6 +85,8 @@ pub(crate) struct UpstreamHub {
     oldest: Mutex<Option<[Gauge; 2]>>,
     /// The node may not read for anybody any more.
     fenced: CancellationToken,
+    /// Ways of existing rows past the stream.
+    copies: OnceLock<Copies>,
 }
 
 /// What a reader of this changefeed is asked for.
@@ -105,6 +108,8 @@ pub(crate) fn feed_spec(
         ignore_ineligible: config.ignore_ineligible_table,
         initial_copy: config.initial_copy.enabled,
         copy_parallel: usize::try_from(config.initial_copy.parallel.max(1)).unwrap_or(1),
+        copy_part_bytes: config.initial_copy.part_bytes,
+        copy_target: None,
         ddl: config.ddl.clone(),
     })
 }
@@ -124,7 +129,14 @@ impl UpstreamHub {
             transitions: Mutex::default(),
             oldest: Mutex::default(),
             fenced: CancellationToken::new(),
+            copies: OnceLock::new(),
         }
+    }
+
+    /// Existing rows go past the stream where they can. Told once, before the first reader starts.
+    pub(crate) fn copy_with(&self, copies: Copies) {
+        let told = self.copies.set(copies).is_ok();
+        debug_assert!(told, "ways past the stream are told once");
     }
 
     pub(crate) fn open(&self, uri: &str) -> Result<Arc<dyn Upstream>, ApiFailure> {
@@ -184,6 +196,7 @@ impl UpstreamHub {
             "copy_tables_total": read(&progress.copy_tables_total),
             "copy_tables_done": read(&progress.copy_tables_done),
             "copy_rows": read(&progress.copy_rows),
+            "copy": progress.copy.view(),
             "rows_read": read(&progress.log_rows),
             "transactions": read(&progress.transactions),
             "rows_written": written,
@@ -259,8 +272,11 @@ impl UpstreamHub {
         epoch: Option<MaintainerEpoch>,
         checkpoint: Ts,
     ) -> Result<(), logservice::Error> {
-        let spec = feed_spec(info, epoch)?;
+        let mut spec = feed_spec(info, epoch)?;
         let upstream = logservice::upstream::open(&spec.upstream_uri)?;
+        if let Some(copies) = self.copies.get().filter(|_| spec.initial_copy) {
+            spec.copy_target = copies.of(info, epoch, self.written(&info.id))?;
+        }
         self.stop_reader(info.id.gid, |reader| reader.epoch <= epoch).await;
         let writer = self.log.open(&info.id, checkpoint)?;
         // A maintainer may be started ahead of what is stored: nothing is confirmed before it is told to be.

@@ -11,6 +11,9 @@
 //!   position that this sink has seen; so a row change is applied exactly once, whoever replays it.
 //! - **SK-5** PostgreSQL: after [`fence()`] has answered, no transaction of the sinks that were meant commits, neither
 //!   one in flight nor a later one; a fenced sink ends with [`Error::Fenced`] and never writes again.
+//!
+//! - **SK-6** PostgreSQL: a part of a copy past the stream is durable together with the note of its snapshot, or not at all.
+//!
 //! - **SK-7** Nothing takes effect downstream while [`SinkOptions::permit`] does not hold: neither a transaction nor a file begins
 //!   or is completed. What was taken waits.
 //!
@@ -38,6 +41,6 @@ pub use fence::{FenceRequest, Fenced, Whom, fence, has_fence};
 pub use file::{
     FileConfig, FileSink, Replay, ReplayError, ReplayedTable, Rows, metrics as file_metrics, replay,
 };
-pub use open::{DownstreamIdentity, SinkCheck, SinkOptions, check, downstream_identity, open};
+pub use open::{DownstreamIdentity, SinkCheck, SinkOptions, check, copies, downstream_identity, open};
 pub use postgres::PostgresSink;
 pub use sink::{Flushed, Sink, TableStart};

@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use event::CopyTarget;
 use heartbeatpb::config::ReplicaConfig;
 use heartbeatpb::{ChangefeedId, MaintainerEpoch, NodeId, WritePermit};
 use url::Url;
 
 use crate::blackhole::BlackholeSink;
 use crate::file::{FileConfig, FileSink};
-use crate::postgres::{self, PostgresSink};
+use crate::postgres::{self, PostgresCopies, PostgresSink};
 use crate::{Error, Sink};
 
 /// What a sink needs besides its URI.
@@ -25,9 +26,9 @@ pub struct SinkOptions {
     pub data_dir: PathBuf,
     /// The changefeed's configuration; its `[sink]` part says how files are written.
     pub replica: ReplicaConfig,
-}
     /// Looked at before every effect. While it does not hold, what the sink has taken waits.
     pub permit: WritePermit,
+}
 
 impl SinkOptions {
     /// Options with the configuration at its defaults, for a sink of a node of its own, which may always write.
@@ -39,8 +40,8 @@ impl SinkOptions {
             epoch: None,
             data_dir: data_dir.into(),
             replica: ReplicaConfig::default(),
-        }
             permit: WritePermit::always(),
+        }
     }
 }
 
@@ -102,6 +103,17 @@ pub async fn open(uri: &str, options: &SinkOptions) -> Result<Arc<dyn Sink>, Err
             Ok(Arc::new(FileSink::open_permitted(config, &options.changefeed, options.permit.clone()).await?))
         }
         Target::Blackhole(url) => Ok(Arc::new(BlackholeSink::new(&url, options)?)),
+    }
+}
+
+/// The downstream's way for existing rows past the stream; `None` where it has none. Nothing is connected yet.
+///
+/// # Errors
+/// [`Error::Config`] for a wrong URI.
+pub fn copies(uri: &str, options: &SinkOptions) -> Result<Option<Arc<dyn CopyTarget>>, Error> {
+    match target(uri)? {
+        Target::Postgres => Ok(Some(Arc::new(PostgresCopies::new(uri, options)?))),
+        Target::File | Target::Blackhole(_) => Ok(None),
     }
 }
 

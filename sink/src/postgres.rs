@@ -13,6 +13,9 @@
 //! divided and put together; a truncation, and the beginning of an initial copy, clear the range of their dispatcher
 //! (`keys.rs`).
 //!
+//! Existing rows may come past the stream (`copier.rs`): each part of a table in one `COPY`, with a note of the snapshot that
+//! it was read in (`copied.rs`), which becomes the progress of its keys.
+//!
 //! Limits: two values that differ as text but are equal under a nondeterministic collation or in a type with
 //! an equality of its own (such as `citext`) are ordered by the database's own constraint alone: a violation
 //! makes the batch go again in upstream order. A unique constraint that is deferred upstream but immediate in
@@ -22,6 +25,8 @@ mod absence;
 mod apply;
 mod config;
 mod connection;
+mod copied;
+mod copier;
 mod ddl;
 mod fence;
 mod keys;
@@ -47,6 +52,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use copier::PostgresCopies;
 pub(crate) use fence::fence;
 
 use config::PgConfig;

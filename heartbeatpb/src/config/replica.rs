@@ -177,8 +177,10 @@ pub struct SyncedStatusConfig {
 pub struct InitialCopyConfig {
     /// Copy them before streaming.
     pub enabled: bool,
-    /// Tables or pieces copied at the same time.
+    /// Tables or parts of tables copied at the same time: connections to the upstream, and as many to the downstream.
     pub parallel: u32,
+    /// About how large a part of a table is, in bytes: what is copied in one piece, and again when it is cut off.
+    pub part_bytes: u64,
 }
 
 /// `[ddl]`: changes of the schema.
@@ -384,6 +386,7 @@ impl Default for SyncedStatusConfig {
 impl Default for InitialCopyConfig {
     fn default() -> Self {
         // Four connections fill one sink without starving the upstream of connections.
-        Self { enabled: true, parallel: 4 }
+        // A part of so many bytes takes seconds: long enough to pay for its beginning, short enough to lose.
+        Self { enabled: true, parallel: 4, part_bytes: 64 << 20 }
     }
 }

@@ -13,6 +13,8 @@ const MOST_BATCH: u32 = 8192;
 const LEAST_WRITE_THRESHOLD: i64 = 10 << 20;
 /// More copy connections than this only queue up behind the upstream's disks.
 const MOST_COPY_PARALLEL: u32 = 128;
+/// Smaller parts cost more than they carry.
+const LEAST_COPY_PART: u64 = 64 << 10;
 
 impl ReplicaConfig {
     /// Checks the configuration against a sink URI and settles it: a parameter of the URI wins over the
@@ -103,6 +105,10 @@ impl ReplicaConfig {
         }
         if self.initial_copy.parallel == 0 {
             return Err(ConfigError::invalid("initial-copy.parallel", "must be at least 1"));
+        }
+        if self.initial_copy.part_bytes < LEAST_COPY_PART {
+            self.initial_copy.part_bytes = LEAST_COPY_PART;
+            warnings.push(format!("initial-copy.part-bytes is raised to {LEAST_COPY_PART}"));
         }
         if self.initial_copy.parallel > MOST_COPY_PARALLEL {
             self.initial_copy.parallel = MOST_COPY_PARALLEL;

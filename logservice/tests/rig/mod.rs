@@ -43,6 +43,8 @@ pub(crate) fn spec(uri: &str, rules: &[&str]) -> FeedSpec {
         ignore_ineligible: true,
         initial_copy: false,
         copy_parallel: 2,
+        copy_part_bytes: 64 << 20,
+        copy_target: None,
         ddl: heartbeatpb::config::DdlConfig {
             capture: heartbeatpb::config::DdlCapture::Off,
             ..Default::default()

@@ -314,7 +314,14 @@ async fn query(client: &Session, id: &str, simple: bool) -> Result<(), CliError>
     if simple {
         print_json(&client.get(&path(id, "/status")).await?)
     } else {
-        print_json(&client.get(&path(id, "")).await?)
+        let mut feed = client.get(&path(id, "")).await?;
+        // How far the rows are that were there before; after the copy they are of no interest any more.
+        if let Ok(progress) = client.get(&path(id, "/progress")).await
+            && progress["copy"]["tables_done"].as_u64() < progress["copy"]["tables_total"].as_u64()
+        {
+            feed["initial_copy"] = progress["copy"].clone();
+        }
+        print_json(&feed)
     }
 }
 

@@ -24,6 +24,7 @@ use super::reach::{Greeter, ReachViews};
 use super::registration::{NodeInfo, Registration};
 use super::{Node, WritePath, store};
 use crate::config::{ServerConfig, StoreKind};
+use crate::copies::Copies;
 use crate::http::{Access, ApiState, Tasks, dump_on_signal, router};
 use crate::permitted::{PermittedRetention, PermittedUpstream};
 use crate::serve::Server;
@@ -152,6 +153,11 @@ impl Modules {
         let liveness = Arc::new(LivenessCell::default());
         let lease = Arc::new(Lease::new());
         let (collector, collector_handle) = Collector::new(center.clone());
+        upstreams.copy_with(Copies {
+            node: node.clone(),
+            data_dir: ground.data_dir.join("sink"),
+            permit: lease.permit().clone(),
+        });
         let sinks = Arc::new(Sinks {
             data_dir: ground.data_dir.join("sink"),
             upstreams: Arc::clone(&upstreams),

@@ -1,11 +1,12 @@
 //! The initial copy while the source changes, without it, and beginnings at a position.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use node::cli::Client;
 use serde_json::{Value, json};
-use testkit::{Load, PgServer, compare, load};
+use testkit::{Load, Millrace, PgServer, compare, load};
 
 use crate::common::{
     TARGET, assert_same, caught_up, checkpoint, create, eventually, position, servers, start, state,
@@ -17,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(90);
 /// Rows of the tables that the load changes.
 const ROWS: u64 = 20_000;
 /// Rows of the table that nobody changes.
-const QUIET: i64 = 40_000;
+const QUIET: i64 = 60_000;
 
 async fn progress(client: &Client) -> Value {
     client.get("/api/v2/changefeeds/f/progress").await.unwrap()
@@ -97,30 +98,140 @@ async fn rows_that_exist_are_copied_once_while_they_change() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_copy_that_is_cut_off_begins_again_and_leaves_no_row_twice() {
+async fn a_copy_that_is_killed_goes_on_where_it_was_while_rows_change() {
     let (source, target) = servers().await;
     prepare(&source).await;
     watch_quiet(&target).await;
     let dir = tempfile::tempdir().unwrap();
-    let (mut node, mut client) = start(dir.path()).await;
+    let mut millrace = Millrace::new(Path::new(env!("CARGO_BIN_EXE_millrace")), dir.path()).unwrap();
+    millrace.start().await.unwrap();
+    let api = millrace.api();
     let work = Load::start(&source, "postgres", 8, 3, 150, ROWS).await.unwrap();
-    let config = json!({ "force_replicate": true, "initial_copy": { "parallel": 1 } });
-    let feed = create(&client, &source, &target.uri(TARGET), config).await.unwrap();
-    let begin = feed["checkpoint_ts"].as_u64().unwrap();
-    for _ in 0..2 {
-        let before = quiet_writes(&target).await;
-        eventually("rows of this copy are at the target", async || quiet_writes(&target).await > before)
-            .await;
-        println!("stopped at {}", progress(&client).await);
-        assert_eq!(checkpoint(&client).await, begin, "the copy was still running");
-        node.stop().await.unwrap();
-        (node, client) = start(dir.path()).await;
+    let config = json!({ "force_replicate": true, "initial_copy": { "parallel": 1, "part_bytes": 65536 } });
+    let feed = api.create("f", &source.uri("postgres"), &target.uri(TARGET), &config).await.unwrap();
+    let begin = feed["start_ts"].as_u64().unwrap();
+    // In the table that nobody changes, and in those that everybody changes.
+    for least in [QUIET / 8, QUIET / 2, QUIET + 1000] {
+        let mut rows = 0;
+        eventually("parts of this run are at the target", async || {
+            let parts = "SELECT coalesce(sum(row_count), 0)::bigint FROM millrace.parts";
+            let client = target.client(TARGET).await.unwrap();
+            rows = client.query_one(parts, &[]).await.map_or(0, |row| row.get(0));
+            rows >= least
+        })
+        .await;
+        assert_eq!(api.progress("f").await.unwrap().checkpoint, begin, "the copy is over with {rows} rows");
+        millrace.kill().unwrap();
+        println!("killed when {rows} rows were there");
+        millrace.start().await.unwrap();
     }
-    eventually("the copy is complete", async || checkpoint(&client).await > begin).await;
+    eventually("the copy is complete", async || api.progress("f").await.unwrap().checkpoint > begin).await;
     work.stop().await.unwrap();
-    caught_up(&client, &source).await;
+    let end = position(&source.client("postgres").await.unwrap()).await;
+    let deadline = Instant::now() + PATIENCE;
+    while api.progress("f").await.unwrap().checkpoint < end {
+        assert!(Instant::now() < deadline, "not everything comes downstream: {}", millrace.log_tail(40));
+        tokio::time::sleep(LOOK).await;
+    }
     assert_equal(&source, &target).await;
-    assert!(quiet_writes(&target).await > QUIET, "what was cut off had begun to write");
+    assert_eq!(quiet_writes(&target).await, QUIET, "what was copied was not copied again");
+    let left =
+        "SELECT count(*), count(*) FILTER (WHERE NOT finished) FROM millrace.parts WHERE table_id <> 0";
+    let left = target.client(TARGET).await.unwrap().query_one(left, &[]).await.unwrap();
+    assert_eq!((left.get::<_, i64>(0), left.get::<_, i64>(1)), (8, 0), "one note for each table");
+    millrace.stop().await.unwrap();
+}
+
+/// Tables that are divided in every way, each large enough for several parts.
+const DIVISIONS: &[(&str, &str)] = &[
+    (
+        "by_int",
+        "CREATE TABLE by_int (id int PRIMARY KEY, b bool, f float8, n numeric, t timestamptz, j jsonb, a int[], x bytea); \
+                INSERT INTO by_int SELECT i, i % 3 = 0, i / 7.0, i / 3::numeric, now() + i * interval '1 s', \
+                  jsonb_build_object('i', i), ARRAY[i, NULL], decode(md5(i::text), 'hex') FROM generate_series(-9000, 9000) i",
+    ),
+    (
+        "by_pair",
+        "CREATE TABLE by_pair (d date, n numeric(12, 3), v text, PRIMARY KEY (d, n)); \
+                 INSERT INTO by_pair SELECT '2020-01-01'::date + i / 100, -i / 8.0, E'tab\\t\\\\' || i FROM generate_series(1, 12000) i",
+    ),
+    (
+        "by_page",
+        "CREATE TABLE by_page (id uuid PRIMARY KEY, v text); \
+                 INSERT INTO by_page SELECT gen_random_uuid(), md5(i::text) FROM generate_series(1, 12000) i",
+    ),
+    (
+        "by_name",
+        "CREATE TABLE by_name (name text PRIMARY KEY, v int); \
+                 INSERT INTO by_name SELECT md5(i::text), i FROM generate_series(1, 12000) i",
+    ),
+    (
+        "loose",
+        "CREATE TABLE loose (v text, n int); ALTER TABLE loose REPLICA IDENTITY FULL; \
+               INSERT INTO loose SELECT repeat('x', 50), i % 100 FROM generate_series(1, 12000) i",
+    ),
+    (
+        "two_keys",
+        "CREATE TABLE two_keys (id int PRIMARY KEY, u int UNIQUE, v text); \
+                  INSERT INTO two_keys SELECT i, -i, md5(i::text) FROM generate_series(1, 12000) i",
+    ),
+    (
+        "parted",
+        "CREATE TABLE parted (id int PRIMARY KEY, v text) PARTITION BY RANGE (id); \
+                CREATE TABLE parted_a PARTITION OF parted FOR VALUES FROM (MINVALUE) TO (3000); \
+                CREATE TABLE parted_b PARTITION OF parted FOR VALUES FROM (3000) TO (MAXVALUE); \
+                INSERT INTO parted SELECT i, md5(i::text) FROM generate_series(1, 12000) i",
+    ),
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_is_divided_in_any_way_arrives_whole_and_tells_how_far_it_is() {
+    let (source, target) = servers().await;
+    for (_, sql) in DIVISIONS {
+        source.sql("postgres", sql).await.unwrap();
+    }
+    let others = "CREATE TABLE small (id int PRIMARY KEY, big text); INSERT INTO small VALUES (1, repeat('long ', 300000)); \
+                  CREATE TABLE nothing (id int PRIMARY KEY); \
+                  CREATE TABLE made (id int PRIMARY KEY, twice int GENERATED ALWAYS AS (id * 2) STORED); \
+                  INSERT INTO made SELECT generate_series(1, 10); ANALYZE";
+    source.sql("postgres", others).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (node, client) = start(dir.path()).await;
+    let config = json!({ "force_replicate": true, "initial_copy": { "parallel": 4, "part_bytes": 65536 } });
+    create(&client, &source, &target.uri(TARGET), config).await.unwrap();
+    caught_up(&client, &source).await;
+    let copy = progress(&client).await["copy"].clone();
+    for (table, _) in DIVISIONS {
+        assert_same(&source, &target, table, "copied").await;
+        let all = copy["tables"].as_array().unwrap();
+        let told = all.iter().find(|told| told["table"] == format!("public.{table}")).unwrap();
+        assert!(told["parts_total"].as_u64().unwrap() > 2, "{told}");
+        assert_eq!((&told["parts_done"], &told["state"]), (&told["parts_total"], &json!("done")), "{told}");
+        assert_eq!(told["rows"], told["rows_expected"], "{told}");
+    }
+    for table in ["small", "nothing", "made"] {
+        assert_same(&source, &target, table, "copied").await;
+    }
+    assert_eq!(copy["tables_done"], DIVISIONS.len() + 3);
+    assert_eq!(copy["remaining_seconds"], 0);
+    assert!(
+        copy["rows_per_second"].as_f64().unwrap() > 0.0 && copy["bytes"].as_u64().unwrap() > 1 << 20,
+        "{copy}"
+    );
+    // The stream goes on behind it, in every table.
+    source
+        .sql(
+            "postgres",
+            "UPDATE by_int SET f = 1 WHERE id % 10 = 0; DELETE FROM by_pair WHERE n < -1000; UPDATE by_page SET v = 'new'; \
+             DELETE FROM by_name WHERE v % 2 = 0; DELETE FROM loose WHERE n = 7; UPDATE two_keys SET u = u - 20000; \
+             UPDATE parted SET id = id + 100000 WHERE id % 5 = 0",
+        )
+        .await
+        .unwrap();
+    caught_up(&client, &source).await;
+    for (table, _) in DIVISIONS {
+        assert_same(&source, &target, table, "changed").await;
+    }
     node.stop().await.unwrap();
 }
 

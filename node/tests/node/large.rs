@@ -138,3 +138,52 @@ async fn existing_rows_are_copied_through_little_memory() {
     assert!(peak < MOST_MEMORY, "{} MiB at most", peak >> 20);
     process.server.stop().await.unwrap();
 }
+
+/// Bytes of a large value: in text, as the log carries it, twice as many.
+const LARGE: u64 = 200 << 20;
+/// In text more than a message may have.
+const TOO_LARGE: u64 = 600 << 20;
+
+async fn put(source: &PgServer, id: i32, bytes: u64) {
+    let sql = format!("INSERT INTO v VALUES ({id}, convert_to(repeat('x', {bytes}), 'UTF8'))");
+    source.sql("postgres", &sql).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_value_of_two_hundred_mebibytes_is_carried_and_one_that_cannot_be_sent_is_refused_by_name() {
+    let (source, target) = servers().await;
+    source.sql("postgres", "CREATE TABLE v (id int PRIMARY KEY, raw bytea)").await.unwrap();
+    put(&source, 1, LARGE).await;
+    let mut process = Process::start(&source, &target.uri(TARGET), true).await;
+    process.caught_up(&source).await;
+    println!("copied with {} MiB at most", process.server.peak_bytes() >> 20);
+    assert!(process.server.peak_bytes() < LARGE, "a copy passes values on as they come");
+    put(&source, 2, LARGE).await;
+    process.caught_up(&source).await;
+    println!("streamed with {} MiB at most", process.server.peak_bytes() >> 20);
+    let rows = target.client(TARGET).await.unwrap();
+    let rows = rows.query("SELECT id, length(raw)::bigint, md5(raw) FROM v ORDER BY id", &[]).await.unwrap();
+    let wanted = source.client("postgres").await.unwrap();
+    let wanted =
+        wanted.query("SELECT id, length(raw)::bigint, md5(raw) FROM v ORDER BY id", &[]).await.unwrap();
+    assert_eq!(rows.len(), 2);
+    for (row, wanted) in rows.iter().zip(&wanted) {
+        assert_eq!(row.get::<_, i32>(0), wanted.get::<_, i32>(0));
+        assert_eq!(row.get::<_, i64>(1).unsigned_abs(), LARGE);
+        assert_eq!(row.get::<_, &str>(2), wanted.get::<_, &str>(2));
+    }
+
+    put(&source, 3, TOO_LARGE).await;
+    let deadline = Instant::now() + PATIENCE;
+    let told = loop {
+        let progress = process.api.progress("f").await.unwrap();
+        if progress.state == "failed" {
+            break progress.all["error"].clone();
+        }
+        assert!(Instant::now() < deadline, "it is not refused: {}", progress.all);
+        tokio::time::sleep(LOOK).await;
+    };
+    assert_eq!(told["code"], "CDC:ErrUpstreamValueTooLarge", "{told}");
+    assert!(told["message"].as_str().unwrap().contains("1 GiB"), "{told}");
+    process.server.stop().await.unwrap();
+}

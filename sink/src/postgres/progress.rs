@@ -332,6 +332,21 @@ pub(crate) async fn copy_marker(
     Ok(copied)
 }
 
+/// Forgets that copies of a table have begun.
+pub(crate) async fn forget_copy_markers(
+    client: &impl GenericClient,
+    own: &str,
+    changefeed: &str,
+    table: TableId,
+) -> Result<(), Failure> {
+    let sql = format!("DELETE FROM {own}.copy WHERE changefeed = $1 AND table_id = $2");
+    client
+        .execute(&sql, &[&changefeed, &table.0])
+        .await
+        .map(|_| ())
+        .map_err(|e| classify(e, "writing the sink's own tables"))
+}
+
 /// Notes that the copy of a key range at `ts` has begun.
 pub(crate) async fn set_copy_marker(
     client: &impl GenericClient,
@@ -374,7 +389,7 @@ pub(crate) async fn set_last_ddl(
 
 /// Removes everything of a changefeed.
 pub(crate) async fn forget(client: &Client, config: &PgConfig, changefeed: &str) -> Result<(), Failure> {
-    for relation in ["progress", "copy", "ddl"] {
+    for relation in ["progress", "copy", "parts", "ddl"] {
         let sql = format!("DELETE FROM {}.{relation} WHERE changefeed = $1", config.own_schema);
         match client.execute(&sql, &[&changefeed]).await {
             Ok(_) => {}

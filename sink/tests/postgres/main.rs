@@ -6,6 +6,7 @@ mod faults;
 mod fence;
 mod harness;
 mod order;
+mod parts;
 mod permit;
 mod schema;
 mod spans;

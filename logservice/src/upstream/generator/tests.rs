@@ -29,6 +29,8 @@ fn spec(uri: &str, start: u64, initial_copy: bool) -> FeedSpec {
         ignore_ineligible: false,
         initial_copy,
         copy_parallel: 1,
+        copy_part_bytes: 64 << 20,
+        copy_target: None,
         ddl: heartbeatpb::config::DdlConfig::default(),
     }
 }

@@ -44,6 +44,33 @@ pub(crate) enum Purpose {
     Replication,
 }
 
+/// How far the data of a COPY was taken.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct CopyData {
+    /// Bytes of the current message that are still to come.
+    left: usize,
+    /// Messages that have begun: the server sends one for each row.
+    pub(crate) messages: u64,
+}
+
+impl CopyData {
+    /// Whether a message has begun and not ended.
+    pub(crate) fn is_inside(&self) -> bool {
+        self.left > 0
+    }
+}
+
+/// What [`Connection::take_copy`] has come to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum CopyStep {
+    /// There is as much as was asked for.
+    Enough,
+    /// More has to arrive first.
+    Wait,
+    /// A message of another kind, complete: type and total length.
+    Other(u8, usize),
+}
+
 /// Result rows of a simple query, in text form.
 pub(crate) struct Row(Vec<Option<String>>);
 
@@ -341,6 +368,15 @@ impl Connection {
             Some((_, total)) => total.saturating_sub(self.read.len()),
             None => 0,
         };
+        self.read_more(missing).await
+    }
+
+    /// As [`Connection::fill`], in the middle of a message that is not waited for as a whole.
+    pub(crate) async fn fill_on(&mut self) -> Result<(), Error> {
+        self.read_more(0).await
+    }
+
+    async fn read_more(&mut self, missing: usize) -> Result<(), Error> {
         if self.read.is_empty() && self.read.capacity() > KEEP_BUFFER {
             self.read = BytesMut::new();
         }
@@ -356,6 +392,39 @@ impl Connection {
                 Ok(())
             }
             Err(error) => Err(self.broken(error)),
+        }
+    }
+
+    /// Moves data of a COPY that has arrived to `out`, until that has `enough` bytes; a message need not be there as a whole.
+    pub(crate) fn take_copy(
+        &mut self,
+        data: &mut CopyData,
+        out: &mut BytesMut,
+        enough: usize,
+    ) -> Result<CopyStep, Error> {
+        loop {
+            if data.left > 0 {
+                let here = data.left.min(self.read.len());
+                out.extend_from_slice(self.read.get(..here).unwrap_or_default());
+                self.read.advance(here);
+                data.left -= here;
+            }
+            if out.len() >= enough {
+                return Ok(CopyStep::Enough);
+            }
+            if data.left > 0 {
+                return Ok(CopyStep::Wait);
+            }
+            let Some((tag, total)) = self.head()? else { return Ok(CopyStep::Wait) };
+            if tag == b'd' {
+                data.messages += 1;
+                data.left = total - HEAD;
+                self.read.advance(HEAD);
+            } else if self.read.len() < total {
+                return Ok(CopyStep::Wait);
+            } else {
+                return Ok(CopyStep::Other(tag, total));
+            }
         }
     }
 

@@ -2,16 +2,23 @@
 //!
 //! The snapshot is exported by a temporary slot, so its position S in the log is exact: the copy holds what was
 //! committed before S, and streaming from S on continues it without a gap or an overlap.
+//!
+//! Where the downstream takes existing rows itself ([`event::CopyTarget`]), they go to it directly, part by part
+//! (`direct.rs`, `parts.rs`), and a copy that is cut off goes on with the parts that are missing. Otherwise they come
+//! through the event store like changes (`store.rs`), and a copy that is cut off begins again.
 
-use std::collections::VecDeque;
+mod direct;
+mod lines;
+mod parts;
+mod store;
+
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use event::{Datum, TupleWriter};
-use heartbeatpb::{Ts, WallTime};
-use parking_lot::Mutex;
+use event::CopyTarget;
+use heartbeatpb::{ChangefeedId, Ts, WallTime};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -19,86 +26,103 @@ use super::catalog::CatalogTable;
 use super::conn::{Connection, Purpose};
 use super::names::Names;
 use super::options::ConnectOptions;
-use super::server_error::ServerError;
 use super::shape::Shape;
 use super::sql::{ident, literal, parse_lsn};
 use crate::Error;
-use crate::event_store::{CopyWriter, StoreWriter};
-use crate::upstream::ReaderProgress;
+use crate::event_store::StoreWriter;
+use crate::upstream::{ReaderProgress, TableCopy};
 
 /// A table that sends nothing for so long is stuck behind a dead connection.
 const SILENCE: Duration = Duration::from_secs(300);
 /// A snapshot normally takes milliseconds; after this a person should know why it takes longer.
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(5);
-/// Bytes between two looks at the store's room.
-const ROOM_EVERY: usize = 256 * 1024;
-/// Rows between two updates of the progress counter.
-const COUNT_EVERY: u64 = 1024;
+/// How often the log tells how far a copy is.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// What a copy needs.
 pub(crate) struct CopyPlan<'a> {
+    pub(crate) changefeed: &'a ChangefeedId,
     pub(crate) options: &'a ConnectOptions,
     pub(crate) names: &'a Names,
     pub(crate) application: &'a str,
     pub(crate) tables: &'a [(CatalogTable, Arc<Shape>)],
+    /// Connections that read at the same time.
     pub(crate) parallel: usize,
+    /// About how large a part of a table is. In bytes.
+    pub(crate) part_bytes: u64,
+    /// A downstream that may take the rows itself.
+    pub(crate) target: Option<&'a Arc<dyn CopyTarget>>,
     pub(crate) progress: &'a Arc<ReaderProgress>,
     pub(crate) shutdown: &'a CancellationToken,
 }
 
-/// A table in the queue of the workers.
-struct Job {
-    sql: String,
-    shape: Arc<Shape>,
-    writer: CopyWriter,
+/// What a copy has come to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Copied {
+    /// The stream is wanted from here on: the oldest snapshot.
+    pub(crate) from: Ts,
+    /// When that was.
+    pub(crate) time: WallTime,
+    /// The newest snapshot: tables must not have changed their shape before it.
+    pub(crate) until: Ts,
 }
 
 /// Copies every table. `None`: told to stop before the end.
-pub(crate) async fn run(plan: &CopyPlan<'_>, writer: &StoreWriter) -> Result<Option<(Ts, WallTime)>, Error> {
+pub(crate) async fn run(plan: &CopyPlan<'_>, writer: &StoreWriter) -> Result<Option<Copied>, Error> {
     plan.progress.copy_tables_total.store(plan.tables.len() as u64, Ordering::Relaxed);
     plan.progress.copy_tables_done.store(0, Ordering::Relaxed);
     plan.progress.copy_rows.store(0, Ordering::Relaxed);
-    let mut exporter = Connection::connect(plan.options, Purpose::Replication, plan.application).await?;
-    let Some(snapshot) = export(plan, &mut exporter).await? else { return Ok(None) };
-    tracing::info!(position = %snapshot.position, tables = plan.tables.len(), "initial copy begins");
-
-    let mut connections = Vec::new();
-    for _ in 0..plan.parallel.clamp(1, plan.tables.len().max(1)) {
-        connections.push(import(plan, &snapshot.name).await?);
+    let session = match plan.target {
+        None => None,
+        Some(target) => tokio::select! {
+            begun = target.begin() => begun?,
+            () = plan.shutdown.cancelled() => return Ok(None),
+        },
+    };
+    let copied = match &session {
+        None => store::run(plan, writer).await,
+        Some(session) => {
+            let copied = direct::run(plan, session).await;
+            session.end().await;
+            copied
+        }
+    };
+    if let Ok(Some(Copied { from: position, .. })) = &copied {
+        plan.progress.copy.end();
+        let sum = plan.progress.copy.sum();
+        tracing::info!(changefeed = %plan.changefeed, %position, rows = sum.rows, bytes = sum.bytes,
+            rows_per_second = sum.rows_per_second, "every table is copied");
     }
-    // The snapshot lives on in the workers' transactions; the temporary slot need not hold the log any longer.
-    exporter.close().await;
+    copied
+}
 
-    let mut jobs = Vec::with_capacity(plan.tables.len());
-    for (table, shape) in plan.tables {
-        let rows = writer.copy_writer(
-            Arc::clone(&table.info),
-            snapshot.position,
-            snapshot.position.before(),
-            snapshot.time,
-        );
-        jobs.push((
-            table.pages,
-            Job { sql: statement(table, shape), shape: Arc::clone(shape), writer: rows },
-        ));
-    }
-    // Largest first, so that no worker ends long after the others.
-    jobs.sort_by_key(|(pages, _)| std::cmp::Reverse(*pages));
-    let queue: Arc<Mutex<VecDeque<Job>>> =
-        Arc::new(Mutex::new(jobs.into_iter().map(|(_, job)| job).collect()));
+/// Makes the tables known to whoever looks at the progress.
+fn begin_board(plan: &CopyPlan<'_>) -> Vec<Arc<TableCopy>> {
+    let tables: Vec<Arc<TableCopy>> = plan
+        .tables
+        .iter()
+        .map(|(table, _)| Arc::new(TableCopy::new(&table.info.schema, &table.info.name)))
+        .collect();
+    plan.progress.copy.begin(tables.clone());
+    tables
+}
 
-    let mut workers = JoinSet::new();
-    for conn in connections {
-        workers.spawn(work(conn, Arc::clone(&queue), Arc::clone(plan.progress)));
-    }
+/// Waits for the workers. False: told to stop before their end.
+async fn join(plan: &CopyPlan<'_>, mut workers: JoinSet<Result<(), Error>>) -> Result<bool, Error> {
+    let mut tell = tokio::time::interval(TELL_EVERY);
+    tell.reset();
     let outcome = loop {
         let joined = tokio::select! {
             biased;
-            () = plan.shutdown.cancelled() => break Ok(None),
+            () = plan.shutdown.cancelled() => break Ok(false),
+            _ = tell.tick() => {
+                tell_progress(plan);
+                continue;
+            }
             joined = workers.join_next() => joined,
         };
         match joined {
-            None => break Ok(Some((snapshot.position, snapshot.time))),
+            None => break Ok(true),
             Some(Ok(Ok(()))) => {}
             Some(Ok(Err(error))) => break Err(error),
             Some(Err(_)) => break Err(Error::Closed { what: "a copy worker" }),
@@ -109,13 +133,49 @@ pub(crate) async fn run(plan: &CopyPlan<'_>, writer: &StoreWriter) -> Result<Opt
     outcome
 }
 
+fn tell_progress(plan: &CopyPlan<'_>) {
+    let (progress, sum) = (plan.progress, plan.progress.copy.sum());
+    tracing::info!(
+        changefeed = %plan.changefeed,
+        tables = plan.tables.len(),
+        tables_done = progress.copy_tables_done.load(Ordering::Relaxed),
+        rows = sum.rows,
+        rows_per_second = sum.rows_per_second,
+        bytes_per_second = sum.bytes_per_second,
+        remaining_seconds = sum.remaining_seconds,
+        "initial copy goes on"
+    );
+}
+
+/// A moment of the upstream, and connections that see it.
 struct Snapshot {
+    position: Ts,
+    time: WallTime,
+    connections: Vec<Connection>,
+}
+
+/// Opens a snapshot for as many connections as are allowed and of use. `None`: told to stop.
+async fn snapshot(plan: &CopyPlan<'_>, of_use: usize) -> Result<Option<Snapshot>, Error> {
+    let mut exporter = Connection::connect(plan.options, Purpose::Replication, plan.application).await?;
+    let Some(exported) = export(plan, &mut exporter).await? else { return Ok(None) };
+    tracing::info!(changefeed = %plan.changefeed, position = %exported.position, tables = plan.tables.len(),
+        "initial copy begins");
+    let mut connections = Vec::new();
+    for _ in 0..plan.parallel.clamp(1, of_use.max(1)) {
+        connections.push(import(plan, &exported.name).await?);
+    }
+    // The snapshot lives on in the workers' transactions; the temporary slot need not hold the log any longer.
+    exporter.close().await;
+    Ok(Some(Snapshot { position: exported.position, time: exported.time, connections }))
+}
+
+struct Exported {
     name: String,
     position: Ts,
     time: WallTime,
 }
 
-async fn export(plan: &CopyPlan<'_>, exporter: &mut Connection) -> Result<Option<Snapshot>, Error> {
+async fn export(plan: &CopyPlan<'_>, exporter: &mut Connection) -> Result<Option<Exported>, Error> {
     // The time comes first: another statement after the export would end the snapshot.
     let sql = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
     let rows = exporter.query("tell the time", sql).await?;
@@ -143,7 +203,7 @@ async fn export(plan: &CopyPlan<'_>, exporter: &mut Connection) -> Result<Option
     plan.progress.set_last_error(None);
     let row = rows.first().ok_or_else(|| Error::protocol("no slot was described"))?;
     let position = parse_lsn(row.text(1)).ok_or_else(|| Error::protocol("a slot has no position"))?;
-    Ok(Some(Snapshot { name: row.text(2).to_owned(), position: Ts(position), time }))
+    Ok(Some(Exported { name: row.text(2).to_owned(), position: Ts(position), time }))
 }
 
 async fn import(plan: &CopyPlan<'_>, snapshot: &str) -> Result<Connection, Error> {
@@ -156,82 +216,6 @@ async fn import(plan: &CopyPlan<'_>, snapshot: &str) -> Result<Connection, Error
     Ok(conn)
 }
 
-fn statement(table: &CatalogTable, shape: &Shape) -> String {
-    let columns = shape.wire_names().map(ident).collect::<Vec<_>>().join(", ");
-    let name = table.sql_name();
-    if table.partitioned {
-        format!("COPY (SELECT {columns} FROM {name}) TO STDOUT")
-    } else if columns.is_empty() {
-        format!("COPY (SELECT FROM ONLY {name}) TO STDOUT")
-    } else {
-        // Without a query, COPY reads the table itself and not its children.
-        format!("COPY {name} ({columns}) TO STDOUT")
-    }
-}
-
-async fn work(
-    mut conn: Connection,
-    queue: Arc<Mutex<VecDeque<Job>>>,
-    progress: Arc<ReaderProgress>,
-) -> Result<(), Error> {
-    loop {
-        let job = queue.lock().pop_front();
-        let Some(job) = job else { break };
-        copy_table(&mut conn, job, &progress).await?;
-        progress.copy_tables_done.fetch_add(1, Ordering::Relaxed);
-    }
-    conn.close().await;
-    Ok(())
-}
-
-async fn copy_table(conn: &mut Connection, job: Job, progress: &ReaderProgress) -> Result<(), Error> {
-    const ACTION: &str = "copy a table";
-    let Job { sql, shape, mut writer } = job;
-    conn.start_copy(ACTION, &sql).await?;
-    let mut line = LineDecoder::default();
-    let (mut rows, mut bytes, mut failure) = (0, 0, None);
-    loop {
-        let Some((tag, total)) = conn.peek()? else {
-            match tokio::time::timeout(SILENCE, conn.fill()).await {
-                Ok(filled) => filled?,
-                Err(_) => return Err(silent(conn)),
-            }
-            continue;
-        };
-        match tag {
-            b'd' => {
-                line.copy_row(conn.body(total), &shape, &mut writer)?;
-                rows += 1;
-                bytes += total;
-            }
-            b'E' => failure = Some(ServerError::parse(conn.body(total)).into_error(ACTION)),
-            b'c' | b'C' | b'N' | b'S' => {}
-            b'Z' => {
-                conn.advance(total);
-                break;
-            }
-            _ => return Err(Error::protocol(format_args!("message {:?} in a copy", char::from(tag)))),
-        }
-        conn.advance(total);
-        if rows == COUNT_EVERY {
-            progress.copy_rows.fetch_add(rows, Ordering::Relaxed);
-            rows = 0;
-        }
-        if bytes >= ROOM_EVERY {
-            progress.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-            bytes = 0;
-            writer.room().await?;
-        }
-    }
-    progress.copy_rows.fetch_add(rows, Ordering::Relaxed);
-    progress.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-    if let Some(error) = failure {
-        return Err(error);
-    }
-    writer.finish();
-    Ok(())
-}
-
 fn silent(conn: &Connection) -> Error {
     Error::UpstreamUnreachable {
         address: conn.address().to_owned(),
@@ -239,170 +223,5 @@ fn silent(conn: &Connection) -> Error {
             std::io::ErrorKind::TimedOut,
             format!("nothing came for {} seconds", SILENCE.as_secs()),
         )),
-    }
-}
-
-/// Decodes lines of COPY's text format; keeps its scratch space between lines.
-#[derive(Default)]
-struct LineDecoder {
-    /// Unescaped values, one after the other.
-    scratch: Vec<u8>,
-    /// Fields of the line.
-    fields: Vec<Field>,
-}
-
-#[derive(Clone, Copy)]
-enum Field {
-    Null,
-    /// Range of the line itself.
-    Plain(usize, usize),
-    /// Range of the scratch space.
-    Unescaped(usize, usize),
-}
-
-impl LineDecoder {
-    /// Decodes one CopyData message, which is one line, into a row.
-    fn copy_row(&mut self, line: &[u8], shape: &Shape, writer: &mut CopyWriter) -> Result<(), Error> {
-        self.parse(line)?;
-        // A table without columns has empty lines.
-        if self.fields.len() != shape.wire_columns() && !(shape.wire_columns() == 0 && line == b"\n") {
-            return Err(Error::protocol(format_args!(
-                "copied row of {} columns instead of {}",
-                self.fields.len(),
-                shape.wire_columns()
-            )));
-        }
-        writer.row(&mut |out| {
-            let mut tuple = TupleWriter::new(out);
-            shape.put_values(self.values(line), &mut tuple);
-            tuple.finish();
-        });
-        Ok(())
-    }
-
-    fn values<'a>(&'a self, line: &'a [u8]) -> impl Iterator<Item = Datum<'a>> {
-        self.fields.iter().map(move |field| match *field {
-            Field::Null => Datum::Null,
-            Field::Plain(from, to) => Datum::Text(&line[from..to]),
-            Field::Unescaped(from, to) => Datum::Text(&self.scratch[from..to]),
-        })
-    }
-
-    fn parse(&mut self, line: &[u8]) -> Result<(), Error> {
-        let Some((b'\n', content)) = line.split_last() else {
-            return Err(Error::protocol("a copied row has no end of line"));
-        };
-        self.scratch.clear();
-        self.fields.clear();
-        let mut from = 0;
-        loop {
-            let to = memchr::memchr(b'\t', &content[from..]).map_or(content.len(), |at| from + at);
-            self.push_field(content, from, to)?;
-            if to == content.len() {
-                return Ok(());
-            }
-            from = to + 1;
-        }
-    }
-
-    fn push_field(&mut self, content: &[u8], from: usize, to: usize) -> Result<(), Error> {
-        let raw = &content[from..to];
-        if raw == b"\\N" {
-            self.fields.push(Field::Null);
-            return Ok(());
-        }
-        let mut escapes = memchr::memchr_iter(b'\\', raw).peekable();
-        if escapes.peek().is_none() {
-            self.fields.push(Field::Plain(from, to));
-            return Ok(());
-        }
-        let start = self.scratch.len();
-        let mut done = 0;
-        for at in escapes {
-            // The second of two backslashes is part of the first one's escape.
-            if at < done {
-                continue;
-            }
-            self.scratch.extend_from_slice(&raw[done..at]);
-            let escaped = *raw.get(at + 1).ok_or_else(|| Error::protocol("a copied value ends with \\"))?;
-            self.scratch.push(match escaped {
-                b'b' => 8,
-                b'f' => 12,
-                b'n' => b'\n',
-                b'r' => b'\r',
-                b't' => b'\t',
-                b'v' => 11,
-                other => other,
-            });
-            done = at + 2;
-        }
-        self.scratch.extend_from_slice(&raw[done..]);
-        self.fields.push(Field::Unescaped(start, self.scratch.len()));
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn decode(line: &[u8]) -> Result<Vec<Option<Vec<u8>>>, Error> {
-        let mut decoder = LineDecoder::default();
-        decoder.parse(line)?;
-        let values = decoder.values(line).map(|value| match value {
-            Datum::Text(text) => Some(text.to_vec()),
-            Datum::Null | Datum::Unchanged => None,
-        });
-        Ok(values.collect())
-    }
-
-    fn encode(values: &[Option<Vec<u8>>]) -> Vec<u8> {
-        let fields: Vec<Vec<u8>> = values
-            .iter()
-            .map(|value| match value {
-                None => b"\\N".to_vec(),
-                Some(text) => text
-                    .iter()
-                    .flat_map(|&b| match b {
-                        8 => b"\\b".to_vec(),
-                        12 => b"\\f".to_vec(),
-                        b'\n' => b"\\n".to_vec(),
-                        b'\r' => b"\\r".to_vec(),
-                        b'\t' => b"\\t".to_vec(),
-                        11 => b"\\v".to_vec(),
-                        b'\\' => b"\\\\".to_vec(),
-                        other => vec![other],
-                    })
-                    .collect(),
-            })
-            .collect();
-        let mut line = fields.join(&b'\t');
-        line.push(b'\n');
-        line
-    }
-
-    #[test]
-    fn nulls_empty_values_and_escapes_are_told_apart() {
-        let values = decode(b"1\t\\N\t\t\\\\N\ta\\tb\\n\\\\\\\\c\n").expect("decode");
-        let text = |text: &[u8]| Some(text.to_vec());
-        assert_eq!(values, [text(b"1"), None, text(b""), text(b"\\N"), text(b"a\tb\n\\\\c")]);
-        assert!(decode(b"1").is_err());
-        assert!(decode(b"a\\\n").is_err());
-    }
-
-    proptest! {
-        #[test]
-        fn what_a_server_writes_is_read_back(
-            values in prop::collection::vec(prop::option::of(prop::collection::vec(1u8..=255, 0..12)), 1..6),
-        ) {
-            prop_assert_eq!(decode(&encode(&values)).expect("decode"), values);
-        }
-
-        #[test]
-        fn random_lines_never_panic(line in prop::collection::vec(any::<u8>(), 0..40)) {
-            drop(decode(&line));
-        }
     }
 }

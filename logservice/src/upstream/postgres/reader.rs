@@ -25,7 +25,7 @@ use super::backoff::Backoff;
 use super::bounds::Bounds;
 use super::catalog::CatalogTable;
 use super::conn::{Connection, Purpose};
-use super::copy::{self, CopyPlan};
+use super::copy::{self, Copied, CopyPlan};
 use super::names::Names;
 use super::options::ConnectOptions;
 use super::shape::Shape;
@@ -186,18 +186,21 @@ impl Session {
             let tables = prepared?;
             self.progress.set_phase(ReaderPhase::Copying);
             let plan = CopyPlan {
+                changefeed: &self.spec.changefeed,
                 options: &self.options,
                 names: &self.names,
                 application: &self.application,
                 tables: &tables,
                 parallel: self.spec.copy_parallel,
+                part_bytes: self.spec.copy_part_bytes,
+                target: self.spec.copy_target.as_ref(),
                 progress: &self.progress,
                 shutdown: &self.shutdown,
             };
             let copied = copy::run(&plan, &self.writer).await;
-            let Some((position, time)) = copied? else { return Ok(Ended::Shutdown) };
+            let Some(Copied { from: position, time, until }) = copied? else { return Ok(Ended::Shutdown) };
             if self.captured {
-                self.check_copied(&tables, position).await?;
+                self.check_copied(&tables, until).await?;
             }
             self.copied = true;
             self.asked = Some(position);

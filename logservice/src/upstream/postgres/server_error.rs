@@ -38,6 +38,9 @@ impl ServerError {
             },
             "57P01" | "57P02" | "57P03" | "57P05" | "57014" | "55006" | "55P03" | "40001" | "40P01"
             | "25P03" | "25P04" => self.unavailable(action),
+            // A message is built in memory and may have 1 GiB; `bytea` takes twice its size in text.
+            "54000" => self.too_large(action),
+            "XX000" if self.message.starts_with("invalid memory alloc request size") => self.too_large(action),
             _ if class == "53" || (class == "08" && self.sqlstate != "08P01") => self.unavailable(action),
             _ => Error::UpstreamQuery {
                 action: action.to_owned(),
@@ -63,6 +66,16 @@ impl ServerError {
                 what: format!("role {:?} may not connect: {}", options.user, self.words()),
             },
             _ => self.into_error("log in"),
+        }
+    }
+
+    fn too_large(self, action: &str) -> Error {
+        Error::ValueTooLarge {
+            what: format!(
+                "the upstream cannot {action}: a row is larger than the 1 GiB that PostgreSQL sends in one message, where \
+                 bytea counts twice in text form ({}); make the row smaller, or leave its table out",
+                self.words()
+            ),
         }
     }
 

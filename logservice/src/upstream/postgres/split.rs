@@ -48,10 +48,23 @@ async fn ask(
     let Some(table) = tables.first() else { return Ok(SplitPoints::default()) };
     let codec = KeyCodec::new(&table.info).filter(|_| table.source().splittable);
     let Some(codec) = codec else { return Ok(SplitPoints::default()) };
-    let mut sample = size(conn, table).await?;
+    let size = size(conn, table).await?;
+    let pages = size.bytes.unwrap_or(0) / PAGE;
+    let patience = format!("SET LOCAL statement_timeout = {PATIENCE}; ");
+    let keys = sample(conn, table, &codec, pages, &patience).await?.keys;
+    Ok(Sample { keys, ..size }.divide(span, pieces))
+}
+
+/// Keys of some of a table's rows. `before` is what the statement begins with. Answers nothing about the table's size.
+pub(crate) async fn sample(
+    conn: &mut Connection,
+    table: &CatalogTable,
+    codec: &KeyCodec,
+    pages: u64,
+    before: &str,
+) -> Result<Sample, Error> {
     let names: Vec<String> =
         codec.parts().iter().map(|(column, _)| ident(&table.info.columns[*column].name)).collect();
-    let pages = sample.bytes.unwrap_or(0) / PAGE;
     let part = if pages <= PAGES {
         String::new()
     } else {
@@ -61,21 +74,20 @@ async fn ask(
     };
     let only = if table.partitioned { "" } else { "ONLY " };
     let (columns, name) = (names.join(", "), table.sql_name());
-    let sql = format!(
-        "SET LOCAL statement_timeout = {PATIENCE}; SELECT {columns} FROM {only}{name}{part} LIMIT {ROWS}"
-    );
+    let sql = format!("{before}SELECT {columns} FROM {only}{name}{part} LIMIT {ROWS}");
+    let mut sample = Sample::default();
     for row in conn.query("sample the keys of a table", &sql).await? {
         let values: Vec<&str> = (0..names.len()).map(|column| row.text(column)).collect();
-        sample.add(&codec, &values);
+        sample.add(codec, &values);
     }
-    Ok(sample.divide(span, pieces))
+    Ok(sample)
 }
 
 /// Bytes of a page, as sizes are counted here.
-const PAGE: u64 = 8192;
+pub(crate) const PAGE: u64 = 8192;
 
 /// How large a table is: what its files take, and rows as of the last analysis, scaled to the files' present size.
-async fn size(conn: &mut Connection, table: &CatalogTable) -> Result<Sample, Error> {
+pub(crate) async fn size(conn: &mut Connection, table: &CatalogTable) -> Result<Sample, Error> {
     let sql = format!(
         "SELECT sum(pg_table_size(c.oid))::bigint, \
            CASE WHEN min(c.reltuples) >= 0 AND sum(c.relpages) > 0 THEN \

@@ -1,0 +1,201 @@
+//! Existing rows on a way of their own, past the stream: what a reader and a downstream that takes them agree on.
+//!
+//! A table is copied in parts. Each part is read in one snapshot and written in one downstream transaction, which also
+//! notes the part and the position of its snapshot; so a part is there as a whole, or not at all. A copy that is cut off
+//! keeps its parts, and goes on in another snapshot:
+//!
+//! ```text
+//!   position ──▶        S1              S2
+//!   keys  [   , g)      ████ copied     ·
+//!         [g  , m)      ████ copied     ·                    killed between S1 and S2
+//!         [m  ,  )      ░░░░ cut off    ████ copied
+//!   stream              ├── from S1 on ─────────────▶        changes of [m, ) up to S2 are in the rows already
+//! ```
+//!
+//! The stream begins at the oldest position of any part, and what a part's snapshot held already is left out for its keys:
+//! a change is applied exactly if it was committed after the snapshot of the part that its key lies in. A change that
+//! takes a row from one part to another is two halves, each decided by its own key; it must hold the whole row, so parts of
+//! different snapshots are made only of tables of which the log leaves nothing out.
+//!
+//! All of it holds for tables that keep their shape: a schema change between two snapshots would come in the stream to
+//! tables that have it already. So the shapes that a copy began with are noted too, and with others it begins again.
+//!
+//! - **CP-1** Parts of one table by key may have different positions; parts by block must have one, because a row may move
+//!   between blocks without a change of its key.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use heartbeatpb::{TableId, Ts, WallTime};
+
+use crate::TableInfo;
+
+/// How rows travel: a format of PostgreSQL's `COPY`, whole, with header and trailer where it has them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CopyFormat {
+    /// `FORMAT text`.
+    Text,
+    /// `FORMAT binary`.
+    Binary,
+}
+
+/// Pages of a table's file, or of each of its partitions' files.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Blocks {
+    /// First page.
+    pub from: u32,
+    /// End page, exclusive; `u32::MAX`: none.
+    pub to: u32,
+}
+
+/// Which rows of a table. Its bounds are row values: no `Debug` output shows them.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct CopyPart {
+    /// First key, in the encoding of [`crate::KeyCodec`]; empty: from the beginning.
+    pub start: Vec<u8>,
+    /// End key, exclusive; empty: to the end.
+    pub end: Vec<u8>,
+    /// Only these pages; then all keys are meant.
+    pub blocks: Option<Blocks>,
+}
+
+impl std::fmt::Debug for CopyPart {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.blocks {
+            Some(blocks) => write!(f, "pages {}..{}", blocks.from, blocks.to),
+            None if self.is_all() => f.write_str("all"),
+            None => f.write_str("keys"),
+        }
+    }
+}
+
+impl CopyPart {
+    /// Whether it is all of a table.
+    #[must_use]
+    pub fn is_all(&self) -> bool {
+        self.start.is_empty() && self.end.is_empty() && self.blocks.is_none()
+    }
+}
+
+/// A part that is downstream.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CopiedPart {
+    /// Which.
+    pub part: CopyPart,
+    /// Position of its snapshot: what was committed up to it is in its rows.
+    pub at: Ts,
+    /// When the snapshot was taken.
+    pub time: WallTime,
+    /// Its rows.
+    pub rows: u64,
+    /// What they took on their way. In bytes.
+    pub bytes: u64,
+}
+
+/// What a downstream has of a table.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct CopiedTable {
+    /// Its parts.
+    pub parts: Vec<CopiedPart>,
+    /// The copy is complete, and the stream may be applied to it.
+    pub finished: bool,
+    /// The downstream's columns have the source's types, and their binary form means the same there.
+    pub binary: bool,
+}
+
+/// Why a downstream did not take a copy. The text is for people and holds no row values and no credentials.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct CopyError {
+    /// Stable code.
+    pub code: &'static str,
+    /// What happened and what to do.
+    pub message: String,
+    /// Whether trying again, with a new connection, can succeed without a person's help.
+    pub retryable: bool,
+}
+
+/// A downstream that takes existing rows past the stream.
+#[async_trait]
+pub trait CopyTarget: Send + Sync {
+    /// Begins a copy: whatever wrote one before for this changefeed writes nothing any more. `None`: this downstream wants
+    /// existing rows in the stream.
+    ///
+    /// # Errors
+    /// When the downstream does not answer or refuses.
+    async fn begin(&self) -> Result<Option<Arc<dyn CopySession>>, CopyError>;
+}
+
+/// One run of a copy, used by several tasks.
+#[async_trait]
+pub trait CopySession: Send + Sync {
+    /// The shapes with which the copy began, as whoever reads has told by a number; `None` before that.
+    ///
+    /// # Errors
+    /// When the downstream does not answer or refuses.
+    async fn shapes(&self) -> Result<Option<u32>, CopyError>;
+
+    /// Notes the shapes with which the copy begins.
+    ///
+    /// # Errors
+    /// As [`CopySession::shapes`].
+    async fn set_shapes(&self, shapes: u32) -> Result<(), CopyError>;
+
+    /// The tables whose copy is complete, each with its oldest part's position and time, and its rows.
+    ///
+    /// # Errors
+    /// As [`CopySession::shapes`].
+    async fn finished(&self) -> Result<Vec<(TableId, CopiedPart)>, CopyError>;
+
+    /// Prepares a table, which may be created, and answers what is there of it. A table in which nothing of the copy is
+    /// yet must be empty, or is made so, as the downstream was told.
+    ///
+    /// # Errors
+    /// When the table is not what is needed, or as [`CopySession::shapes`].
+    async fn open(&self, table: &Arc<TableInfo>) -> Result<CopiedTable, CopyError>;
+
+    /// Removes all parts of a table that was opened: they cannot be continued.
+    ///
+    /// # Errors
+    /// As [`CopySession::shapes`].
+    async fn clear(&self, table: TableId) -> Result<(), CopyError>;
+
+    /// Begins a part of a table that was opened. `at` and `time` are those of the snapshot.
+    ///
+    /// # Errors
+    /// As [`CopySession::shapes`].
+    async fn write(
+        &self,
+        table: TableId,
+        part: &CopyPart,
+        format: CopyFormat,
+        snapshot: (Ts, WallTime),
+    ) -> Result<Box<dyn PartWriter>, CopyError>;
+
+    /// All parts of a table are there: the stream may be applied from now on.
+    ///
+    /// # Errors
+    /// When a part is missing, or as [`CopySession::shapes`].
+    async fn finish(&self, table: TableId) -> Result<(), CopyError>;
+
+    /// The copy ends here, complete or not. Parts that are open are rolled back.
+    async fn end(&self);
+}
+
+/// Writes one part. Dropping it without [`PartWriter::commit`] leaves nothing of the part.
+#[async_trait]
+pub trait PartWriter: Send {
+    /// Takes the next bytes of the rows, cut anywhere. Waits while the downstream is behind.
+    ///
+    /// # Errors
+    /// When the downstream does not answer or refuses the data.
+    async fn write(&mut self, data: Bytes) -> Result<(), CopyError>;
+
+    /// Makes the part durable, if it has as many rows as were read.
+    ///
+    /// # Errors
+    /// As [`PartWriter::write`]. When the connection broke, the part may be durable all the same: whoever opens the table
+    /// again finds out.
+    async fn commit(self: Box<Self>, rows: u64) -> Result<(), CopyError>;
+}
