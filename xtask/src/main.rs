@@ -98,6 +98,12 @@ enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
     },
+    /// How fast existing rows are copied, next to `COPY TO | COPY FROM`.
+    Copy {
+        /// Arguments of the program, such as `--rows 1000000 --parallel 2`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
     /// What the control plane costs with ten thousand to a million spans, next to naive versions.
     Control {
         /// Arguments of the program, such as `--check --json --plot docs/plots/control.svg`.
@@ -124,6 +130,7 @@ fn main() -> ExitCode {
         Command::Chaos { rest } => programs::chaos(&root, &rest),
         Command::Sim { rest } => programs::sim(&root, &rest),
         Command::Bench(Bench::Drain { rest }) => programs::run(&root, "drain", &rest),
+        Command::Bench(Bench::Copy { rest }) => programs::run(&root, "copy", &rest),
         Command::Bench(Bench::Control { rest }) => programs::control(&root, &rest),
     };
     match result {

@@ -1,0 +1,273 @@
+//! Measures how fast Millrace copies existing rows into another server, next to `COPY … TO STDOUT | COPY … FROM STDIN`
+//! between the same servers with as many connections.
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use serde_json::json;
+use testkit::postgres::program;
+use testkit::{Millrace, PgServer};
+
+/// How long one copy may take.
+const LIMIT: Duration = Duration::from_secs(1800);
+/// How often a state is looked at; also the precision of the times.
+const LOOK: Duration = Duration::from_millis(10);
+/// Lines of the server's log that are shown after a failure.
+const LOG_LINES: usize = 50;
+
+/// Measures how fast Millrace copies existing rows, next to COPY into COPY.
+#[derive(Parser, Debug)]
+#[command(name = "copy")]
+struct Arguments {
+    /// The program; by default the one that was built beside this one.
+    #[arg(long)]
+    millrace: Option<PathBuf>,
+    /// Rows of the table with few columns. Those of the wide one are a tenth.
+    #[arg(long, default_value_t = 5_000_000)]
+    rows: u64,
+    /// How often each is measured.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=9))]
+    rounds: u64,
+    /// Connections to each server.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=32))]
+    parallel: u64,
+    /// Bytes of a part.
+    #[arg(long, default_value_t = 64 << 20)]
+    part_bytes: u64,
+}
+
+/// A table that is measured.
+struct Shape {
+    name: &'static str,
+    columns: &'static str,
+    /// What its rows are made of, by a number `i`.
+    values: &'static str,
+    /// The number of rows is divided by it.
+    divisor: u64,
+}
+
+const SHAPES: [Shape; 2] = [
+    Shape {
+        name: "narrow",
+        columns: "id bigint PRIMARY KEY, branch int NOT NULL, balance int NOT NULL, at timestamptz NOT NULL, \
+                  filler char(84) NOT NULL",
+        values: "i, (i / 100000)::int, 0, '2024-01-01'::timestamptz + i * interval '1 s', ''",
+        divisor: 1,
+    },
+    Shape {
+        name: "wide",
+        columns: "id bigint PRIMARY KEY, a text, b text, n1 numeric, n2 numeric, f1 float8, f2 float8, j jsonb, u uuid, \
+                  t1 timestamptz, t2 timestamptz, d date, raw bytea, l int[]",
+        values: "i, repeat(md5(i::text), 10), repeat('wide ', 60), i / 7.0, -i::numeric, i / 3.0, random(), \
+                 jsonb_build_object('i', i, 'name', md5(i::text)), gen_random_uuid(), now(), now() - i * interval '1 s', \
+                 '2000-01-01'::date + (i % 9000)::int, decode(repeat(md5(i::text), 4), 'hex'), ARRAY[i, i + 1]::int[]",
+        divisor: 10,
+    },
+];
+
+/// What one copy needed.
+#[derive(Clone, Copy, Debug, Default)]
+struct Measure {
+    wall_seconds: f64,
+    /// Of Millrace; nothing for the other, whose clients are many.
+    cpu_seconds: f64,
+    peak_bytes: u64,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(&Arguments::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: &Arguments) -> Result<()> {
+    let server = || {
+        PgServer::builder()
+            .setting("max_wal_size", "16GB")
+            .setting("shared_buffers", "256MB")
+            .setting("autovacuum", "off")
+            .start()
+    };
+    let (source, target) = tokio::try_join!(server(), server())?;
+    for shape in &SHAPES {
+        let database = shape.name;
+        source.sql("postgres", &format!("CREATE DATABASE {database}")).await?;
+        let rows = (arguments.rows / shape.divisor).max(1);
+        let fill = format!(
+            "CREATE TABLE {0} ({1}); INSERT INTO {0} SELECT {2} FROM generate_series(1, {rows}::bigint) i; \
+             VACUUM (FREEZE, ANALYZE) {0}; CHECKPOINT",
+            shape.name, shape.columns, shape.values
+        );
+        for statement in fill.split("; ") {
+            source.sql(database, statement).await?;
+        }
+        measure(arguments, shape, rows, &source, &target).await?;
+    }
+    Ok(())
+}
+
+async fn measure(
+    arguments: &Arguments,
+    shape: &Shape,
+    rows: u64,
+    source: &PgServer,
+    target: &PgServer,
+) -> Result<()> {
+    let work = tempfile::Builder::new().prefix("millrace-copy-").tempdir()?;
+    let path = arguments.millrace.clone().unwrap_or_else(Millrace::default_program);
+    let mut millrace = Millrace::new(&path, work.path())?;
+    let (mut theirs, mut ours) = (Vec::new(), Vec::new());
+    for round in 1..=arguments.rounds {
+        for own in [false, true] {
+            let database = format!("{}_{round}_{own}", shape.name);
+            target.sql("postgres", &format!("CREATE DATABASE {database}")).await?;
+            target.sql(&database, &format!("CREATE TABLE {} ({})", shape.name, shape.columns)).await?;
+            target.sql("postgres", "CHECKPOINT").await?;
+            let measured = if own {
+                let outcome =
+                    replicate(arguments, shape, &mut millrace, round, (source, target, &database)).await;
+                if outcome.is_err() {
+                    println!("the last lines of millrace's log:\n{}", millrace.log_tail(LOG_LINES));
+                }
+                outcome?
+            } else {
+                pipe(arguments, shape, source, target, &database).await?
+            };
+            let counted = target.client(&database).await?;
+            let counted = counted.query_one(&format!("SELECT count(*) FROM {}", shape.name), &[]).await?;
+            if u64::try_from(counted.get::<_, i64>(0))? != rows {
+                bail!("{} of {rows} rows have arrived", counted.get::<_, i64>(0));
+            }
+            let who = if own { "millrace" } else { "COPY | COPY" };
+            print_measure(&format!("{} round {round} {who}", shape.name), rows, measured);
+            if own {
+                ours.push(measured)
+            } else {
+                theirs.push(measured)
+            }
+            target.sql("postgres", &format!("DROP DATABASE {database} WITH (FORCE)")).await?;
+        }
+    }
+    let (their, own) = (median(&theirs), median(&ours));
+    print_measure(&format!("{} median COPY | COPY", shape.name), rows, their);
+    print_measure(&format!("{} median millrace", shape.name), rows, own);
+    println!(
+        "{}: rate of millrace / rate of COPY | COPY: {:.3}",
+        shape.name,
+        their.wall_seconds / own.wall_seconds
+    );
+    Ok(())
+}
+
+/// Each connection reads its share of the table's pages, in the binary format, which is the faster one.
+async fn pipe(
+    arguments: &Arguments,
+    shape: &Shape,
+    source: &PgServer,
+    target: &PgServer,
+    database: &str,
+) -> Result<Measure> {
+    let client = source.client(shape.name).await?;
+    let pages = format!("SELECT pg_relation_size('{}') / 8192", shape.name);
+    let pages: i64 = client.query_one(&pages, &[]).await?.get(0);
+    let share = u64::try_from(pages)?.div_ceil(arguments.parallel).max(1);
+    let started = Instant::now();
+    let mut children = Vec::new();
+    for connection in 0..arguments.parallel {
+        let (from, to) = (connection * share, (connection + 1) * share);
+        let name = shape.name;
+        let read = format!(
+            "COPY (SELECT * FROM {name} WHERE ctid >= '({from},0)' AND ctid < '({to},0)') TO STDOUT (FORMAT binary)"
+        );
+        let mut reader =
+            psql(source, shape.name, &read).stdout(Stdio::piped()).spawn().context("start psql")?;
+        let output = reader.stdout.take().context("psql has an output")?;
+        let write = format!("COPY {name} FROM STDIN (FORMAT binary)");
+        let writer = psql(target, database, &write).stdin(output).spawn().context("start psql")?;
+        children.extend([reader, writer]);
+    }
+    let ended = tokio::task::spawn_blocking(move || {
+        children.into_iter().map(|mut child| child.wait()).collect::<std::io::Result<Vec<_>>>()
+    });
+    if let Some(status) = ended.await??.iter().find(|status| !status.success()) {
+        bail!("psql: {status}");
+    }
+    Ok(Measure { wall_seconds: started.elapsed().as_secs_f64(), ..Measure::default() })
+}
+
+fn psql(server: &PgServer, database: &str, sql: &str) -> Command {
+    let mut command = Command::new(program("psql"));
+    command.arg("-h").arg(server.socket_dir()).args(["-p", &server.port().to_string(), "-U", "postgres"]);
+    command.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", database, "-c", sql]).stdin(Stdio::null());
+    command
+}
+
+/// A changefeed from its creation until the copy is complete, in a fresh process.
+async fn replicate(
+    arguments: &Arguments,
+    shape: &Shape,
+    millrace: &mut Millrace,
+    round: u64,
+    (source, target, database): (&PgServer, &PgServer, &str),
+) -> Result<Measure> {
+    millrace.start().await?;
+    let before = millrace.usage()?;
+    let api = millrace.api();
+    let config =
+        json!({ "initial_copy": { "parallel": arguments.parallel, "part_bytes": arguments.part_bytes } });
+    let name = format!("copy-{round}");
+    let started = Instant::now();
+    let feed = api.create(&name, &source.uri(shape.name), &target.uri(database), &config).await?;
+    let begin = feed["start_ts"].as_u64().context("a start position")?;
+    loop {
+        millrace.still_running()?;
+        let progress = api.progress(&name).await?;
+        if progress.state == "failed" || progress.state == "warning" {
+            bail!("the changefeed has a problem: {}", progress.all);
+        }
+        if progress.checkpoint > begin || progress.all["copy"]["tables_done"] == 1 {
+            break;
+        }
+        if started.elapsed() > LIMIT {
+            bail!("the copy is not complete within {LIMIT:?}: {}", progress.all);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    let wall_seconds = started.elapsed().as_secs_f64();
+    let usage = millrace.usage()?;
+    let measure = Measure {
+        wall_seconds,
+        cpu_seconds: usage.cpu_seconds - before.cpu_seconds,
+        peak_bytes: millrace.peak_bytes(),
+    };
+    api.pause(&name).await?;
+    millrace.stop().await?;
+    Ok(measure)
+}
+
+/// The one in the middle by its time.
+fn median(measures: &[Measure]) -> Measure {
+    let mut sorted = measures.to_vec();
+    sorted.sort_by(|one, other| one.wall_seconds.total_cmp(&other.wall_seconds));
+    sorted.get(sorted.len() / 2).copied().unwrap_or_default()
+}
+
+#[expect(clippy::cast_precision_loss, reason = "rates for people")]
+fn print_measure(what: &str, rows: u64, measure: Measure) {
+    let cpu = match measure.cpu_seconds {
+        cpu if cpu > 0.0 => {
+            format!(", {cpu:.1} s of processor time, {} MiB at most", measure.peak_bytes >> 20)
+        }
+        _ => String::new(),
+    };
+    let rate = rows as f64 / measure.wall_seconds.max(f64::EPSILON);
+    println!("{what}: {:.2} s, {rate:.0} rows/s{cpu}", measure.wall_seconds);
+}
