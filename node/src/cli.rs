@@ -10,6 +10,7 @@ mod resume;
 pub mod store;
 mod table;
 mod update;
+mod verify;
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -19,9 +20,27 @@ use self::credentials::CredentialArgs;
 pub use client::{ApiError, Client};
 pub use credentials::ask_password;
 
-/// Options shared by every client command.
+/// Arguments of the client commands.
 #[derive(Args, Debug)]
 pub struct CliArgs {
+    #[command(flatten)]
+    connection: ConnectionArgs,
+    #[command(subcommand)]
+    command: CliCommand,
+}
+
+/// Arguments of `millrace verify`.
+#[derive(Args, Debug)]
+pub struct VerifyArgs {
+    #[command(flatten)]
+    connection: ConnectionArgs,
+    #[command(flatten)]
+    what: verify::What,
+}
+
+/// Options shared by every client command.
+#[derive(Args, Debug)]
+struct ConnectionArgs {
     /// Address of any server of the cluster.
     #[arg(long, global = true, env = "MILLRACE_SERVER", default_value = "127.0.0.1:8300")]
     server: String,
@@ -39,8 +58,13 @@ pub struct CliArgs {
     /// Not taken any more: name a server.
     #[arg(long, global = true, hide = true, value_parser = refuse_pd)]
     pd: Option<String>,
-    #[command(subcommand)]
-    command: CliCommand,
+}
+
+impl ConnectionArgs {
+    fn session(self) -> Result<Session, CliError> {
+        let credentials = self.credentials.resolve(&self.server)?;
+        Ok(Session { client: Client::with(&self.server, credentials)?.checking_version(), json: self.json })
+    }
 }
 
 fn parse_keyspace(text: &str) -> Result<String, String> {
@@ -103,6 +127,12 @@ pub enum CliError {
     /// The person said no.
     #[error("aborted")]
     Aborted,
+    /// A comparison of both ends found that they differ.
+    #[error("both ends of the changefeed are not equal")]
+    Different,
+    /// A comparison of both ends could not decide.
+    #[error("it is not known whether both ends are equal: {0}")]
+    Undecided(String),
     /// Standard output takes nothing more.
     #[error("cannot write to standard output")]
     Output(#[from] std::io::Error),
@@ -115,16 +145,24 @@ fn hinted(error: CliError) -> CliError {
             let message = format!("{message}; {}", credentials::HINT);
             CliError::Api(ApiError::Refused { status: 401, code, message })
         }
-        other @ (CliError::Api(_) | CliError::Usage(_) | CliError::Aborted | CliError::Output(_)) => other,
+        other @ (CliError::Api(_)
+        | CliError::Usage(_)
+        | CliError::Aborted
+        | CliError::Different
+        | CliError::Undecided(_)
+        | CliError::Output(_)) => other,
     }
 }
 
 impl CliError {
-    /// Exit code of the process: 2 when a person aborted, 141 when whoever read the output went away, otherwise 1.
+    /// Exit code of the process: 2 when a person aborted, 3 when both ends differ, 4 when that is not known, 141 when
+    /// whoever read the output went away, otherwise 1.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
             CliError::Aborted => 2,
+            CliError::Different => 3,
+            CliError::Undecided(_) => 4,
             CliError::Output(_) if self.is_unheard() => 141,
             CliError::Api(_) | CliError::Usage(_) | CliError::Output(_) => 1,
         }
@@ -164,13 +202,18 @@ impl Session {
 /// When the arguments are wrong or the server refuses.
 pub async fn run(args: CliArgs) -> Result<(), CliError> {
     if let CliCommand::ConfigureCredentials = args.command {
-        let path = credentials::configure(&args.credentials)?;
+        let path = credentials::configure(&args.connection.credentials)?;
         return say(&format_args!("Credentials are kept in {}", path.display()));
     }
-    let credentials = args.credentials.resolve(&args.server)?;
-    let session =
-        Session { client: Client::with(&args.server, credentials)?.checking_version(), json: args.json };
-    perform(&session, args.command).await.map_err(hinted)
+    perform(&args.connection.session()?, args.command).await.map_err(hinted)
+}
+
+/// Compares both ends of a changefeed, and prints what was found to standard output.
+///
+/// # Errors
+/// When they differ, when not everything could be compared, when the arguments are wrong or the server refuses.
+pub async fn verify(args: VerifyArgs) -> Result<(), CliError> {
+    verify::verify(&args.connection.session()?, &args.what).await.map_err(hinted)
 }
 
 async fn perform(session: &Session, command: CliCommand) -> Result<(), CliError> {

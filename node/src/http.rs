@@ -21,6 +21,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod v1;
+mod verify;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -36,6 +37,7 @@ use crate::config::UpstreamSection;
 use crate::upstream::UpstreamHub;
 
 pub(crate) use access::Access;
+pub(crate) use changefeed::KEYSPACE;
 pub(crate) use debug::dump_on_signal;
 pub(crate) use debug::tasks::Tasks;
 pub(crate) use error::ApiFailure;
@@ -56,6 +58,7 @@ pub(crate) struct ApiState {
     pub(crate) started: Instant,
     pub(crate) leader: tokio::sync::watch::Receiver<Option<CoordinatorHandle>>,
     pub(crate) upstreams: Arc<UpstreamHub>,
+    pub(crate) verifications: crate::verification::Verifications,
     pub(crate) placements: maintainer::PlacementHandle,
     pub(crate) metrics: crate::telemetry::MetricsHandle,
     pub(crate) liveness: Arc<maintainer::LivenessCell>,
@@ -125,6 +128,7 @@ pub(crate) fn router(state: Shared) -> Router {
         .route("/{id}/status", get(status::status))
         .route("/{id}/synced", get(changefeed::synced))
         .route("/{id}/progress", get(changefeed::progress))
+        .route("/{id}/verify", post(verify::begin).get(verify::get).delete(verify::cancel))
         .route("/{id}/move_table", post(table::move_table))
         .route("/{id}/move_split_table", post(table::move_split_table))
         .route("/{id}/split_table_by_region_count", post(table::split_table))

@@ -23,6 +23,7 @@ mod sinks;
 pub mod telemetry;
 pub mod tls;
 mod upstream;
+mod verification;
 mod wiring;
 
 pub use http::password;

@@ -23,6 +23,9 @@ enum Command {
     Server(Box<ServerArgs>),
     /// Talk to a running server.
     Cli(CliArgs),
+    /// Compare both ends of a changefeed while rows flow. Ends with 0 when they are equal, 3 when they differ, 4 when that
+    /// is not known.
+    Verify(Box<node::cli::VerifyArgs>),
     /// Move the metadata of a stopped cluster from one store to another.
     #[command(subcommand)]
     Store(node::cli::store::StoreCommand),
@@ -234,6 +237,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
             }
         }
         Command::Cli(args) => Ok(node::cli::run(args).await?),
+        Command::Verify(args) => Ok(node::cli::verify(*args).await?),
         Command::Store(command) => Ok(node::cli::store::run(command).await?),
         Command::Quickstart(args) => node::quickstart::run(*args).await,
         Command::Password { user } => {

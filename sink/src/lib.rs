@@ -42,5 +42,5 @@ pub use file::{
     FileConfig, FileSink, Replay, ReplayError, ReplayedTable, Rows, metrics as file_metrics, replay,
 };
 pub use open::{DownstreamIdentity, SinkCheck, SinkOptions, check, copies, downstream_identity, open};
-pub use postgres::PostgresSink;
+pub use postgres::{PostgresSink, connect_postgres};
 pub use sink::{Flushed, Sink, TableStart};

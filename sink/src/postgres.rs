@@ -31,6 +31,7 @@ mod ddl;
 mod fence;
 mod keys;
 mod pieces;
+mod plain;
 mod plan;
 mod progress;
 mod queues;
@@ -54,6 +55,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use copier::PostgresCopies;
 pub(crate) use fence::fence;
+pub use plain::connect_postgres;
 
 use config::PgConfig;
 use connection::{Backoff, Connection, Failure, classify};

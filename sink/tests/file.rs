@@ -650,5 +650,8 @@ async fn no_file_appears_while_the_process_may_not_write() {
     assert_eq!(run.flushed(), 1);
     // Its clock stands: the permit holds.
     let read = run.read_back(&config, 20).await;
-    assert_eq!((rows(&read, "notes1"), read.checkpoint), (vec![vec!["1".to_owned(), "a".to_owned()]], Ts(20)));
+    assert_eq!(
+        (rows(&read, "notes1"), read.checkpoint),
+        (vec![vec!["1".to_owned(), "a".to_owned()]], Ts(20))
+    );
 }

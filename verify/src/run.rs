@@ -91,7 +91,7 @@ impl<C: Checkpoint> Verifier<C> {
     pub async fn run(
         &self,
         tables: &[TablePair],
-        mut tell: impl FnMut(&Report) + Send,
+        mut tell: impl FnMut(&Report) + Send + Sync,
     ) -> Result<Report, Error> {
         let mut report = Report::default();
         for pair in tables {
@@ -369,7 +369,7 @@ struct Work<'a> {
     method: &'a Method,
     report: &'a mut Report,
     at: usize,
-    tell: &'a mut (dyn FnMut(&Report) + Send),
+    tell: &'a mut (dyn FnMut(&Report) + Send + Sync),
     began: Instant,
 }
 

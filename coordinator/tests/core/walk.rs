@@ -53,6 +53,7 @@ impl Random {
 }
 
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "a test has few of them")]
 enum Packet {
     Down { from: NodeId, to: NodeId, message: ToMaintainerManager },
     Up { from: NodeId, to: NodeId, message: ToCoordinator },

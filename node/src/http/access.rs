@@ -121,10 +121,14 @@ pub(super) fn rule_of(method: &Method, path: &str) -> Option<Rule> {
             ("GET", "/captures/{node}/drain") => Some(SHOWN),
             ("PUT" | "DELETE", "/captures/{node}/drain") => Some(LED),
             // These connect to wherever they are told to.
+            ("POST" | "DELETE", "/changefeeds/{id}/verify") => Some(LED),
             ("POST", "/tso" | "/verify_table" | "/get_all_tables") => Some(OWN),
             (
                 "GET",
-                "/changefeeds/{id}/status" | "/changefeeds/{id}/synced" | "/changefeeds/{id}/progress",
+                "/changefeeds/{id}/status"
+                | "/changefeeds/{id}/synced"
+                | "/changefeeds/{id}/progress"
+                | "/changefeeds/{id}/verify",
             ) => Some(LED),
             ("GET", "/changefeeds/{id}/tables" | "/changefeeds/{id}/get_dispatcher_count") => Some(PLACED),
             (

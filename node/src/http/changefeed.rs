@@ -31,7 +31,7 @@ impl From<coordinator::Error> for ApiFailure {
 }
 
 /// Namespace of every changefeed: namespaces are not enabled.
-pub(super) const KEYSPACE: &str = "default";
+pub(crate) const KEYSPACE: &str = "default";
 
 #[derive(Deserialize, Default)]
 #[serde(default)]

@@ -123,6 +123,7 @@ impl Cluster {
                 started: Instant::now(),
                 leader: if leads { leader.clone() } else { watch::channel(None).1 },
                 upstreams,
+                verifications: crate::verification::Verifications::default(),
                 placements,
                 metrics: crate::telemetry::init_metrics().unwrap(),
                 liveness,

@@ -275,6 +275,7 @@ impl Node {
             data_dir: ground.data_dir.join("sink"),
             started: Instant::now(),
             leader: coordinator.clone(),
+            verifications: crate::verification::Verifications::default(),
             upstreams: Arc::clone(&modules.upstreams),
             placements: modules.manager.placements(),
             metrics: metrics.clone(),

@@ -367,7 +367,12 @@ mod tests {
         permit.hold_until(10);
         let stop = Stop::new(permit.clone());
         // It ends while the bytes are on their way to the disk.
-        let late = || create_if(dir.path(), "f", b"one", || { time.store(10, Ordering::SeqCst); stop.is_permitted() });
+        let late = || {
+            create_if(dir.path(), "f", b"one", || {
+                time.store(10, Ordering::SeqCst);
+                stop.is_permitted()
+            })
+        };
         assert_eq!(late().expect_err("not permitted").kind(), ErrorKind::Interrupted);
         assert_eq!(list(dir.path()).expect("listed"), Vec::<String>::new());
         let mut attempts = 0;

@@ -246,7 +246,11 @@ fn text_refs(params: &[String]) -> Vec<&(dyn ToSql + Sync)> {
 }
 
 /// Fails when a key range has rows.
-pub(crate) async fn require_empty(connection: &Connection, target: &Target, range: &Range) -> Result<(), Failure> {
+pub(crate) async fn require_empty(
+    connection: &Connection,
+    target: &Target,
+    range: &Range,
+) -> Result<(), Failure> {
     let keys::Condition { sql, params } = keys::condition(target, range)?;
     let sql = format!("SELECT EXISTS (SELECT FROM {} AS t{sql})", target.name);
     let row = connection

@@ -197,7 +197,7 @@ impl Connection {
     }
 }
 
-fn connecting(error: tokio_postgres::Error, address: &str) -> Failure {
+pub(super) fn connecting(error: tokio_postgres::Error, address: &str) -> Failure {
     if error.as_db_error().is_some() {
         return classify(error, &format!("connecting to the downstream database at {address}"));
     }

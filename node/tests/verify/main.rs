@@ -1,0 +1,155 @@
+//! `millrace verify` asks a server that runs, with two PostgreSQL servers, while rows flow.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use testkit::{Millrace, PgServer};
+
+const SCHEMA: &str =
+    "CREATE TABLE accounts (id bigint PRIMARY KEY, owner text NOT NULL, amount numeric NOT NULL);
+    INSERT INTO accounts SELECT n, 'owner ' || n, n FROM generate_series(1, 30000) n;
+    CREATE TABLE named (name text COLLATE \"und-x-icu\" PRIMARY KEY, v int);
+    INSERT INTO named SELECT 'Ä' || n, n FROM generate_series(1, 2000) n;
+    CREATE TABLE lines (a int, b text); ALTER TABLE lines REPLICA IDENTITY FULL;
+    INSERT INTO lines SELECT n % 50, 'x' FROM generate_series(1, 500) n;";
+
+struct World {
+    source: PgServer,
+    target: PgServer,
+    server: Millrace,
+    _dir: tempfile::TempDir,
+}
+
+impl World {
+    async fn start() -> Self {
+        let (source, target) =
+            tokio::join!(PgServer::builder().setting("wal_level", "logical").start(), PgServer::start());
+        let (source, target) = (source.unwrap(), target.unwrap());
+        source.sql("postgres", "CREATE DATABASE here").await.unwrap();
+        target.sql("postgres", "CREATE DATABASE there").await.unwrap();
+        source.sql("here", SCHEMA).await.unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let mut server = Millrace::new(Path::new(env!("CARGO_BIN_EXE_millrace")), dir.path()).unwrap();
+        server.start().await.unwrap();
+        let config = json!({ "force_replicate": true });
+        server.api().create("pair", &source.uri("here"), &target.uri("there"), &config).await.unwrap();
+        Self { source, target, server, _dir: dir }
+    }
+
+    async fn verify(&self, more: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
+        command.args(["verify", "--server", &self.server.api().base(), "-c", "pair"]).args(more);
+        tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+    }
+
+    /// Changes rows at the source until it is told to stop; how many transactions that were.
+    fn load(&self, stop: &Arc<AtomicBool>) -> tokio::task::JoinHandle<u64> {
+        let (uri, stop) = (self.source.uri("here"), Arc::clone(stop));
+        tokio::spawn(async move {
+            let (client, connection) = tokio_postgres::connect(&uri, tokio_postgres::NoTls).await.unwrap();
+            tokio::spawn(connection);
+            let mut count = 0_u64;
+            let mut pace = tokio::time::interval(Duration::from_millis(10));
+            while !stop.load(Ordering::Relaxed) {
+                let (n, new) = (count * 37 % 20_000 + 1, 100_000 + count);
+                let text = format!(
+                    "BEGIN; UPDATE accounts SET amount = amount + 1 WHERE id IN ({n}, 20000);
+                     INSERT INTO accounts VALUES ({new}, 'new', 0); DELETE FROM accounts WHERE id = {new} - 30;
+                     UPDATE named SET v = v + 1 WHERE name IN ('Ä7', 'Ä{}');
+                     INSERT INTO lines VALUES ({new}, 'new'); DELETE FROM lines WHERE a = {new} - 10; COMMIT",
+                    count % 1000
+                );
+                client.batch_execute(&text).await.unwrap();
+                count += 1;
+                pace.tick().await;
+            }
+            count
+        })
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_ends_are_compared_while_rows_flow_and_what_was_spoiled_is_found() {
+    let world = World::start().await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let load = world.load(&stop);
+    let equal = world.verify(&["--json"]).await;
+    assert_eq!(equal.status.code(), Some(0), "{}{}", text(&equal.stdout), text(&equal.stderr));
+    let result: Value = serde_json::from_slice(&equal.stdout).unwrap();
+    assert_eq!(result["report"]["outcome"], "equal", "{result}");
+    assert_eq!(result["report"]["tables"].as_array().unwrap().len(), 3, "{result}");
+    let spoil = "UPDATE accounts SET amount = -1 WHERE id = 29000; DELETE FROM accounts WHERE id = 29001;
+        INSERT INTO accounts VALUES (-3, 'nobody', 1); UPDATE named SET v = -1 WHERE name = 'Ä1999';
+        DELETE FROM lines WHERE ctid = (SELECT min(ctid) FROM lines WHERE a = 7);";
+    world.target.sql("there", spoil).await.unwrap();
+    let different = world.verify(&[]).await;
+    let said = text(&different.stdout);
+    assert_eq!(different.status.code(), Some(3), "{said}{}", text(&different.stderr));
+    for line in [
+        "id = 29000: other values",
+        "id = 29001: missing in the target",
+        "id = -3: only in the target",
+        "name = Ä1999: other values",
+        "hash = ",
+    ] {
+        assert!(said.contains(line), "{line}: {said}");
+    }
+    assert!(text(&different.stderr).contains("not equal"), "{}", text(&different.stderr));
+    let result = world.server.api().get("/api/v2/changefeeds/pair/verify").await.unwrap();
+    let differences: Vec<u64> = result["report"]["tables"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|table| table["differences"].as_u64())
+        .collect();
+    assert_eq!(differences.iter().sum::<u64>(), 5, "{result}");
+    // One table, and slowly: 32,000 rows take a second at least.
+    let one = world.verify(&["--table", "public.named", "--rows-per-second", "1000000"]).await;
+    assert_eq!(one.status.code(), Some(3));
+    assert!(!text(&one.stdout).contains("accounts"), "{}", text(&one.stdout));
+    stop.store(true, Ordering::Relaxed);
+    assert!(load.await.unwrap() > 50, "rows changed while it was compared");
+    let log = std::fs::read_to_string(world.server.log_path()).unwrap();
+    assert!(
+        log.contains("both ends are not equal") && !log.contains("nobody") && !log.contains("29000"),
+        "{log}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_compared_is_refused_in_words() {
+    let world = World::start().await;
+    let api = world.server.api();
+    let url = "/api/v2/changefeeds/pair/verify";
+    for (body, words) in [
+        (json!({ "tables": ["public.none"] }), "replicates no table \"public.none\""),
+        (json!({ "rows_per_second": 0 }), "at least 1"),
+        (json!({ "part_rows": 0 }), "between 1 and"),
+        (json!({ "speed": 1 }), "speed"),
+        (json!({ "tables": "public.accounts" }), "tables"),
+    ] {
+        let error = api.post(url, &body).await.unwrap_err().to_string();
+        assert!(error.contains(words), "{words}: {error}");
+    }
+    let error = api.get(url).await.unwrap_err().to_string();
+    assert!(error.contains("nobody has compared"), "{error}");
+    let error = api.post("/api/v2/changefeeds/other/verify", &json!({})).await.unwrap_err().to_string();
+    assert!(error.contains("other"), "{error}");
+    api.create("nowhere", &world.source.uri("here"), "blackhole://", &json!({ "force_replicate": true }))
+        .await
+        .unwrap();
+    let error = api.post("/api/v2/changefeeds/nowhere/verify", &json!({})).await.unwrap_err().to_string();
+    assert!(error.contains("the downstream is something else"), "{error}");
+    let unknown = world.verify(&["--table", "public.none"]).await;
+    assert_eq!(unknown.status.code(), Some(1), "{}", text(&unknown.stderr));
+}
