@@ -40,7 +40,9 @@ impl ServerError {
             | "25P03" | "25P04" => self.unavailable(action),
             // A message is built in memory and may have 1 GiB; `bytea` takes twice its size in text.
             "54000" => self.too_large(action),
-            "XX000" if self.message.starts_with("invalid memory alloc request size") => self.too_large(action),
+            "XX000" if self.message.starts_with("invalid memory alloc request size") => {
+                self.too_large(action)
+            }
             _ if class == "53" || (class == "08" && self.sqlstate != "08P01") => self.unavailable(action),
             _ => Error::UpstreamQuery {
                 action: action.to_owned(),
