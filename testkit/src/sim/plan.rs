@@ -240,9 +240,10 @@ fn maintainer_leaves(random: &mut Random, plan: &mut Plan) {
         _ => Event::SlowPath(far, extra, 9_000),
     };
     plan.events.push((begin, slow));
-    if random.between(0, 2) == 0 {
-        let slow = Event::SlowTarget(any(random, plan.machines), random.between(300, 2_500), 6_000);
-        plan.events.push((begin, slow));
+    if random.between(0, 1) == 0 {
+        for machine in 0..plan.machines {
+            plan.events.push((begin, Event::SlowTarget(machine, random.between(200, 2_000), 9_000)));
+        }
     }
     let leaves = begin + random.between(200, 3_000);
     for _ in 0..random.between(1, 4) {
@@ -256,12 +257,18 @@ fn maintainer_leaves(random: &mut Random, plan: &mut Plan) {
         plan.events.push((random.between(begin, leaves), event));
     }
     let pause = Event::PauseFeeds(random.between(200, 3_000));
-    match random.between(0, 3) {
-        0 | 1 => plan.events.push((leaves, pause)),
-        2 => plan.events.push((leaves, Event::DrainMaintainer)),
-        _ => {
+    match random.between(0, 4) {
+        0 => plan.events.push((leaves, pause)),
+        1 => {
             plan.events.push((leaves, pause));
             plan.events.push((leaves + random.between(0, 1_000), Event::DrainMaintainer));
+        }
+        _ => {
+            // The table trigger does not let go while it writes.
+            let (written, moved) = (random.between(0, 500), random.between(0, 1_000));
+            plan.events.push((leaves - written.min(leaves - begin), Event::Ddl(DdlChoice::Create)));
+            plan.events.push((leaves - moved.min(leaves - begin), Event::MoveTable(far)));
+            plan.events.push((leaves, Event::DrainMaintainer));
         }
     }
     plan.chaos = plan.chaos.max(leaves + 2 * extra + 4_000);
