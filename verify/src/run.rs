@@ -104,7 +104,12 @@ impl<C: Checkpoint> Verifier<C> {
         let mut methods = Vec::new();
         for (pair, table) in tables.iter().zip(&mut report.tables) {
             let ends = ((&self.source, &pair.source), (&self.target, &pair.target));
-            let method = catalog::method(ends.0, ends.1).await?;
+            let mut method = catalog::method(ends.0, ends.1).await?;
+            if method.as_ref().map_or(true, |method| method.lacking) {
+                // It may be on its way, as rows may be.
+                self.catch_up().await?;
+                method = catalog::method(ends.0, ends.1).await?;
+            }
             match &method {
                 Ok(method) => {
                     table.expected_rows = method.expected_rows;

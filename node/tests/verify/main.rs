@@ -138,17 +138,18 @@ async fn what_cannot_be_compared_is_refused_in_words() {
         (json!({ "speed": 1 }), "speed"),
         (json!({ "tables": "public.accounts" }), "tables"),
     ] {
-        let error = api.post(url, &body).await.unwrap_err().to_string();
+        let error = format!("{:#}", api.post(url, &body).await.unwrap_err());
         assert!(error.contains(words), "{words}: {error}");
     }
-    let error = api.get(url).await.unwrap_err().to_string();
+    let error = format!("{:#}", api.get(url).await.unwrap_err());
     assert!(error.contains("nobody has compared"), "{error}");
-    let error = api.post("/api/v2/changefeeds/other/verify", &json!({})).await.unwrap_err().to_string();
+    let error = format!("{:#}", api.post("/api/v2/changefeeds/other/verify", &json!({})).await.unwrap_err());
     assert!(error.contains("other"), "{error}");
     api.create("nowhere", &world.source.uri("here"), "blackhole://", &json!({ "force_replicate": true }))
         .await
         .unwrap();
-    let error = api.post("/api/v2/changefeeds/nowhere/verify", &json!({})).await.unwrap_err().to_string();
+    let error =
+        format!("{:#}", api.post("/api/v2/changefeeds/nowhere/verify", &json!({})).await.unwrap_err());
     assert!(error.contains("the downstream is something else"), "{error}");
     let unknown = world.verify(&["--table", "public.none"]).await;
     assert_eq!(unknown.status.code(), Some(1), "{}", text(&unknown.stderr));
