@@ -48,6 +48,8 @@ fn change_leaves(value: &mut Value) {
                 "throughput" => "low-latency".to_owned(),
                 "day" => "month".to_owned(),
                 "table" => "none".to_owned(),
+                "auto" => "on".to_owned(),
+                "apply" => "ignore".to_owned(),
                 other => match HumanDuration::parse(other) {
                     Some(HumanDuration(time)) => {
                         HumanDuration(time + std::time::Duration::from_millis(1500)).to_string()
