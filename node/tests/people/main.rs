@@ -8,3 +8,4 @@ mod common;
 mod killed;
 mod leader;
 mod process;
+mod secrets;
