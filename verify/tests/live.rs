@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use heartbeatpb::Ts;
@@ -109,9 +109,9 @@ impl Pair {
         report
     }
 
-    /// Changes rows at the source until it is told to stop; how many transactions that were.
-    fn load(&self, stop: &Arc<AtomicBool>) -> tokio::task::JoinHandle<u64> {
-        let (uri, stop) = (self.source.uri("source"), Arc::clone(stop));
+    /// Changes rows at the source until it is told to stop, and counts the transactions.
+    fn load(&self, stop: &Arc<AtomicBool>, count: &Arc<AtomicU64>) -> tokio::task::JoinHandle<()> {
+        let (uri, stop, done) = (self.source.uri("source"), Arc::clone(stop), Arc::clone(count));
         tokio::spawn(async move {
             let (client, connection) = tokio_postgres::connect(&uri, tokio_postgres::NoTls).await.unwrap();
             tokio::spawn(connection);
@@ -119,18 +119,19 @@ impl Pair {
             // What PostgreSQL's own replication can follow.
             let mut pace = tokio::time::interval(Duration::from_millis(50));
             while !stop.load(Ordering::Relaxed) {
-                let (n, new) = (count % 5000 + 1, 100_000 + count);
+                // No row changes all the time: one that does is never told apart from a different one.
+                let (n, new, ninth) = (count % 5000 + 1, 100_000 + count, count % 9);
                 let text = format!(
-                    "BEGIN; UPDATE numbered SET n = n + 1 WHERE id IN ({n}, 17, 4999);
-                     UPDATE named SET v = v + 1 WHERE name LIKE 'a10%'; UPDATE pairs SET v = v + 1 WHERE a = date '2020-01-05' AND b < '10000000-0000-0000-0000-000000000000';
+                    "BEGIN; UPDATE numbered SET n = n + 1 WHERE id IN ({n}, 17 + {ninth}, 4990 + {ninth});
+                     UPDATE named SET v = v + 1 WHERE name LIKE 'a1{ninth}%'; UPDATE pairs SET v = v + 1 WHERE a = date '2020-01-1{ninth}' AND b < '10000000-0000-0000-0000-000000000000';
                      INSERT INTO keyless VALUES ({new}, 'new'); DELETE FROM keyless WHERE a = {new} - 20;
                      INSERT INTO numbered VALUES ({new}, 'new'); DELETE FROM numbered WHERE id = {new} - 50; COMMIT"
                 );
                 client.batch_execute(&text).await.unwrap();
                 count += 1;
+                done.store(count, Ordering::Relaxed);
                 pace.tick().await;
             }
-            count
         })
     }
 }
@@ -154,12 +155,18 @@ fn found(report: &Report, table: &str) -> Vec<(String, Kind)> {
 async fn rows_on_their_way_are_no_differences_and_those_that_differ_are_found() {
     let pair = Pair::start().await;
     let stop = Arc::new(AtomicBool::new(false));
-    let load = pair.load(&stop);
-    let report = pair.compare(small(), &TABLES).await.unwrap();
-    for table in &report.tables {
-        assert_eq!(table.outcome, Outcome::Equal, "{report}\n{table:?}");
+    let count = Arc::new(AtomicU64::new(0));
+    let load = pair.load(&stop, &count);
+    // Again and again, until enough was changed meanwhile.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while count.load(Ordering::Relaxed) < 20 {
+        let report = pair.compare(small(), &TABLES).await.unwrap();
+        for table in &report.tables {
+            assert_eq!(table.outcome, Outcome::Equal, "{report}\n{table:?}");
+        }
+        assert!(report.tables[0].parts > 10 && report.tables[0].rows >= 5000, "{report}");
+        assert!(Instant::now() < deadline, "the load goes on");
     }
-    assert!(report.tables[0].parts > 10 && report.tables[0].rows >= 5000, "{report}");
     // Behind the back of the replication, on rows that the load leaves alone: it would repair the others.
     let spoil = "UPDATE numbered SET v = 'spoiled' WHERE id = 4000; DELETE FROM numbered WHERE id = 1;
         INSERT INTO numbered VALUES (-5, 'extra'), (9000000, 'extra');
@@ -170,7 +177,7 @@ async fn rows_on_their_way_are_no_differences_and_those_that_differ_are_found() 
     pair.target.sql("target", spoil).await.unwrap();
     let report = pair.compare(small(), &TABLES).await.unwrap();
     stop.store(true, Ordering::Relaxed);
-    assert!(load.await.unwrap() > 20, "rows changed while it was compared");
+    load.await.unwrap();
     let expected =
         [("-5", Kind::Extra), ("1", Kind::Missing), ("4000", Kind::Other), ("9000000", Kind::Extra)];
     assert_eq!(found(&report, "numbered"), expected.map(|(key, kind)| (key.to_owned(), kind)), "{report}");
