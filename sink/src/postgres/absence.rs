@@ -86,7 +86,9 @@ impl Absence {
         tokio::pin!(back);
         back.as_mut().enable();
         let scout = self.scout.try_lock();
-        let pause = if scout.is_ok() { pause.min(SCOUT_PAUSE) } else { pause };
+        // Somebody may have succeeded since this attempt failed: nobody will say so again.
+        let missed = !self.failing.load(Ordering::Acquire);
+        let pause = if scout.is_ok() || missed { pause.min(SCOUT_PAUSE) } else { pause };
         tokio::select! {
             biased;
             () = closing.cancelled() => Err(Error::Closed),
@@ -104,6 +106,22 @@ mod tests {
 
     fn refused() -> Error {
         Error::Unavailable { what: "connection refused".into(), source: None }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_success_between_a_failure_and_its_pause_is_not_missed() {
+        let (absence, closing) = (Absence::default(), CancellationToken::new());
+        let mut backoff = Backoff::new();
+        (0..20).for_each(|_| {
+            backoff.advance();
+        });
+        absence.failed(&refused());
+        absence.answered();
+        // Another one looks for the target meanwhile, and will have nothing to tell.
+        let _scout = absence.scout.lock().await;
+        let begun = tokio::time::Instant::now();
+        absence.pause(&mut backoff, &closing).await.expect("it goes on");
+        assert!(begun.elapsed() <= SCOUT_PAUSE, "{:?}", begun.elapsed());
     }
 
     #[tokio::test(start_paused = true)]
