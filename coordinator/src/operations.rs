@@ -72,6 +72,9 @@ pub struct OperationDoc {
     /// Incarnation of the changefeed that is meant, the new one of a creation; none when there was no such changefeed.
     #[serde(with = "gid_doc")]
     pub gid: Option<Gid>,
+    /// Of a creation: the incarnations that attempts before this one may have made something for upstream.
+    #[serde(with = "gids_doc", skip_serializing_if = "Vec::is_empty")]
+    pub leftover: Vec<Gid>,
     /// Who asked.
     pub user: String,
     /// How far it is.
@@ -148,6 +151,7 @@ impl OperationDoc {
             status: end.status,
             details: end.details,
             error: end.error,
+            leftover: end.leftover,
             answer: keeps.then_some(end.answer),
             ..self.clone()
         }
@@ -190,6 +194,8 @@ pub struct End {
     pub details: String,
     /// Why it failed.
     pub error: String,
+    /// The incarnations for which something may be there upstream that nobody needs.
+    pub leftover: Vec<Gid>,
     /// Now, milliseconds since 1970.
     pub now_ms: i64,
 }
@@ -220,10 +226,8 @@ pub enum Begin {
     /// As [`Begin::New`]: it was begun before, nothing that is stored was changed, and nothing of that attempt can change
     /// anything any more: it failed, or its coordinator was replaced.
     Again {
-        /// The document.
+        /// The document; its `leftover` is to be cleared away first.
         doc: OperationDoc,
-        /// The incarnation that the earlier attempt may have made something for.
-        earlier: Option<Gid>,
         /// Ids of documents that nobody needs.
         drop: Vec<String>,
     },
@@ -346,10 +350,14 @@ impl OperationLog {
         if !creates && before.gid != asked.gid {
             return Begin::Gone(before);
         }
-        // A process that only slept may still undo what it made for its incarnation: a new attempt has its own.
-        let earlier = before.gid.filter(|_| creates);
+        // A process that only slept may still undo what it made for its incarnation: a new attempt has its own. One that
+        // ended has told what it left; one that was killed may have left whatever it was about to make.
+        let killed = before.gid.filter(|_| creates && !before.has_ended());
+        let mut leftover = before.leftover.clone();
+        leftover.extend(killed.filter(|gid| !leftover.contains(gid)));
         let doc = OperationDoc {
             gid: asked.gid,
+            leftover,
             begun_ms: asked.now_ms,
             coordinator: self.version,
             attempt: before.attempt.saturating_add(1),
@@ -362,7 +370,7 @@ impl OperationLog {
             ..before
         };
         self.docs.insert(doc.event, doc.clone());
-        Begin::Again { doc, earlier, drop: self.drop_some() }
+        Begin::Again { doc, drop: self.drop_some() }
     }
 
     /// A document was stored as it is here.
@@ -374,11 +382,15 @@ impl OperationLog {
         }
     }
 
-    /// What was begun could not be stored, as far as anybody knows: it was not begun.
+    /// What was begun could not be stored, as far as anybody knows: it was not begun. What attempts before it may have
+    /// left stays known.
     pub fn abandon(&mut self, doc: &OperationDoc) {
-        if self.docs.get(&doc.event).is_some_and(|known| known.id == doc.id) {
+        let Some(known) = self.docs.get_mut(&doc.event).filter(|known| known.id == doc.id) else { return };
+        if known.leftover.is_empty() {
             self.docs.remove(&doc.event);
             self.useless.push(doc.id.clone());
+        } else {
+            (known.state, known.status) = (OperationState::Failed, 503);
         }
     }
 
@@ -419,22 +431,53 @@ impl OperationLog {
 }
 
 /// The identity of a changefeed as documents have it.
+/// A [`Gid`] as it is stored.
+#[derive(Serialize, Deserialize)]
+struct Halves {
+    low: u64,
+    high: u64,
+}
+
+impl From<Gid> for Halves {
+    fn from(gid: Gid) -> Self {
+        Self { low: gid.low, high: gid.high }
+    }
+}
+
+impl From<Halves> for Gid {
+    fn from(halves: Halves) -> Self {
+        Self { low: halves.low, high: halves.high }
+    }
+}
+
+mod gids_doc {
+    use heartbeatpb::Gid;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::Halves;
+
+    pub(super) fn serialize<S: Serializer>(gids: &[Gid], serializer: S) -> Result<S::Ok, S::Error> {
+        gids.iter().copied().map(Halves::from).collect::<Vec<_>>().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Gid>, D::Error> {
+        let halves = Vec::<Halves>::deserialize(deserializer)?;
+        Ok(halves.into_iter().map(Gid::from).collect())
+    }
+}
+
 mod gid_doc {
     use heartbeatpb::Gid;
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-    #[derive(Serialize, Deserialize)]
-    struct Halves {
-        low: u64,
-        high: u64,
-    }
+    use super::Halves;
 
     pub(super) fn serialize<S: Serializer>(gid: &Option<Gid>, serializer: S) -> Result<S::Ok, S::Error> {
-        gid.map(|gid| Halves { low: gid.low, high: gid.high }).serialize(serializer)
+        gid.map(Halves::from).serialize(serializer)
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Gid>, D::Error> {
         let halves = Option::<Halves>::deserialize(deserializer)?;
-        Ok(halves.map(|halves| Gid { low: halves.low, high: halves.high }))
+        Ok(halves.map(Gid::from))
     }
 }

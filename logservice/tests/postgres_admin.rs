@@ -428,3 +428,43 @@ async fn one_database_has_one_identity_whatever_its_address() {
     assert_ne!(one.database_oid, other.database_oid);
     assert_ne!(one.system, 0);
 }
+
+/// How many backends, slots and publications of ours there are.
+async fn left(client: &tokio_postgres::Client) -> (i64, i64, i64) {
+    let sql = "SELECT (SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'millrace create %'), \
+               (SELECT count(*) FROM pg_replication_slots), (SELECT count(*) FROM pg_publication)";
+    let row = client.query_one(sql, &[]).await.expect("it answers");
+    (row.get(0), row.get(1), row.get(2))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_server_still_makes_for_a_node_that_died_is_ended_and_removed() {
+    let server = PgServer::start().await.expect("server");
+    server.sql("postgres", "CREATE TABLE t (id int PRIMARY KEY)").await.expect("table");
+    let (mut holder, watch) =
+        (server.client("postgres").await.expect("client"), server.client("postgres").await.expect("client"));
+    // The publication waits for a lock; the slot waits for a transaction that was there before it.
+    for hindrance in ["LOCK TABLE t IN ACCESS EXCLUSIVE MODE", "INSERT INTO t SELECT 1"] {
+        let held = holder.transaction().await.expect("transaction");
+        held.batch_execute(hindrance).await.expect("it is held");
+        let wanted = spec(&server.uri("postgres"), &["public.t"]);
+        let creation = tokio::spawn({
+            let wanted = wanted.clone();
+            async move { open(&wanted).create_retention(&wanted, None).await }
+        });
+        let waits = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name LIKE 'millrace create %' \
+                     AND wait_event_type = 'Lock')";
+        rig::eventually("it waits", async || {
+            watch.query_one(waits, &[]).await.expect("it answers").get::<_, bool>(0).then_some(())
+        })
+        .await;
+        // As when its node is killed: the server does not notice before it has something to tell.
+        creation.abort();
+        assert!(creation.await.is_err(), "{hindrance}: it has not ended");
+        assert_eq!(left(&watch).await.0, 1, "{hindrance}: it goes on");
+        open(&wanted).drop_retention(&wanted.changefeed).await.expect("it is removed");
+        assert_eq!(left(&watch).await, (0, 0, 0), "{hindrance}");
+        held.rollback().await.expect("it is let go");
+        assert_eq!(left(&watch).await, (0, 0, 0), "{hindrance}: nothing comes afterwards");
+    }
+}

@@ -106,7 +106,7 @@ fn a_creation_that_is_repeated_makes_its_own_incarnation_and_knows_the_one_befor
     let first = begun(old.begin(create(GID)));
     let mut new = log(9, &[first]);
     match new.begin(create(OTHER)) {
-        Begin::Again { doc, earlier, .. } => assert_eq!((doc.gid, earlier), (Some(OTHER), Some(GID))),
+        Begin::Again { doc, .. } => assert_eq!((doc.gid, doc.leftover), (Some(OTHER), vec![GID])),
         other @ (Begin::New { .. }
         | Begin::Before(_)
         | Begin::Applied(_)
@@ -114,6 +114,32 @@ fn a_creation_that_is_repeated_makes_its_own_incarnation_and_knows_the_one_befor
         | Begin::OtherRequest
         | Begin::Full) => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn what_every_killed_attempt_of_a_creation_may_have_left_is_known_until_it_is_cleared_away() {
+    let third = Gid::new(3, 3);
+    let create = |gid| Asked { operation: "create", gid: Some(gid), ..asked("a", "k") };
+    let first = begun(log(7, &[]).begin(create(GID)));
+    // The second is killed before it has cleared away what the first has left.
+    let second = begun(log(9, &[first]).begin(create(OTHER)));
+    let mut last = log(11, &[second]);
+    let doc = begun(last.begin(create(third)));
+    assert_eq!((doc.gid, doc.leftover.as_slice()), (Some(third), [GID, OTHER].as_slice()));
+    let stored: OperationDoc = serde_json::from_slice(&doc.to_json()).expect("it is read as it was written");
+    assert_eq!(stored, doc);
+    // It ends for a reason that passes when one of the two was cleared away, and has made nothing of its own.
+    last.settle(doc.ended(End { leftover: vec![OTHER], ..end(503) }));
+    let again = begun(last.begin(create(GID)));
+    assert_eq!(again.leftover, [OTHER]);
+    last.settle(again.ended(end(503)));
+    assert_eq!(begun(last.begin(create(GID))).leftover, []);
+    // One that cannot be stored does not take the knowledge with it.
+    let lost = begun(log(9, &[again]).begin(create(third)));
+    let mut shaky = log(11, &[lost]);
+    let lost = begun(shaky.begin(create(GID)));
+    shaky.abandon(&lost);
+    assert_eq!(begun(shaky.begin(create(GID))).leftover, [OTHER, GID, third]);
 }
 
 #[test]

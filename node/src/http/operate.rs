@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::changefeed::{self, KEYSPACE};
-use super::operations::{self, Note, Operations, Work, short};
+use super::operations::{self, Note, Operations, short};
 use super::{ApiFailure, Shared, forward, leader};
 
 /// What is asked for, and by whom.
@@ -129,9 +129,8 @@ async fn carry(
     let leader = leader(&state)?;
     let gid = if asked.operation == "create" { Some(Gid::random()) } else { meant(&leader, &named).await? };
     let asked = Asked { changefeed: short(&named), gid, ..asked };
-    let work = match state.access.operations.begin(&leader, asked).await? {
-        Begin::New { doc, .. } => Work { doc, earlier: None },
-        Begin::Again { doc, earlier, .. } => Work { doc, earlier },
+    let doc = match state.access.operations.begin(&leader, asked).await? {
+        Begin::New { doc, .. } | Begin::Again { doc, .. } => doc,
         Begin::Before(doc) if doc.has_ended() => return Ok(told_again(&state, &doc, old).await),
         Begin::Before(doc) => return Ok(accepted(&doc.id)),
         Begin::Applied(doc) => {
@@ -147,9 +146,9 @@ async fn carry(
         Begin::OtherRequest | Begin::Full => return Err(ApiFailure::invalid("the operation was not begun")),
     };
     // Whoever asked may have left.
-    let _ = tell.send(work.doc.id.clone());
-    let (response, note) = operations::carried_out(&leader, &work, next.run(request)).await;
-    Ok(end(&state, &leader, work.doc, note, response).await)
+    let _ = tell.send(doc.id.clone());
+    let (response, note) = operations::carried_out(&leader, &doc, next.run(request)).await;
+    Ok(end(&state, &leader, doc, note, response).await)
 }
 
 /// Stores an answer before its asker has it.
@@ -169,6 +168,7 @@ async fn end(
         changefeed: note.changefeed.unwrap_or_else(|| doc.changefeed.clone()),
         details: note.details,
         error: error.unwrap_or_default(),
+        leftover: note.leftover,
         now_ms: WallTime::now().millis(),
     };
     Operations::end(state, leader, doc, end).await;

@@ -32,16 +32,8 @@ tokio::task_local! {
 struct Current {
     /// Under which it was begun: another coordinator, the next one of this process included, must not carry it on.
     leader: CoordinatorHandle,
-    work: Work,
+    doc: OperationDoc,
     note: RefCell<Note>,
-}
-
-/// What is to be carried out.
-#[derive(Clone, Debug)]
-pub(super) struct Work {
-    pub(super) doc: OperationDoc,
-    /// An attempt before this one may have made something upstream for this incarnation.
-    pub(super) earlier: Option<Gid>,
 }
 
 /// What a handler tells of an operation. It has no secrets.
@@ -49,14 +41,33 @@ pub(super) struct Work {
 pub(super) struct Note {
     pub(super) changefeed: Option<String>,
     pub(super) details: String,
+    /// The incarnations for which something may be there upstream that nobody needs.
+    pub(super) leftover: Vec<Gid>,
 }
 
 /// Tells what the operation of this request is about; nothing outside of one.
 pub(super) fn note(changefeed: &str, details: impl Into<String>) {
     let _ = CURRENT.try_with(|current| {
-        *current.note.borrow_mut() =
-            Note { changefeed: Some(changefeed.to_owned()), details: details.into() };
+        let mut note = current.note.borrow_mut();
+        note.changefeed = Some(changefeed.to_owned());
+        note.details = details.into();
     });
+}
+
+/// Tells that something is about to be made upstream for an incarnation: if nobody says otherwise, it is left behind when
+/// this operation fails.
+pub(super) fn makes(gid: Gid) {
+    let _ = CURRENT.try_with(|current| {
+        let mut note = current.note.borrow_mut();
+        if !note.leftover.contains(&gid) {
+            note.leftover.push(gid);
+        }
+    });
+}
+
+/// Tells that nothing is there upstream any more for an incarnation.
+pub(super) fn cleared(gid: Gid) {
+    let _ = CURRENT.try_with(|current| current.note.borrow_mut().leftover.retain(|left| *left != gid));
 }
 
 /// The coordinator under which the operation of this request was begun; none outside of one.
@@ -65,18 +76,19 @@ pub(super) fn leader() -> Option<CoordinatorHandle> {
 }
 
 /// What the operation of this request is; none outside of one.
-pub(super) fn current() -> Option<Work> {
-    CURRENT.try_with(|current| current.work.clone()).ok()
+pub(super) fn current() -> Option<OperationDoc> {
+    CURRENT.try_with(|current| current.doc.clone()).ok()
 }
 
 /// Runs the handler of an operation and returns what it told beside its answer.
 pub(super) async fn carried_out<T>(
     leader: &CoordinatorHandle,
-    work: &Work,
+    doc: &OperationDoc,
     run: impl Future<Output = T>,
 ) -> (T, Note) {
-    let leader = leader.for_operation(work.doc.clone());
-    let current = Current { leader, work: work.clone(), note: RefCell::default() };
+    let leader = leader.for_operation(doc.clone());
+    let note = Note { leftover: doc.leftover.clone(), ..Note::default() };
+    let current = Current { leader, doc: doc.clone(), note: RefCell::new(note) };
     CURRENT
         .scope(current, async {
             let out = run.await;

@@ -362,7 +362,7 @@ pub(crate) async fn create_retention(
     at: Option<Ts>,
 ) -> Result<StartPoint, Error> {
     let names = Names::of(&spec.changefeed);
-    let mut conn = connect(options).await?;
+    let mut conn = Connection::connect(options, Purpose::Admin, &names.creator()).await?;
     // Before the slot too: its creation waits for transactions that the triggers do not see.
     let captured = install::install(&mut conn, spec, &names).await?;
     // Decoding looks the publication up as of the changes, so it must be older than the slot.
@@ -488,12 +488,37 @@ async fn clock(conn: &mut Connection) -> Result<WallTime, Error> {
 pub(crate) async fn drop_retention(options: &ConnectOptions, changefeed: &ChangefeedId) -> Result<(), Error> {
     let names = Names::of(changefeed);
     let mut conn = connect(options).await?;
+    end_creators(&mut conn, &names).await?;
     drop_slot(&mut conn, &names).await?;
     // Before the publication: nothing is added to it any more.
     install::remove(&mut conn, &names).await?;
     drop_publication(&mut conn, &names).await?;
     conn.close().await;
     Ok(())
+}
+
+/// Ends whoever still makes slot and publication: of a node that was killed, the server finishes the statement that is
+/// running, and the creation of a slot waits for other transactions.
+async fn end_creators(conn: &mut Connection, names: &Names) -> Result<(), Error> {
+    let sql = format!(
+        "SELECT pid FROM pg_stat_activity WHERE application_name = {} AND pid <> pg_backend_pid()",
+        literal(&names.creator())
+    );
+    for _ in 0..DROP_ATTEMPTS {
+        let rows = conn.query("look for unfinished creations", &sql).await?;
+        if rows.is_empty() {
+            return Ok(());
+        }
+        for row in rows {
+            terminate(conn, row.number(0)?).await?;
+        }
+    }
+    let what = format!(
+        "somebody still makes replication slot {:?}; end the connections named {:?}",
+        names.slot,
+        names.creator()
+    );
+    Err(Error::RetentionConflict { what })
 }
 
 async fn drop_slot(conn: &mut Connection, names: &Names) -> Result<(), Error> {

@@ -42,6 +42,11 @@ impl Names {
         format!("millrace {} {}", self.short, MaintainerEpoch::to_wire(epoch))
     }
 
+    /// What a connection calls itself that makes slot and publication, so that whoever removes them ends it first.
+    pub(crate) fn creator(&self) -> String {
+        format!("millrace create {}", self.short)
+    }
+
     /// The epoch of a reader of this changefeed that calls itself `application`.
     pub(crate) fn epoch_of(&self, application: &str) -> Option<u64> {
         application.strip_prefix("millrace ")?.strip_prefix(self.short.as_str())?.trim().parse().ok()

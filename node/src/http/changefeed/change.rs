@@ -4,7 +4,7 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Path, State};
 use heartbeatpb::config::{ChangefeedState, mask_uri};
-use heartbeatpb::{ChangefeedId, Ts};
+use heartbeatpb::{ChangefeedId, Gid, Ts};
 use logservice::upstream::Upstream;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -20,11 +20,13 @@ use crate::http::{ApiFailure, ApiState, Shared, leader, parse_body};
 /// Creates a changefeed, in the order of api-cli-config §8.1.
 pub(in crate::http) async fn create(State(state): State<Shared>, body: Bytes) -> Answer {
     let body: FeedBody = parse_body(&body)?;
-    let work = operations::current();
-    let own = || work.as_ref().map_or_else(|| uuid::Uuid::new_v4().to_string(), |work| work.doc.id.clone());
+    let doc = operations::current();
+    let own = || doc.as_ref().map_or_else(|| uuid::Uuid::new_v4().to_string(), |doc| doc.id.clone());
     let name = body.changefeed_id.clone().unwrap_or_else(own);
     note(&name, "");
     check_name(&name)?;
+    let (gid, leftover) = doc.map_or((None, Vec::new()), |doc| (doc.gid, doc.leftover));
+    clear_away(&state, &body, &name, &leftover).await?;
     let taken = leader(&state)?.list(Some(KEYSPACE)).await?.iter().any(|feed| *feed.info.id.name == *name);
     if taken {
         return Err(ApiFailure::new(
@@ -34,13 +36,9 @@ pub(in crate::http) async fn create(State(state): State<Shared>, body: Bytes) ->
     }
     let mut request = check_request(&state, &body)?;
     let mut id = ChangefeedId::fresh(&name);
-    id.gid = work.as_ref().and_then(|work| work.doc.gid).unwrap_or(id.gid);
+    id.gid = gid.unwrap_or(id.gid);
     let spec = request.spec(id.clone())?;
     let upstream = state.upstreams.open(&spec.upstream_uri)?;
-    if let Some(earlier) = work.and_then(|work| work.earlier) {
-        // A coordinator that was replaced had begun this creation: nobody else knows what it made upstream.
-        upstream.drop_retention(&ChangefeedId { gid: earlier, ..id.clone() }).await?;
-    }
     let report = upstream.check(&spec).await?;
     check_tables(&request.config, &report)?;
     request.warnings.extend(report.warnings.iter().cloned());
@@ -54,6 +52,7 @@ pub(in crate::http) async fn create(State(state): State<Shared>, body: Bytes) ->
              initial_copy.enabled to false (--no-initial-copy), or leave start_ts out",
         ));
     }
+    operations::makes(id.gid);
     let point = upstream.create_retention(&spec, at).await?;
     let mut info = request.info(id.clone());
     info.sink_uri.clone_from(&body.sink_uri);
@@ -73,6 +72,26 @@ pub(in crate::http) async fn create(State(state): State<Shared>, body: Bytes) ->
     Ok(Json(value))
 }
 
+/// Removes what coordinators that were replaced may have made upstream for this creation: nobody else knows of it.
+async fn clear_away(
+    state: &ApiState,
+    body: &FeedBody,
+    name: &str,
+    leftover: &[Gid],
+) -> Result<(), ApiFailure> {
+    if leftover.is_empty() {
+        return Ok(());
+    }
+    let id = ChangefeedId::fresh(name);
+    let spec = check_request(state, body)?.spec(id.clone())?;
+    let upstream = state.upstreams.open(&spec.upstream_uri)?;
+    for &gid in leftover {
+        upstream.drop_retention(&ChangefeedId { gid, ..id.clone() }).await?;
+        operations::cleared(gid);
+    }
+    Ok(())
+}
+
 /// Removes what was made upstream for a changefeed that was refused: nobody else knows of this incarnation. If it may
 /// have been stored all the same, what it needs stays.
 async fn undo(upstream: &dyn Upstream, id: &ChangefeedId, error: &coordinator::Error) {
@@ -82,6 +101,8 @@ async fn undo(upstream: &dyn Upstream, id: &ChangefeedId, error: &coordinator::E
         tracing::warn!(changefeedID = %id, "a creation ended without an answer: if there is no such changefeed, its slot and its publication are left behind");
     } else if let Err(undo) = upstream.drop_retention(id).await {
         tracing::warn!(changefeedID = %id, error = %undo.chain(), "cannot drop what was created upstream for a refused changefeed");
+    } else {
+        operations::cleared(id.gid);
     }
 }
 
