@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use heartbeatpb::{DispatcherId, Mode, NodeId, Owner, ScheduleAction, ScheduleDispatcherRequest};
+use heartbeatpb::{DispatcherId, Mode, NodeId, Owner, Rule, ScheduleAction, ScheduleDispatcherRequest};
 
 #[derive(Debug)]
 struct Entry {
@@ -44,7 +44,7 @@ impl Journal {
 
     /// Deletes the entry of a dispatcher if its sender is not the owner any more.
     pub(crate) fn prune(&mut self, id: DispatcherId, owner: &Owner) {
-        if self.entries.get(&id).is_some_and(|entry| !allowed(entry, owner)) {
+        if self.entries.get(&id).is_some_and(|entry| !allowed(entry, owner)) && Rule::OwnerFence.holds() {
             self.entries.remove(&id);
         }
     }
