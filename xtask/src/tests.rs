@@ -4,6 +4,7 @@
 //! program of tests after the other. Documentation's examples are left to cargo.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -15,6 +16,8 @@ use serde_json::Value;
 
 /// How many programs run at a time. Each has a thread per core for its tests.
 const AT_A_TIME: usize = 2;
+/// So many tests that failed are run once more; more than that are no accident.
+const MOST_AGAIN: usize = 4;
 /// Programs that take longest, which begin, so that none of them is left for the end.
 const LONGEST: [(&str, &str); 5] =
     [("node", "node"), ("sink", "postgres"), ("coordinator", "store"), ("node", "cluster"), ("node", "ddl")];
@@ -29,7 +32,17 @@ struct Program {
     folder: PathBuf,
 }
 
+impl fmt::Display for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.package, self.name)
+    }
+}
+
 impl Program {
+    fn log(&self, logs: &Path) -> PathBuf {
+        logs.join(format!("test-{}-{}.log", self.package, self.name))
+    }
+
     /// The programs that take longest come first.
     fn turn(&self) -> usize {
         let place =
@@ -52,36 +65,83 @@ pub(crate) fn run(root: &Path, cargo: &[&str]) -> Result<()> {
             scope.spawn(|| worker(&queue, &failed, &logs));
         }
     });
-    let failed = failed.into_inner().unwrap_or_default();
-    if !failed.is_empty() {
-        bail!("{} of {count} programs of tests failed: {}", failed.len(), failed.join(", "));
-    }
+    judge(failed.into_inner().unwrap_or_default(), count, &logs)?;
     let examples = ["test", "--quiet", "--workspace", "--exclude", "xtask", "--doc"];
     crate::run(root, "cargo", &[&examples[..], cargo].concat(), &[])
 }
 
 /// Takes one program after the other until there is none.
-fn worker(queue: &Mutex<VecDeque<Program>>, failed: &Mutex<Vec<String>>, logs: &Path) {
+fn worker(queue: &Mutex<VecDeque<Program>>, failed: &Mutex<Vec<Failure>>, logs: &Path) {
     loop {
         let next = queue.lock().ok().and_then(|mut queue| queue.pop_front());
         let Some(program) = next else { return };
-        let name = format!("{} {}", program.package, program.name);
-        if let Err(error) = run_one(&program, &name, logs) {
-            eprintln!("FAILED: {name}: {error:#}");
+        if let Err(error) = run_one(&program, &[], logs) {
+            eprintln!("FAILED: {program}: {error:#}");
             if let Ok(mut failed) = failed.lock() {
-                failed.push(name);
+                failed.push(Failure { tests: failed_tests(&program, logs), program });
             }
         }
     }
 }
 
-/// What a program says goes into a file, so that one that hangs can be looked at. It is shown after a failure.
-fn run_one(program: &Program, name: &str, logs: &Path) -> Result<()> {
+/// A program that failed, and which of its tests did, as far as it said so.
+struct Failure {
+    program: Program,
+    tests: Vec<String>,
+}
+
+/// A few tests that failed while others had the machine run once more, alone. That they failed is told either way: a
+/// test that passes only alone is a defect of the test or of what it tests.
+fn judge(failed: Vec<Failure>, count: usize, logs: &Path) -> Result<()> {
+    let tests: usize = failed.iter().map(|failure| failure.tests.len().max(1)).sum();
+    let (mut broken, mut unsteady) = (Vec::new(), Vec::new());
+    for Failure { program, tests: names } in failed {
+        let what =
+            format!("{program} ({})", if names.is_empty() { "all".to_owned() } else { names.join(", ") });
+        if tests > MOST_AGAIN {
+            broken.push(what);
+            continue;
+        }
+        eprintln!("once more, alone: {what}");
+        match run_one(&program, &names, logs) {
+            Ok(()) => unsteady.push(what),
+            Err(error) => {
+                eprintln!("FAILED again: {program}: {error:#}");
+                broken.push(what);
+            }
+        }
+    }
+    for what in &unsteady {
+        eprintln!("UNSTEADY: {what}: failed, and passed when it was run once more, alone");
+    }
+    if !broken.is_empty() {
+        bail!("{} of {count} programs of tests failed: {}", broken.len(), broken.join("; "));
+    }
+    Ok(())
+}
+
+/// The names below the last `failures:` of a program's log.
+fn failed_tests(program: &Program, logs: &Path) -> Vec<String> {
+    let text = std::fs::read(program.log(logs)).unwrap_or_default();
+    names_of_failed(&String::from_utf8_lossy(&text))
+}
+
+fn names_of_failed(text: &str) -> Vec<String> {
+    let Some((_, list)) = text.rsplit_once("\nfailures:\n") else { return Vec::new() };
+    list.lines().map_while(|line| line.strip_prefix("    ")).map(str::to_owned).collect()
+}
+
+/// Runs a program, or only some of its tests. What it says goes into a file, so that one that hangs can be looked at. It
+/// is shown after a failure.
+fn run_one(program: &Program, tests: &[String], logs: &Path) -> Result<()> {
     let started = Instant::now();
-    let log = logs.join(format!("test-{}-{}.log", program.package, program.name));
-    eprintln!("> {name} ({})", log.display());
+    let log = program.log(logs);
+    eprintln!("> {program} ({})", log.display());
     let output = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+    let exact = (!tests.is_empty()).then_some("--exact");
     let status = Command::new(&program.executable)
+        .args(exact)
+        .args(tests)
         .current_dir(&program.folder)
         .env("CARGO_MANIFEST_DIR", &program.folder)
         .stdin(Stdio::null())
@@ -97,7 +157,7 @@ fn run_one(program: &Program, name: &str, logs: &Path) -> Result<()> {
     let passed =
         text.lines().rev().find_map(|line| line.strip_prefix("test result: ok. ")).unwrap_or_default();
     let passed = passed.split(';').next().unwrap_or_default();
-    eprintln!("ok: {name}: {passed}, {:.1} s", started.elapsed().as_secs_f64());
+    eprintln!("ok: {program}: {passed}, {:.1} s", started.elapsed().as_secs_f64());
     Ok(())
 }
 
@@ -143,4 +203,18 @@ fn program(message: &Value) -> Option<Program> {
         kind => format!("{kind}-{target}"),
     };
     Some(Program { package, name, executable, folder })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tests_that_failed_are_read_from_what_a_program_said() {
+        let said = "running 3 tests\ntest a ... ok\ntest b::c ... FAILED\ntest d ... FAILED\n\nfailures:\n\n\
+                    ---- b::c stdout ----\nfailures:\n    not this\n\n\nfailures:\n    b::c\n    d\n\n\
+                    test result: FAILED. 1 passed; 2 failed; 0 ignored\n";
+        assert_eq!(names_of_failed(said), ["b::c", "d"]);
+        assert!(names_of_failed("running 1 test\n").is_empty(), "it ended abnormally");
+    }
 }
