@@ -104,6 +104,18 @@ enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
     },
+    /// How fast a backlog is applied to a second server, next to native logical replication.
+    Apply {
+        /// Arguments of the program, such as `--transactions 100000 --synchronous-commit off`, or `--quick`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
+    /// How old changes are when they are in a second server, under load, next to native logical replication.
+    Lag {
+        /// Arguments of the program, such as `--seconds 60 --rounds 1`, or `--quick`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
     /// What the control plane costs with ten thousand to a million spans, next to naive versions.
     Control {
         /// Arguments of the program, such as `--check --json --plot docs/plots/control.svg`.
@@ -131,6 +143,8 @@ fn main() -> ExitCode {
         Command::Sim { rest } => programs::sim(&root, &rest),
         Command::Bench(Bench::Drain { rest }) => programs::run(&root, "drain", &rest),
         Command::Bench(Bench::Copy { rest }) => programs::run(&root, "copy", &rest),
+        Command::Bench(Bench::Apply { rest }) => programs::run(&root, "apply", &rest),
+        Command::Bench(Bench::Lag { rest }) => programs::run(&root, "lag", &rest),
         Command::Bench(Bench::Control { rest }) => programs::control(&root, &rest),
     };
     match result {

@@ -206,7 +206,7 @@ fn program(message: &Value) -> Option<Program> {
 }
 
 #[cfg(test)]
-mod tests {
+mod names {
     use super::*;
 
     #[test]
