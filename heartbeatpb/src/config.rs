@@ -14,6 +14,7 @@ mod sink;
 mod tests;
 mod uri;
 mod validate;
+mod verify;
 
 pub use changefeed::{
     ChangefeedInfo, ChangefeedState, ChangefeedStatusDoc, DispatcherManagerConfig, Progress, UpstreamInfo,
@@ -30,3 +31,4 @@ pub use sink::{
     Protocol, SinkConfig, TransactionAtomicity,
 };
 pub use uri::{INVALID_URI, SinkKind, Uri, mask_uri};
+pub use verify::VerifyConfig;

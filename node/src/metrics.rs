@@ -56,6 +56,15 @@ pub const SAFEPOINT: &str = "ticdc_gc_cdc_gc_safepoint";
 /// The same: nobody else is asked what a source has to keep.
 pub const MIN_SAFEPOINT: &str = "ticdc_gc_min_service_gc_safepoint";
 
+/// Rows, and tables or columns that the target lacks, that differed in the last comparison of both ends. Labels: `namespace`, `changefeed`.
+pub const VERIFY_DIFFERENT: &str = "ticdc_verify_different_rows";
+/// Rows about which the last comparison could not decide, because they never stood still. Labels: `namespace`, `changefeed`.
+pub const VERIFY_UNDECIDED: &str = "ticdc_verify_undecided_rows";
+/// Seconds from 1970 to the end of the last comparison that came to its end. Labels: `namespace`, `changefeed`.
+pub const VERIFY_ENDED: &str = "ticdc_verify_ended_timestamp_seconds";
+/// Seconds from 1970 to the end of the last comparison that found both ends equal; 0 when there was none. Labels: `namespace`, `changefeed`.
+pub const VERIFY_EQUAL: &str = "ticdc_verify_equal_timestamp_seconds";
+
 /// Gauges that only grow: exported as counters, which have no fractions of their own.
 pub(crate) const GROWING: &[&str] = &[CPU_SECONDS, sink::file_metrics::WORKER_BUSY];
 
@@ -123,6 +132,10 @@ pub(crate) fn describe() {
         (HEAP_IDLE, "Not known apart from what is in use"),
         (HEAP_RELEASED, "Not known apart from what is in use"),
         (OPERATION_TIME, "Times of the last operations of people"),
+        (VERIFY_DIFFERENT, "Rows that differed in the last comparison of both ends"),
+        (VERIFY_UNDECIDED, "Rows about which the last comparison could not decide"),
+        (VERIFY_ENDED, "End of the last comparison of both ends in seconds since 1970"),
+        (VERIFY_EQUAL, "End of the last comparison that found both ends equal in seconds since 1970"),
         (UNCONFIRMED, "Bytes of a source's log that were read and are not confirmed"),
         (SAFEPOINT, "Time of the oldest position that a source of this node has to keep"),
         (MIN_SAFEPOINT, "Time of the oldest position that a source of this node has to keep"),

@@ -1,6 +1,10 @@
 //! Comparisons of both ends of changefeeds, run by the node that leads: it knows their addresses and their checkpoints.
 //!
-//! One at a time for each changefeed. What was found is kept in memory until the next one, or until another node leads.
+//! One at a time for each changefeed, when somebody asks, or again and again (`rounds`). What was found is kept in memory
+//! until the next one, or until another node leads, and is told as metrics (`told`).
+
+mod rounds;
+mod told;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,6 +20,9 @@ use verify::{Checkpoint, Options, Outcome, Report, TableName, TablePair, Verifie
 
 use crate::http::ApiFailure;
 use crate::upstream::{UpstreamHub, feed_spec};
+
+pub(crate) use rounds::run;
+use told::Told;
 
 /// Comparisons that run at once: each keeps both ends busy.
 const MOST_RUNNING: usize = 4;
@@ -60,6 +67,7 @@ impl Drop for Job {
 #[derive(Default)]
 pub(crate) struct Verifications {
     jobs: Mutex<BTreeMap<Gid, Job>>,
+    told: Mutex<BTreeMap<Gid, Arc<Told>>>,
 }
 
 impl Verifications {
@@ -71,6 +79,29 @@ impl Verifications {
     /// Ends and forgets it.
     pub(crate) fn cancel(&self, feed: Gid) -> bool {
         self.jobs.lock().remove(&feed).is_some()
+    }
+
+    /// Whether one of this changefeed runs.
+    fn is_running(&self, feed: Gid) -> bool {
+        self.jobs.lock().get(&feed).is_some_and(|job| !job.task.is_finished())
+    }
+
+    /// Whether no other one may begin now.
+    fn is_full(&self) -> bool {
+        self.jobs.lock().values().filter(|job| !job.task.is_finished()).count() >= MOST_RUNNING
+    }
+
+    /// Ends and forgets those of other changefeeds, their metrics too.
+    fn keep_only(&self, feeds: &[Gid]) {
+        self.jobs.lock().retain(|feed, _| feeds.contains(feed));
+        self.told.lock().retain(|feed, _| feeds.contains(feed));
+    }
+
+    /// The metrics of a changefeed.
+    fn told(&self, feed: &ChangefeedView) -> Arc<Told> {
+        let mut told = self.told.lock();
+        let name = &feed.info.id.name;
+        Arc::clone(told.entry(feed.info.id.gid).or_insert_with(|| Told::new(name)))
     }
 
     /// Begins one, unless one runs already, whose state is the answer then.
@@ -115,7 +146,7 @@ impl Verifications {
         let verifier = Verifier::new(source, target, checkpoint, options)
             .await
             .map_err(|error| ApiFailure::new(codes::API_INVALID_PARAM, error.to_string()))?;
-        self.keep(id, Job::begin(feed.info.id.name.to_string(), verifier, tables))
+        self.keep(id, Job::begin(feed.info.id.name.to_string(), verifier, tables, self.told(feed)))
     }
 
     fn running(&self, id: Gid) -> Result<Option<Arc<Comparison>>, ApiFailure> {
@@ -151,20 +182,23 @@ impl Verifications {
 }
 
 impl Job {
-    fn begin(name: String, verifier: Verifier<Feed>, tables: Vec<TablePair>) -> Self {
+    fn begin(name: String, verifier: Verifier<Feed>, tables: Vec<TablePair>, told: Arc<Told>) -> Self {
         let begun =
             Comparison { report: Report::default(), error: None, began: WallTime::now(), ended: None };
         let (tell, state) = watch::channel(Arc::new(begun.clone()));
         let task = tokio::spawn(async move {
             tracing::info!(changefeed = %name, tables = tables.len(), "both ends are compared");
-            let told = |report: &Report| {
+            let progress = |report: &Report| {
                 tell.send_replace(Arc::new(Comparison { report: report.clone(), ..begun.clone() }));
             };
-            let result = verifier.run(&tables, told).await;
+            let result = verifier.run(&tables, progress).await;
             let mut end = Comparison::clone(&tell.borrow());
             end.ended = Some(WallTime::now());
             match result {
-                Ok(report) => end.report = report,
+                Ok(report) => {
+                    told.tell(&report);
+                    end.report = report;
+                }
                 Err(error) => {
                     end.report.outcome = Outcome::Undecided;
                     end.error = Some(heartbeatpb::error_chain(&error));

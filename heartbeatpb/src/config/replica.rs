@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, HumanDuration, SinkConfig, api};
+use super::{ConfigError, HumanDuration, SinkConfig, VerifyConfig, api};
 
 /// How a changefeed replicates (api-cli-config §11). Missing keys take their defaults.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
@@ -57,6 +57,8 @@ pub struct ReplicaConfig {
     pub initial_copy: InitialCopyConfig,
     /// Changes of the schema.
     pub ddl: DdlConfig,
+    /// Comparisons of both ends.
+    pub verify: VerifyConfig,
 }
 
 /// What to prefer when throughput and latency disagree.
@@ -331,6 +333,7 @@ impl Default for ReplicaConfig {
             synced_status: SyncedStatusConfig::default(),
             initial_copy: InitialCopyConfig::default(),
             ddl: DdlConfig::default(),
+            verify: VerifyConfig::default(),
         }
     }
 }

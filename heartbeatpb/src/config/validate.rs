@@ -31,6 +31,7 @@ impl ReplicaConfig {
         self.refuse_unavailable()?;
         self.check_top_level(&mut warnings)?;
         self.scheduler.validate(kind, &mut warnings)?;
+        self.verify.validate(kind)?;
         self.sink.take_params(&uri, &mut warnings)?;
         self.sink.validate(kind, &uri)?;
         self.sink.cloud_storage_config.take_params(&uri, kind, &mut warnings)?;

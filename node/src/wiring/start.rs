@@ -324,6 +324,10 @@ impl Node {
             let tasks = Arc::clone(&tasks);
             Part::start("heartbeat of the runtime", move |stop| async move { tasks.beat(&stop).await })
         };
+        let comparisons = {
+            let api = Arc::clone(&api);
+            Part::start("comparisons", move |stop| crate::verification::run(api, stop))
+        };
         let dump = Part::start("dump on SIGUSR1", move |stop| dump_on_signal(api, stop));
         let log = Part::start("log service", move |stop| async move { log.run(stop).await });
         let collector = Part::start("event collector", move |stop| collector.run(stop));
@@ -351,7 +355,7 @@ impl Node {
         let (deciding, writing) = (vec![manager], vec![orchestrator, collector]);
         let mut serving = vec![log, registry, elected, greeter];
         serving.extend(network);
-        serving.extend([port, upkeep, dump, beat]);
+        serving.extend([port, upkeep, dump, beat, comparisons]);
         match entry.join(info, views.known).await {
             Ok(Joined { session, registration, guard, write_path }) => {
                 let mut deciding = deciding;

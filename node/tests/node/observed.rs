@@ -86,6 +86,8 @@ const ELSEWHERE: &[&str] = &[
     "ticdc_coordinator_drain_remaining",
     "ticdc_maintainer_checkpoint_stalled_seconds",
     "ticdc_maintainer_stale_message_count",
+    // `node/tests/verify`.
+    "ticdc_verify_",
     // The bus's own tests.
     "ticdc_messaging_slow_handle_counter",
     // Of a lease of etcd: that of the built-in store lasts. `node/tests/cluster/lease.rs`.

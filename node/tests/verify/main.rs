@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use testkit::{Millrace, PgServer};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 const SCHEMA: &str =
     "CREATE TABLE accounts (id bigint PRIMARY KEY, owner text NOT NULL, amount numeric NOT NULL);
@@ -28,6 +30,10 @@ struct World {
 
 impl World {
     async fn start() -> Self {
+        Self::start_with(&json!({ "force_replicate": true })).await
+    }
+
+    async fn start_with(config: &Value) -> Self {
         let (source, target) =
             tokio::join!(PgServer::builder().setting("wal_level", "logical").start(), PgServer::start());
         let (source, target) = (source.unwrap(), target.unwrap());
@@ -37,8 +43,7 @@ impl World {
         let dir = tempfile::tempdir().unwrap();
         let mut server = Millrace::new(Path::new(env!("CARGO_BIN_EXE_millrace")), dir.path()).unwrap();
         server.start().await.unwrap();
-        let config = json!({ "force_replicate": true });
-        server.api().create("pair", &source.uri("here"), &target.uri("there"), &config).await.unwrap();
+        server.api().create("pair", &source.uri("here"), &target.uri("there"), config).await.unwrap();
         Self { source, target, server, _dir: dir }
     }
 
@@ -46,6 +51,37 @@ impl World {
         let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
         command.args(["verify", "--server", &self.server.api().base(), "-c", "pair"]).args(more);
         tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+    }
+
+    /// What the server answers, head and all.
+    async fn answer(&self, request: &str) -> String {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.server.api().port())).await.unwrap();
+        let request = format!("{request} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    /// A metric of the changefeed, if it is there.
+    async fn metric(&self, name: &str) -> Option<f64> {
+        let page = self.answer("GET /metrics").await;
+        let line =
+            page.lines().find(|line| line.starts_with(name) && line.contains("changefeed=\"pair\""))?;
+        line.rsplit(' ').next()?.parse().ok()
+    }
+
+    /// Waits until a metric is as it should be.
+    async fn until(&self, name: &str, is: impl Fn(f64) -> bool) -> f64 {
+        let deadline = Instant::now() + Duration::from_secs(90);
+        loop {
+            let value = self.metric(name).await;
+            if let Some(value) = value.filter(|value| is(*value)) {
+                return value;
+            }
+            assert!(Instant::now() < deadline, "{name} is {value:?}\n{}", self.server.log_tail(40));
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
     }
 
     /// Changes rows at the source until it is told to stop, and counts the transactions.
@@ -133,6 +169,35 @@ async fn both_ends_are_compared_while_rows_flow_and_what_was_spoiled_is_found() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_an_interval_both_ends_are_compared_again_and_again_and_metrics_tell_what_differs() {
+    let config =
+        json!({ "force_replicate": true, "verify": { "interval": "10s", "rows_per_second": 1_000_000 } });
+    let world = World::start_with(&config).await;
+    let equal = world.until("ticdc_verify_equal_timestamp_seconds", |at| at > 0.0).await;
+    assert_eq!(world.metric("ticdc_verify_different_rows").await, Some(0.0));
+    assert_eq!(world.metric("ticdc_verify_undecided_rows").await, Some(0.0));
+    world.target.sql("there", "DELETE FROM accounts WHERE id <= 3").await.unwrap();
+    world.until("ticdc_verify_different_rows", |rows| rows == 3.0).await;
+    assert!(world.metric("ticdc_verify_ended_timestamp_seconds").await > Some(equal));
+    // A mended target is found to be equal.
+    world
+        .target
+        .sql("there", "INSERT INTO accounts SELECT n, 'owner ' || n, n FROM generate_series(1, 3) n")
+        .await
+        .unwrap();
+    world.until("ticdc_verify_different_rows", |rows| rows == 0.0).await;
+    world.until("ticdc_verify_equal_timestamp_seconds", |at| at > equal).await;
+    // Without the changefeed there is nothing to tell.
+    let removed = world.answer("DELETE /api/v2/changefeeds/pair").await;
+    assert!(removed.starts_with("HTTP/1.1 200"), "{removed}");
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while world.metric("ticdc_verify_different_rows").await.is_some() {
+        assert!(Instant::now() < deadline, "the series stays");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_compared_is_refused_in_words() {
     let world = World::start().await;
     let api = world.server.api();
@@ -157,6 +222,9 @@ async fn what_cannot_be_compared_is_refused_in_words() {
     let error =
         format!("{:#}", api.post("/api/v2/changefeeds/nowhere/verify", &json!({})).await.unwrap_err());
     assert!(error.contains("the downstream is something else"), "{error}");
+    let wished = json!({ "verify": { "interval": "1h" } });
+    let error = api.create("files", &world.source.uri("here"), "blackhole://", &wished).await.unwrap_err();
+    assert!(format!("{error:#}").contains("verify.interval"), "{error:#}");
     let unknown = world.verify(&["--table", "public.none"]).await;
     assert_eq!(unknown.status.code(), Some(1), "{}", text(&unknown.stderr));
 }
