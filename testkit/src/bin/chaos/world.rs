@@ -205,14 +205,22 @@ impl World {
         }
     }
 
-    /// The node that looks after the changefeed.
+    /// The node that looks after the changefeed, once there is one: it may be on its way to another node.
     pub(crate) async fn maintainer(&self) -> Result<usize> {
-        let leader = self.leader().await?;
-        let feed = ask(self.api(leader), &format!("/api/v2/changefeeds/{FEED}")).await?;
-        let address = feed["maintainer_addr"].as_str().unwrap_or_default();
-        let port = address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
-        let place = self.nodes.iter().position(|node| Some(node.advertised) == port);
-        place.with_context(|| format!("the maintainer's address is {address:?}, which is no node's"))
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let leader = self.leader().await?;
+            let feed = ask(self.api(leader), &format!("/api/v2/changefeeds/{FEED}")).await?;
+            let address = feed["maintainer_addr"].as_str().unwrap_or_default();
+            let port = address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+            if let Some(place) = self.nodes.iter().position(|node| Some(node.advertised) == port) {
+                return Ok(place);
+            }
+            if Instant::now() > deadline {
+                bail!("the maintainer's address is {address:?}, which is no node's, for 30 s");
+            }
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     /// How many dispatchers run on each node, as the maintainer tells.
