@@ -18,7 +18,11 @@
 //! different snapshots are made only of tables of which the log leaves nothing out.
 //!
 //! All of it holds for tables that keep their shape: a schema change between two snapshots would come in the stream to
-//! tables that have it already. So the shapes that a copy began with are noted too, and with others it begins again.
+//! tables that have it already. So the shapes that a copy began with are noted too, and with others it begins again: tables
+//! that the copy has created in another shape are dropped and created anew.
+//!
+//! A table that the copy creates has only the keys by which its rows are found until all of its rows are there. Its other
+//! indexes are made then, each in a transaction of its own, which also notes that it was made.
 //!
 //! - **CP-1** Parts of one table by key may have different positions; parts by block must have one, because a row may move
 //!   between blocks without a change of its key.
@@ -102,6 +106,23 @@ pub struct CopiedTable {
     pub finished: bool,
     /// The downstream's columns have the source's types, and their binary form means the same there.
     pub binary: bool,
+    /// A copy has created it: it lacks the indexes that [`CopySession::index`] makes.
+    pub created: bool,
+}
+
+/// An index of a table, in the upstream's dialect.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CopyIndex {
+    /// Name, unquoted. The downstream may have to choose another.
+    pub name: String,
+    /// No two rows have the same key.
+    pub unique: bool,
+    /// Names of its columns, unquoted, if it is a unique key of all rows over nothing but columns.
+    pub columns: Vec<String>,
+    /// It belongs to a constraint.
+    pub constraint: bool,
+    /// The constraint, such as `UNIQUE (a, b)`; of another index what follows `USING`, such as `btree (a) WHERE b`.
+    pub definition: String,
 }
 
 /// Why a downstream did not take a copy. The text is for people and holds no row values and no credentials.
@@ -142,6 +163,13 @@ pub trait CopySession: Send + Sync {
     /// As [`CopySession::shapes`].
     async fn set_shapes(&self, shapes: u32) -> Result<(), CopyError>;
 
+    /// Drops tables that a copy of this changefeed has created and that are not among these, or not in this shape, and
+    /// forgets what was copied into them. One that holds rows of somebody else stays, and so does one that was there before.
+    ///
+    /// # Errors
+    /// When something depends on such a table, or as [`CopySession::shapes`].
+    async fn retain(&self, tables: &[Arc<TableInfo>]) -> Result<(), CopyError>;
+
     /// The tables whose copy is complete, each with its oldest part's position and time, and its rows.
     ///
     /// # Errors
@@ -172,6 +200,13 @@ pub trait CopySession: Send + Sync {
         format: CopyFormat,
         snapshot: (Ts, WallTime),
     ) -> Result<Box<dyn PartWriter>, CopyError>;
+
+    /// Makes an index of a table that was opened and whose parts are all there, if a copy has created the table and has not
+    /// made the index yet. One that the downstream cannot have and that keeps no rows apart is left out, with a warning.
+    ///
+    /// # Errors
+    /// When rows violate it, or as [`CopySession::shapes`].
+    async fn index(&self, table: TableId, index: &CopyIndex) -> Result<(), CopyError>;
 
     /// All parts of a table are there: the stream may be applied from now on.
     ///

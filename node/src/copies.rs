@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use async_trait::async_trait;
 use bytes::Bytes;
 use event::{
-    CopiedPart, CopiedTable, CopyError, CopyFormat, CopyPart, CopySession, CopyTarget, PartWriter, TableInfo,
+    CopiedPart, CopiedTable, CopyError, CopyFormat, CopyIndex, CopyPart, CopySession, CopyTarget, PartWriter,
+    TableInfo,
 };
 use heartbeatpb::config::ChangefeedInfo;
 use heartbeatpb::{MaintainerEpoch, NodeId, TableId, Ts, WallTime, WritePermit};
@@ -70,6 +71,10 @@ impl CopySession for Counted<dyn CopySession> {
         self.inner.set_shapes(shapes).await
     }
 
+    async fn retain(&self, tables: &[Arc<TableInfo>]) -> Result<(), CopyError> {
+        self.inner.retain(tables).await
+    }
+
     async fn finished(&self) -> Result<Vec<(TableId, CopiedPart)>, CopyError> {
         self.inner.finished().await
     }
@@ -91,6 +96,10 @@ impl CopySession for Counted<dyn CopySession> {
     ) -> Result<Box<dyn PartWriter>, CopyError> {
         let inner = self.inner.write(table, part, format, snapshot).await?;
         Ok(Box::new(CountedPart { inner, rows: Arc::clone(&self.rows) }))
+    }
+
+    async fn index(&self, table: TableId, index: &CopyIndex) -> Result<(), CopyError> {
+        self.inner.index(table, index).await
     }
 
     async fn finish(&self, table: TableId) -> Result<(), CopyError> {

@@ -14,7 +14,8 @@
 //! (`keys.rs`).
 //!
 //! Existing rows may come past the stream (`copier.rs`): each part of a table in one `COPY`, with a note of the snapshot that
-//! it was read in (`copied.rs`), which becomes the progress of its keys.
+//! it was read in (`copied.rs`), which becomes the progress of its keys. Tables that it creates get their other indexes
+//! afterwards (`created.rs`).
 //!
 //! Limits: two values that differ as text but are equal under a nondeterministic collation or in a type with
 //! an equality of its own (such as `citext`) are ordered by the database's own constraint alone: a violation
@@ -27,6 +28,7 @@ mod config;
 mod connection;
 mod copied;
 mod copier;
+mod created;
 mod ddl;
 mod fence;
 mod keys;

@@ -15,6 +15,8 @@ const NAMED: usize = 50;
 pub enum TableCopyState {
     /// Rows are on their way.
     Copying,
+    /// All of its rows are downstream, and its indexes are being made.
+    Indexing,
     /// Its turn has not come.
     Waiting,
     /// All of its rows are downstream.
@@ -63,6 +65,7 @@ impl TableCopy {
         match self.state.load(Ordering::Relaxed) {
             0 => TableCopyState::Copying,
             1 => TableCopyState::Waiting,
+            2 => TableCopyState::Indexing,
             _ => TableCopyState::Done,
         }
     }
@@ -102,10 +105,16 @@ impl TableCopy {
         self.parts_done.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// All of its rows are there, and its indexes are not.
+    pub(crate) fn index(&self) {
+        self.expected_rows.store(self.rows(), Ordering::Relaxed);
+        self.state.store(2, Ordering::Relaxed);
+    }
+
     /// All of it is there.
     pub(crate) fn finish(&self) {
         self.expected_rows.store(self.rows(), Ordering::Relaxed);
-        self.state.store(2, Ordering::Relaxed);
+        self.state.store(3, Ordering::Relaxed);
     }
 
     /// Rows per second since its turn came, and rows that are left as far as somebody knows.
@@ -126,6 +135,7 @@ impl TableCopy {
             "table": self.name,
             "state": match state {
                 TableCopyState::Copying => "copying",
+                TableCopyState::Indexing => "indexing",
                 TableCopyState::Waiting => "waiting",
                 TableCopyState::Done => "done",
             },
@@ -212,7 +222,7 @@ impl CopyBoard {
             new += table.rows().saturating_sub(table.kept_rows.load(Ordering::Relaxed));
             let expected = table.expected_rows.load(Ordering::Relaxed);
             left = match table.state() {
-                TableCopyState::Done => left,
+                TableCopyState::Done | TableCopyState::Indexing => left,
                 // Of a table that nobody has looked at nothing is known.
                 TableCopyState::Copying | TableCopyState::Waiting if expected == 0 => None,
                 TableCopyState::Copying | TableCopyState::Waiting => {

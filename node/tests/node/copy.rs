@@ -14,7 +14,7 @@ use crate::common::{
 
 /// Often enough to see a copy grow.
 const LOOK: Duration = Duration::from_millis(5);
-const PATIENCE: Duration = Duration::from_secs(90);
+const PATIENCE: Duration = Duration::from_secs(300);
 /// Rows of the tables that the load changes.
 const ROWS: u64 = 20_000;
 /// Rows of the table that nobody changes.

@@ -8,6 +8,8 @@ mod bank;
 mod commands;
 mod common;
 mod copy;
+mod copy_ddl;
+mod copy_index;
 mod faults;
 mod filters;
 mod large;

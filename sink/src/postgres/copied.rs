@@ -4,8 +4,8 @@
 //! there, one transaction turns them into progress of the stream, key range by key range ([`super::pieces`]), and leaves one
 //! row that says that the table is finished. So the stream leaves out exactly what a part's snapshot held.
 
-use event::{Blocks, CopiedPart, CopyPart};
-use heartbeatpb::{TableId, WallTime};
+use event::{Blocks, CopiedPart, CopyPart, TableInfo};
+use heartbeatpb::{TableId, Ts, WallTime};
 use tokio_postgres::{Client, Row};
 
 use super::config::PgConfig;
@@ -216,6 +216,26 @@ pub(crate) async fn set_progress(
     client.execute(&insert, &params).await.map(|_| ()).map_err(writing)
 }
 
+/// The rows of a table are a copy as of `at`, in a transaction of the caller: schema changes up to there are in them and will
+/// not come, whatever an earlier copy has seen of them.
+pub(crate) async fn begin_stream(
+    client: &Client,
+    own: &str,
+    changefeed: &str,
+    table: &TableInfo,
+    at: Ts,
+) -> Result<(), Failure> {
+    let seen = format!(
+        "DELETE FROM {own}.ddl WHERE changefeed = $1 AND table_id = $2 AND commit_ts <= $3::text::numeric"
+    );
+    client.execute(&seen, &[&changefeed, &table.id.0, &at.0.to_string()]).await.map_err(writing)?;
+    let note = format!(
+        "INSERT INTO {own}.tables AS t (changefeed, table_id, schema_id) VALUES ($1, $2, $3) \
+         ON CONFLICT (changefeed, table_id) DO UPDATE SET schema_id = EXCLUDED.schema_id, gone = NULL"
+    );
+    client.execute(&note, &[&changefeed, &table.id.0, &table.schema_id.0]).await.map(drop).map_err(writing)
+}
+
 /// A part is missing, which the caller said was there.
 pub(crate) fn incomplete(table: &str) -> Error {
     Error::Rejected {
@@ -240,8 +260,6 @@ pub(crate) fn summary(parts: &[CopiedPart]) -> Option<CopiedPart> {
 
 #[cfg(test)]
 mod tests {
-    use heartbeatpb::Ts;
-
     use super::*;
 
     fn part(start: &str, end: &str, at: u64) -> CopiedPart {

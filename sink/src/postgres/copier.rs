@@ -10,7 +10,8 @@ use std::time::Instant;
 use async_trait::async_trait;
 use bytes::Bytes;
 use event::{
-    CopiedPart, CopiedTable, CopyError, CopyFormat, CopyPart, CopySession, CopyTarget, PartWriter, TableInfo,
+    CopiedPart, CopiedTable, CopyError, CopyFormat, CopyIndex, CopyPart, CopySession, CopyTarget, PartWriter,
+    TableInfo,
 };
 use futures_util::SinkExt;
 use heartbeatpb::{NodeId, TableId, Ts, WallTime, WritePermit};
@@ -21,11 +22,12 @@ use tokio_postgres::CopyInSink;
 use super::apply;
 use super::config::{OnExistingRows, PgConfig};
 use super::connection::{Connection, Failure, classify};
+use super::created::Notes;
 use super::pieces::Range;
 use super::registration::{self, Registration};
 use super::sql::quote;
 use super::target::{self, Target};
-use super::{copied, ddl, progress};
+use super::{copied, created, ddl, progress};
 use crate::metrics::{RowType, SinkMetrics, TxnMetrics};
 use crate::{Error, SinkOptions};
 
@@ -109,6 +111,7 @@ impl Session {
         ddl::prepare(client, config).await?;
         registration::prepare(client, config).await?;
         copied::prepare(client, config).await?;
+        created::prepare(client, config).await?;
         let gid = options.changefeed.gid.to_string();
         let beside = NodeId::from(format!("{}/copy", options.node));
         let registration = registration::register(client, config, &gid, &beside, options.epoch).await?;
@@ -134,6 +137,20 @@ impl Session {
         connection
     }
 
+    fn notes(&self) -> Notes<'_> {
+        Notes { own: &self.config.own_schema, changefeed: &self.gid, registration: &self.registration }
+    }
+
+    /// A connection for a transaction of its own.
+    async fn take(&self) -> Result<Connection, Failure> {
+        self.permit.granted().await;
+        let idle = self.idle.lock().pop();
+        match idle.filter(|connection| !connection.is_closed()) {
+            Some(connection) => Ok(connection),
+            None => Connection::open(&self.config).await,
+        }
+    }
+
     fn opened(&self, table: TableId) -> Result<Arc<Opened>, Failure> {
         let found = self.tables.lock().get(&table).cloned();
         found.ok_or(Failure::Fatal(Error::Rejected {
@@ -145,11 +162,11 @@ impl Session {
     async fn prepare(&self, info: &Arc<TableInfo>) -> Result<CopiedTable, Failure> {
         let connection = self.control().await;
         let client = &connection.client;
-        // It may be created.
-        self.registration.share_checked(client).await?;
-        let target = target::open(client, info, self.config.create_tables).await;
-        self.registration.unshare(client).await?;
-        let target = target?;
+        if self.config.create_tables {
+            self.notes().create(client, info).await?;
+        }
+        let target = target::open(client, info, false).await?;
+        let created = self.notes().has_created(client, info).await?;
         let own = &self.config.own_schema;
         let (parts, finished) = copied::load(client, own, &self.gid, info.id).await?;
         if parts.is_empty() {
@@ -159,7 +176,7 @@ impl Session {
         let columns: Vec<String> = names.map(|column| quote(&column.name)).collect();
         let binary = !columns.is_empty() && same_types(&connection, &target).await?;
         self.tables.lock().insert(info.id, Arc::new(Opened { target, columns }));
-        Ok(CopiedTable { parts, finished, binary })
+        Ok(CopiedTable { parts, finished, binary, created })
     }
 
     /// Nothing of the copy is in the table yet: what is, is somebody else's, or of an earlier version of this program,
@@ -205,6 +222,7 @@ impl Session {
             let pieces = copied::pieces(&parts).ok_or_else(incomplete)?;
             let summary = copied::summary(&parts).ok_or_else(incomplete)?;
             copied::set_progress(client, own, &self.gid, table, &pieces).await?;
+            copied::begin_stream(client, own, &self.gid, &opened.target.info, summary.at).await?;
             copied::remove(client, own, &self.gid, table).await?;
             let owner = (self.gid.as_str(), table);
             match copied::add(client, own, owner, &summary, (self.registration.condition(), true)).await? {
@@ -240,12 +258,7 @@ impl Session {
         (at, time): (Ts, WallTime),
     ) -> Result<Part, Failure> {
         let opened = self.opened(table)?;
-        self.permit.granted().await;
-        let idle = self.idle.lock().pop();
-        let connection = match idle.filter(|connection| !connection.is_closed()) {
-            Some(connection) => connection,
-            None => Connection::open(&self.config).await?,
-        };
+        let connection = self.take().await?;
         self.registration.begin_checked(&connection.client).await?;
         if opened.target.deferrable {
             let defer = connection.client.batch_execute("SET CONSTRAINTS ALL DEFERRED").await;
@@ -317,6 +330,11 @@ impl CopySession for Session {
         Ok(self.note_shapes(shapes).await?)
     }
 
+    async fn retain(&self, tables: &[Arc<TableInfo>]) -> Result<(), CopyError> {
+        let connection = self.control().await;
+        Ok(self.notes().retain(&connection.client, tables).await?)
+    }
+
     async fn finished(&self) -> Result<Vec<(TableId, CopiedPart)>, CopyError> {
         let connection = self.control.lock().await;
         Ok(copied::finished(&connection.client, &self.config.own_schema, &self.gid).await?)
@@ -338,6 +356,14 @@ impl CopySession for Session {
         snapshot: (Ts, WallTime),
     ) -> Result<Box<dyn PartWriter>, CopyError> {
         Ok(Box::new(self.begin_part(table, part, format, snapshot).await?))
+    }
+
+    async fn index(&self, table: TableId, index: &CopyIndex) -> Result<(), CopyError> {
+        let opened = self.opened(table)?;
+        let connection = self.take().await?;
+        self.notes().index(&connection.client, &opened.target.info, index).await?;
+        self.idle.lock().push(connection);
+        Ok(())
     }
 
     async fn finish(&self, table: TableId) -> Result<(), CopyError> {

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use event::{Column, TableInfo};
+use event::{Column, TableInfo, UniqueKey};
 use tokio_postgres::Client;
 
 use super::connection::{Failure, classify};
 use super::progress::CREATE_LOCK;
-use super::route::{Locate, Routing};
+use super::route::{self, Locate, Routing};
 use super::sql::{qualified, quote};
 use crate::Error;
 
@@ -248,6 +248,13 @@ async fn create_table(client: &Client, info: &TableInfo) -> Result<(), Failure> 
 
 async fn create_in_transaction(client: &Client, info: &TableInfo) -> Result<(), tokio_postgres::Error> {
     client.batch_execute(&format!("BEGIN; {CREATE_LOCK}")).await?;
+    create_types(client, info).await?;
+    client.batch_execute(&create_sql(info)).await?;
+    client.batch_execute("COMMIT").await
+}
+
+/// Creates the schema of a table, and the types of its columns with theirs, where they are missing.
+pub(super) async fn create_types(client: &Client, info: &TableInfo) -> Result<(), tokio_postgres::Error> {
     create_schema(client, &info.schema).await?;
     for definition in info.columns.iter().flat_map(|column| &column.ty.definitions) {
         create_schema(client, &definition.schema).await?;
@@ -262,8 +269,7 @@ async fn create_in_transaction(client: &Client, info: &TableInfo) -> Result<(), 
             client.batch_execute(&definition.create_sql).await?;
         }
     }
-    client.batch_execute(&create_sql(info)).await?;
-    client.batch_execute("COMMIT").await
+    Ok(())
 }
 
 /// Creates a schema where it is missing.
@@ -280,8 +286,32 @@ pub(super) async fn create_schema(client: &Client, schema: &str) -> Result<(), t
 /// `CREATE TABLE` with columns, types, NOT NULL and unique keys. Defaults and sequences stay behind: the
 /// upstream computes the values.
 pub(crate) fn create_sql(info: &TableInfo) -> String {
+    create_with("CREATE TABLE IF NOT EXISTS", info, &info.keys.iter().collect::<Vec<_>>())
+}
+
+/// The same for a table that is still to be filled and must not be there: of its keys only the primary one, and the one by
+/// which rows are found.
+pub(crate) fn create_for_copy(info: &TableInfo) -> String {
+    let finds = match route::locate(info) {
+        Locate::Key(mut columns) => {
+            columns.sort_unstable();
+            info.keys.iter().find(|key| {
+                let mut own = key.columns.clone();
+                own.sort_unstable();
+                own == columns
+            })
+        }
+        Locate::FullRow => None,
+    };
+    let primary = info.primary_key();
+    let keys: Vec<&UniqueKey> =
+        primary.into_iter().chain(finds.filter(|key| primary != Some(*key))).collect();
+    create_with("CREATE TABLE", info, &keys)
+}
+
+fn create_with(start: &str, info: &TableInfo, keys: &[&UniqueKey]) -> String {
     let mut parts: Vec<String> = info.columns.iter().map(column_sql).collect();
-    for key in &info.keys {
+    for key in keys {
         let names: Vec<String> = key.columns.iter().map(|&c| quote(&info.columns[c].name)).collect();
         let kind = match (key.primary, key.nulls_not_distinct) {
             (true, _) => "PRIMARY KEY",
@@ -290,7 +320,7 @@ pub(crate) fn create_sql(info: &TableInfo) -> String {
         };
         parts.push(format!("{kind} ({})", names.join(", ")));
     }
-    format!("CREATE TABLE IF NOT EXISTS {} ({})", full_name(info), parts.join(", "))
+    format!("{start} {} ({})", full_name(info), parts.join(", "))
 }
 
 fn column_sql(column: &Column) -> String {
@@ -322,6 +352,15 @@ mod tests {
             "CREATE TABLE IF NOT EXISTS \"public\".\"Straße \"\"x\"\"\" (\"c0\" text NOT NULL, \"c1\" text, \
              \"g\" text GENERATED ALWAYS AS (c1 || 'x') STORED NOT NULL, PRIMARY KEY (\"c0\"), \
              UNIQUE NULLS NOT DISTINCT (\"c1\"))"
+        );
+        assert_eq!(
+            create_for_copy(&info),
+            "CREATE TABLE \"public\".\"Straße \"\"x\"\"\" (\"c0\" text NOT NULL, \"c1\" text, \
+             \"g\" text GENERATED ALWAYS AS (c1 || 'x') STORED NOT NULL, PRIMARY KEY (\"c0\"))"
+        );
+        info.identity = event::ReplicaIdentity::Key(vec![1]);
+        assert!(
+            create_for_copy(&info).ends_with("PRIMARY KEY (\"c0\"), UNIQUE NULLS NOT DISTINCT (\"c1\"))")
         );
     }
 }

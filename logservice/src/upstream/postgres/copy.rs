@@ -6,8 +6,20 @@
 //! Where the downstream takes existing rows itself ([`event::CopyTarget`]), they go to it directly, part by part
 //! (`direct.rs`, `parts.rs`), and a copy that is cut off goes on with the parts that are missing. Otherwise they come
 //! through the event store like changes (`store.rs`), and a copy that is cut off begins again.
+//!
+//! ```text
+//!   tables are listed ──► copied directly: tables in other shapes than before are begun anew
+//!        ▲                   │ snapshot; parts, several at once; indexes of tables that the copy has created
+//!        │                   │ or through the store
+//!        │                   ▼
+//!        └── outdated ◄── a table is not what it was when it was listed
+//!                            │ otherwise
+//!                            ▼
+//!                      the store knows the tables; the stream begins at the oldest snapshot
+//! ```
 
 mod direct;
+mod indexes;
 mod lines;
 mod parts;
 mod store;

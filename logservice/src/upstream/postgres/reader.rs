@@ -5,6 +5,7 @@
 //! - **RD-2** Only what the persisted checkpoint covers is confirmed to the server, and only ends of transactions.
 //! - **RD-3** While the store is full nothing is read, but the connection is kept alive.
 
+mod copied;
 mod follow;
 
 use std::pin::pin;
@@ -197,10 +198,14 @@ impl Session {
                 progress: &self.progress,
                 shutdown: &self.shutdown,
             };
-            let copied = copy::run(&plan, &self.writer).await;
-            let Some(Copied { from: position, time, until }) = copied? else { return Ok(Ended::Shutdown) };
-            if self.captured {
-                self.check_copied(&tables, until).await?;
+            let copied = match copy::run(&plan, &self.writer).await {
+                Ok(copied) => copied,
+                Err(error) => return Err(self.explain_copy(&tables, error).await),
+            };
+            let Some(Copied { from: position, time, until }) = copied else { return Ok(Ended::Shutdown) };
+            self.check_copied(&tables, until).await?;
+            for (table, _) in &tables {
+                self.writer.register_table(Arc::clone(&table.info));
             }
             self.copied = true;
             self.asked = Some(position);
@@ -234,7 +239,7 @@ impl Session {
         .await
     }
 
-    /// Checks slot and publication, reads the tables once, and makes them known to the store.
+    /// Checks slot and publication, and reads the tables once.
     async fn prepare(&mut self) -> Result<Vec<(CatalogTable, Arc<Shape>)>, Error> {
         let mut conn = admin::connect(&self.options).await?;
         admin::usable_slot(&mut conn, &self.names, self.resolved).await?;
@@ -252,7 +257,8 @@ impl Session {
         }
         let current = self.current_tables(conn).await?;
         if self.tables.is_none() {
-            for table in &current {
+            // Before that the copy sees to the tables of the downstream, which nobody else shall open.
+            for table in current.iter().filter(|_| self.copied) {
                 self.writer.register_table(Arc::clone(&table.info));
             }
             let known = current.into_iter().map(|table| {

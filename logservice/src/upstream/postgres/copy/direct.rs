@@ -1,15 +1,23 @@
 //! The way past the event store: parts of tables, each from one statement upstream into one transaction downstream.
 //!
-//! The workers share two queues. A worker that finds a part copies it; one that finds none takes the next table, asks the
+//! The workers share three queues. A worker that finds a part copies it; one that finds none takes the next table, asks the
 //! downstream what it has of it, divides the rest in its snapshot, and puts the parts into the first queue. Nothing is
 //! decoded on the way: bytes go from one socket to the other through a buffer of bounded size, values of any size included.
+//! Whoever writes the last part of a table that the copy has created queues its indexes. They are made when everything is
+//! read, several at once, so that the upstream's snapshot ends as early as it can.
+//!
+//! ```text
+//!   waiting ──► asked, divided ──► parts, by any worker ──► indexes, by any worker ──► finished: the stream may come
+//!                  │  cut off before: what is there stays, if its parts last          ▲
+//!                  └── nothing is missing ────────────────────────────────────────────┘
+//! ```
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::BytesMut;
-use event::{CopiedPart, CopyFormat, CopyPart, CopySession, KeyCodec, ReplicaIdentity, TableInfo};
+use event::{CopiedPart, CopyFormat, CopyIndex, CopyPart, CopySession, KeyCodec, ReplicaIdentity, TableInfo};
 use heartbeatpb::{TableId, TableSpan, Ts, WallTime};
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
@@ -22,6 +30,7 @@ use super::super::server_error::ServerError;
 use super::super::shape::Shape;
 use super::super::split;
 use super::super::sql::literal;
+use super::indexes;
 use super::parts::{self, Division, Facts};
 use super::{Copied, CopyPlan, SILENCE, Snapshot, silent};
 use crate::Error;
@@ -35,8 +44,10 @@ struct Table {
     catalog: CatalogTable,
     shape: Arc<Shape>,
     copy: Arc<TableCopy>,
-    /// Parts that are still to come; counted when they are known.
+    /// Parts that are still to come, and afterwards indexes; counted when they are known.
     left: AtomicU64,
+    /// What is made when all parts are there.
+    indexes: Mutex<Vec<CopyIndex>>,
 }
 
 /// A part in the queue.
@@ -46,6 +57,7 @@ struct Job {
     format: CopyFormat,
 }
 
+/// What is read next.
 enum Work {
     Part(Job),
     Table(Arc<Table>),
@@ -54,12 +66,21 @@ enum Work {
     Nothing,
 }
 
+/// An index in the queue.
+struct Build {
+    table: Arc<Table>,
+    index: CopyIndex,
+}
+
 #[derive(Default)]
 struct Queue {
     tables: VecDeque<Arc<Table>>,
     parts: VecDeque<Job>,
+    indexes: VecDeque<Build>,
     /// Tables about which a worker is finding out.
     asking: usize,
+    /// Parts on their way, and tables that are asked about: indexes may come of them.
+    reading: usize,
 }
 
 /// What the workers share.
@@ -99,6 +120,7 @@ pub(super) async fn run(
                 shape: Arc::clone(shape),
                 copy,
                 left: AtomicU64::new(0),
+                indexes: Mutex::default(),
             })),
         }
     }
@@ -141,6 +163,8 @@ pub(super) async fn run(
 /// between two snapshots to tables that have it already.
 async fn begin(plan: &CopyPlan<'_>, session: &Arc<dyn CopySession>) -> Result<(), Error> {
     let shapes = shapes(plan.tables.iter().map(|(table, _)| &*table.info));
+    let infos: Vec<Arc<TableInfo>> = plan.tables.iter().map(|(table, _)| Arc::clone(&table.info)).collect();
+    session.retain(&infos).await?;
     match session.shapes().await? {
         Some(before) if before == shapes => return Ok(()),
         Some(_) => {
@@ -189,39 +213,34 @@ async fn estimate(conn: &mut Connection, tables: &[Arc<Table>]) -> Result<(), Er
 }
 
 async fn work(mut conn: Connection, run: Arc<Run>) -> Result<(), Error> {
-    loop {
-        let changed = run.changed.notified();
-        tokio::pin!(changed);
-        changed.as_mut().enable();
-        let work = run.queue.lock().take();
-        match work {
-            Work::Part(job) => run.copy(&mut conn, job).await?,
-            Work::Table(table) => {
-                let jobs = run.divide(&mut conn, &table).await?;
-                run.queue.lock().add(jobs);
-                run.changed.notify_waiters();
-            }
-            Work::Wait => changed.await,
-            Work::Nothing => break,
-        }
-    }
+    run.read(&mut conn).await?;
     conn.close().await;
-    Ok(())
+    run.build().await
 }
 
 impl Queue {
     /// A worker has found out about a table.
-    fn add(&mut self, jobs: Vec<Job>) {
+    fn divided(&mut self, jobs: Vec<Job>, builds: Vec<Build>) {
         self.parts.extend(jobs);
         self.asking -= 1;
+        self.read(builds);
     }
 
+    /// A worker has done with what it took.
+    fn read(&mut self, builds: Vec<Build>) {
+        self.indexes.extend(builds);
+        self.reading -= 1;
+    }
+
+    /// What to read next.
     fn take(&mut self) -> Work {
         if let Some(job) = self.parts.pop_front() {
+            self.reading += 1;
             return Work::Part(job);
         }
         if let Some(table) = self.tables.pop_front() {
             self.asking += 1;
+            self.reading += 1;
             return Work::Table(table);
         }
         if self.asking > 0 { Work::Wait } else { Work::Nothing }
@@ -229,6 +248,68 @@ impl Queue {
 }
 
 impl Run {
+    /// Reads until there is nothing that nobody reads.
+    async fn read(self: &Arc<Self>, conn: &mut Connection) -> Result<(), Error> {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let work = self.queue.lock().take();
+            match work {
+                Work::Part(job) => {
+                    let builds = self.copy(conn, job).await?;
+                    self.queue.lock().read(builds);
+                }
+                Work::Table(table) => {
+                    let jobs = self.divide(conn, &table).await?;
+                    let builds = if jobs.is_empty() { self.all_there(&table).await? } else { Vec::new() };
+                    self.queue.lock().divided(jobs, builds);
+                }
+                Work::Wait => {
+                    changed.await;
+                    continue;
+                }
+                Work::Nothing => return Ok(()),
+            }
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// Makes indexes until there is none left, and nobody reads who might bring more.
+    async fn build(&self) -> Result<(), Error> {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let (build, more) = {
+                let mut queue = self.queue.lock();
+                (queue.indexes.pop_front(), queue.reading > 0)
+            };
+            match build {
+                Some(Build { table, index }) => {
+                    self.session.index(table.catalog.info.id, &index).await?;
+                    if table.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+                        self.finish(&table).await?;
+                    }
+                }
+                None if more => changed.await,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// All rows of a table are there: its indexes are next, if any are missing.
+    async fn all_there(&self, table: &Arc<Table>) -> Result<Vec<Build>, Error> {
+        let indexes = std::mem::take(&mut *table.indexes.lock());
+        if indexes.is_empty() {
+            self.finish(table).await?;
+            return Ok(Vec::new());
+        }
+        table.copy.index();
+        table.left.store(indexes.len() as u64, Ordering::Release);
+        Ok(indexes.into_iter().map(|index| Build { table: Arc::clone(table), index }).collect())
+    }
+
     /// Finds out what the downstream has of a table, and divides the rest.
     async fn divide(&self, conn: &mut Connection, table: &Arc<Table>) -> Result<Vec<Job>, Error> {
         let catalog = &table.catalog;
@@ -240,16 +321,20 @@ impl Run {
         // A row that moves between parts of different snapshots must be in the log as a whole.
         let is_whole = info.identity == ReplicaIdentity::Full || !facts.out_of_line;
         let by_key = codec.is_some() && is_whole;
-        if !found.finished && !found.parts.iter().all(|part| lasts(&part.part, by_key)) {
+        let is_there = found.finished || parts::is_whole(&found.parts);
+        if !is_there && !found.parts.iter().all(|part| lasts(&part.part, by_key)) {
             tracing::info!(table = %table.name(), "a table that was not copied to its end is copied again");
             self.session.clear(info.id).await?;
             found.parts.clear();
         }
-        let missing = if found.finished {
+        let missing = if is_there {
             Vec::new()
         } else {
             self.missing(conn, catalog, codec.as_ref(), (&found.parts, &facts)).await?
         };
+        if found.created && !found.finished {
+            *table.indexes.lock() = indexes::of(conn, catalog).await?;
+        }
         let kept = found
             .parts
             .iter()
@@ -260,9 +345,6 @@ impl Run {
         table.copy.begin(sample.rows, kept.0 + missing.len() as u64, kept);
         self.progress.copy_rows.fetch_add(kept.1, Ordering::Relaxed);
         table.left.store(missing.len() as u64, Ordering::Relaxed);
-        if missing.is_empty() {
-            self.finish(table).await?;
-        }
         let format = if found.binary { CopyFormat::Binary } else { CopyFormat::Text };
         let job = |part| Job { table: Arc::clone(table), part, format };
         Ok(missing.into_iter().map(job).collect())
@@ -304,8 +386,8 @@ impl Run {
         }
     }
 
-    /// Copies one part; with the last one the table is finished.
-    async fn copy(&self, conn: &mut Connection, job: Job) -> Result<(), Error> {
+    /// Copies one part. Answers the indexes that are next, if it was the last one of its table.
+    async fn copy(&self, conn: &mut Connection, job: Job) -> Result<Vec<Build>, Error> {
         let Job { table, part, format } = job;
         let action = format!("copy table {}", table.name());
         let sql = parts::statement(&table.catalog, &table.shape, &part, format)
@@ -360,9 +442,9 @@ impl Run {
         self.note(self.snapshot.0, self.snapshot.1);
         table.copy.part_done();
         if table.left.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.finish(&table).await?;
+            return self.all_there(&table).await;
         }
-        Ok(())
+        Ok(Vec::new())
     }
 
     async fn finish(&self, table: &Table) -> Result<(), Error> {

@@ -4,7 +4,7 @@
 //! part reads pages of its own, and a copy that is cut off goes on with the parts that are missing. By pages of the file
 //! otherwise, which every table has; such a table begins again when its copy is cut off, since a row may change its page.
 
-use event::{Blocks, CopyFormat, CopyPart, KeyCodec, KeyForm, TableInfo};
+use event::{Blocks, CopiedPart, CopyFormat, CopyPart, KeyCodec, KeyForm, TableInfo};
 
 use super::super::catalog::CatalogTable;
 use super::super::shape::Shape;
@@ -92,6 +92,22 @@ pub(crate) fn gaps(parts: &[CopyPart]) -> Vec<CopyPart> {
     }
     gaps.extend(open.map(|start| CopyPart { start, end: Vec::new(), blocks: None }));
     gaps
+}
+
+/// Whether parts of one snapshot make a whole table.
+pub(crate) fn is_whole(parts: &[CopiedPart]) -> bool {
+    let Some(first) = parts.first() else { return false };
+    if parts.iter().any(|part| part.at != first.at) {
+        return false;
+    }
+    let all: Vec<CopyPart> = parts.iter().map(|part| part.part.clone()).collect();
+    if all.iter().all(|part| part.blocks.is_none()) {
+        return gaps(&all).is_empty();
+    }
+    let mut blocks: Vec<Blocks> = all.iter().filter_map(|part| part.blocks).collect();
+    blocks.sort_unstable();
+    let end = blocks.iter().try_fold(0, |next, blocks| (blocks.from == next).then_some(blocks.to));
+    blocks.len() == all.len() && end == Some(u32::MAX)
 }
 
 /// Key ranges, cut at those of the keys that lie inside.

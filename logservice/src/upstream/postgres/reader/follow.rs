@@ -45,7 +45,7 @@ impl Txn {
 }
 
 /// A table that is followed.
-type Followed = (CatalogTable, Arc<Shape>);
+pub(super) type Followed = (CatalogTable, Arc<Shape>);
 /// Tables by their ids; `None` is not followed.
 type Becoming = Vec<(u32, Option<Followed>)>;
 /// Where the commit record of a transaction begins, and tables that it changed, as they were before it.
@@ -285,23 +285,5 @@ impl Session {
             });
         }
         admin::published_tables(conn, &self.spec, &self.names, self.checkpoint).await
-    }
-
-    /// The copy has the tables as they were read, and whoever placed them read them at another moment: nothing may have
-    /// changed from the changefeed's start on. The log goes on at `position`.
-    pub(super) async fn check_copied(
-        &mut self,
-        copied: &[(CatalogTable, Arc<Shape>)],
-        position: Ts,
-    ) -> Result<(), Error> {
-        let mut conn = admin::connect(&self.options).await?;
-        let ids: Vec<i64> = copied.iter().map(|(table, _)| table.info.id.0).collect();
-        let changed =
-            history::changed_since(&mut conn, &self.names, self.spec.start_ts, position, &ids).await?;
-        // What is seen of the changes now is no news any more, neither for the stream nor for the next attempt.
-        let seen = if changed.is_some() { Ts::MAX } else { position };
-        install::begin_at(&mut conn, &self.names, seen).await?;
-        conn.close().await;
-        changed.map_or(Ok(()), |table| Err(Error::CopyOutdated { table }))
     }
 }
