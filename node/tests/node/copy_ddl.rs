@@ -71,12 +71,10 @@ impl Rig {
     /// Waits until everything that the source has committed is at the target.
     async fn caught_up(&self) {
         let end = position(&self.source.client("postgres").await.unwrap()).await;
-        let mut last = Value::Null;
         eventually("everything is at the target", async || {
             let feed = self.feed().await;
             assert_ne!(feed["state"], "failed", "{}\n{}", feed["error"], self.millrace.log_tail(30));
             let (at, start) = (feed["checkpoint_ts"].as_u64(), feed["start_ts"].as_u64());
-            last = feed;
             at > start && at >= Some(end)
         })
         .await;
