@@ -186,7 +186,7 @@ pub struct InitialCopyConfig {
 }
 
 /// `[ddl]`: changes of the schema.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct DdlConfig {
     /// Whether a PostgreSQL upstream gets event triggers that write schema changes into its log. Decided when the
@@ -204,8 +204,33 @@ pub struct DdlConfig {
     pub rename_table: DdlPolicy,
     /// Columns, constraints and indexes of a table.
     pub alter_table: DdlPolicy,
-    /// Partitions, other names of schemas.
+    /// Partitions, views, sequences, types, other names of schemas.
     pub other: DdlPolicy,
+    /// Carry the values of sequences to a database that has these sequences too.
+    pub sequence_values: bool,
+    /// How often the upstream is asked for them.
+    pub sequence_interval: HumanDuration,
+    /// How many steps a sequence is ahead downstream, so that after a fail-over it gives no value twice. Zero carries the
+    /// values as they are.
+    pub sequence_ahead: u32,
+}
+
+impl Default for DdlConfig {
+    fn default() -> Self {
+        Self {
+            capture: DdlCapture::default(),
+            create_schema: DdlPolicy::default(),
+            drop_schema: DdlPolicy::default(),
+            create_table: DdlPolicy::default(),
+            drop_table: DdlPolicy::default(),
+            rename_table: DdlPolicy::default(),
+            alter_table: DdlPolicy::default(),
+            other: DdlPolicy::default(),
+            sequence_values: true,
+            sequence_interval: HumanDuration::from_secs(10),
+            sequence_ahead: 1000,
+        }
+    }
 }
 
 /// Whether the upstream's schema changes are captured.

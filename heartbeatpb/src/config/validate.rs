@@ -1,8 +1,8 @@
 //! Checks a replica configuration against its sink, and settles what the two say differently.
 
 use super::{
-    CloudStorageConfig, ConfigError, HumanDuration, Protocol, ReplicaConfig, SchedulerConfig, SinkConfig,
-    SinkKind, TransactionAtomicity, Uri,
+    CloudStorageConfig, ConfigError, DdlConfig, HumanDuration, Protocol, ReplicaConfig, SchedulerConfig,
+    SinkConfig, SinkKind, TransactionAtomicity, Uri,
 };
 
 /// Smallest time an erroring changefeed is given before it fails.
@@ -31,6 +31,7 @@ impl ReplicaConfig {
         self.refuse_unavailable()?;
         self.check_top_level(&mut warnings)?;
         self.scheduler.validate(kind, &mut warnings)?;
+        self.ddl.adjust(kind)?;
         self.verify.validate(kind)?;
         self.sink.take_params(&uri, &mut warnings)?;
         self.sink.validate(kind, &uri)?;
@@ -114,6 +115,17 @@ impl ReplicaConfig {
         if self.initial_copy.parallel > MOST_COPY_PARALLEL {
             self.initial_copy.parallel = MOST_COPY_PARALLEL;
             warnings.push(format!("initial-copy.parallel is lowered to {MOST_COPY_PARALLEL}"));
+        }
+        Ok(())
+    }
+}
+
+impl DdlConfig {
+    /// Only a database of the same kind has sequences.
+    fn adjust(&mut self, kind: SinkKind) -> Result<(), ConfigError> {
+        self.sequence_values &= kind == SinkKind::Postgres;
+        if self.sequence_interval.0 < std::time::Duration::from_secs(1) {
+            return Err(ConfigError::invalid("ddl.sequence-interval", "must be 1s or longer"));
         }
         Ok(())
     }

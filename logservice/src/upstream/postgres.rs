@@ -45,6 +45,7 @@ use heartbeatpb::{ChangefeedId, TableSpan, Ts};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use self::names::Names;
 use self::options::ConnectOptions;
 use self::reader::Reader;
 use super::{
@@ -116,8 +117,22 @@ impl Upstream for Postgres {
     ) -> Result<(), Error> {
         // The shapes of the first tables are valid from the changefeed's start on.
         let spec = FeedSpec { start_ts: start.start_ts, ..spec };
+        let carried = spec.ddl.sequence_values.then(|| ddl::sequences::Watch {
+            options: self.options.clone(),
+            spec: spec.clone(),
+            names: Names::of(&spec.changefeed),
+            progress: Arc::clone(&progress),
+            shutdown: shutdown.clone(),
+        });
         let reader =
             Reader { options: self.options.clone(), spec, start, writer, persisted, progress, shutdown };
-        Box::pin(reader.run()).await
+        let mut reader = Box::pin(reader.run());
+        if let Some(watch) = carried {
+            tokio::select! {
+                result = &mut reader => return result,
+                () = Box::pin(watch.run()) => {}
+            }
+        }
+        reader.await
     }
 }

@@ -28,9 +28,13 @@ use super::progress::{self, CREATE_LOCK};
 use super::shared::Shared;
 use super::sql;
 use super::target::{self, Target};
+use crate::Error;
 
 /// The key of the lock that whoever changes or opens a table takes; [`TableId::DDL`] stands for all of them.
 const LOCK_KEY: &str = "pg_catalog.hashtextextended($1, $2)";
+
+/// SQLSTATE that statements of an upstream raise for what the target cannot follow.
+const CANNOT_FOLLOW: &str = "MR001";
 
 /// What the target has seen of a table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -194,11 +198,22 @@ pub(crate) async fn execute(connection: &Connection, shared: &Shared, ddl: &DdlE
             shared.registration.begin_checked(client).await?;
             shared.registration.unshare(client).await?;
         }
-        Err(error) => return Err(classify(error, &doing())),
+        Err(error) => return Err(refused(error, &doing())),
     }
     note(client, own, feed, ddl, &ids).await?;
     shared.check_permit()?;
     run("COMMIT").await
+}
+
+/// What the failure of a statement means: where the target cannot follow, the statement itself says why and what to do.
+fn refused(error: tokio_postgres::Error, doing: &str) -> Failure {
+    match error.as_db_error() {
+        Some(db) if db.code().code() == CANNOT_FOLLOW => Failure::Fatal(Error::Rejected {
+            code: "CDC:ErrDDLUnsupported",
+            what: format!("{doing}: {}", db.message()),
+        }),
+        Some(_) | None => classify(error, doing),
+    }
 }
 
 /// Whether a table comes to the schema that it is in afterwards.

@@ -3,7 +3,17 @@
 //! Logical decoding knows rows, not statements. Event triggers (`ddl/install.sql`) compare each object that a statement
 //! touched with its shape before, and write the difference as a transactional logical message: it comes in the stream
 //! exactly where the statement was, between the rows of its transaction. The statements for the target are made from the
-//! two shapes (`statement.rs`, `alter.rs`).
+//! two shapes (`statement.rs`, `alter.rs`, `object.rs`).
+//!
+//! Two things are told without an event trigger, since none fires for them: the truncation of a partition, by a trigger on
+//! it (`partition.rs`), and values of sequences, by whoever reads the log (`sequences.rs`).
+//!
+//! ```text
+//!  event triggers            ─ tables, schemas, views, sequences, types ─┐
+//!  BEFORE TRUNCATE triggers  ─ one partition, not with those above it ───┼─▶ message ─▶ log ─▶ reader ─▶ DdlEvent
+//!  Watch, every 10 s         ─ values of sequences, in a transaction ────┘                       (event.rs)
+//!                              of their own
+//! ```
 //!
 //! ```text
 //!  upstream's transaction     BEGIN    row row   ALTER a    row    ALTER b    row    COMMIT
@@ -30,6 +40,8 @@ pub(crate) mod history;
 pub(crate) mod install;
 pub(crate) mod message;
 pub(crate) mod object;
+pub(crate) mod partition;
+pub(crate) mod sequences;
 pub(crate) mod statement;
 pub(crate) mod table;
 pub(crate) mod using;

@@ -292,7 +292,7 @@ impl Session {
             ident(&self.names.slot),
             lsn(self.asked.unwrap_or_default().0),
             ident(&self.names.slot).replace('\'', "''"),
-            if self.captured { ", messages 'true'" } else { "" },
+            if self.captured || self.spec.ddl.sequence_values { ", messages 'true'" } else { "" },
         );
         conn.start_copy("start replication", &sql).await.map_err(|error| self.log_error(error))?;
         tracing::info!(changefeed = %self.spec.changefeed, epoch = ?self.spec.epoch, resolved = %self.resolved,

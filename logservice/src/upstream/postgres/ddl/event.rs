@@ -8,8 +8,9 @@ use heartbeatpb::config::{DdlConfig, DdlPolicy};
 use heartbeatpb::{AddedTable, InfluencedTables, SchemaChange, SchemaId, TableId, Ts, WallTime};
 
 use super::message::{Change, Notice, ObjectKind, ObjectShape, TableShape};
+use super::sequences::{self, SequenceValue};
 use super::statement::{self, Obstacle};
-use super::{alter, object, table};
+use super::{alter, object, partition, table};
 use crate::upstream::postgres::catalog::CatalogTable;
 use crate::upstream::postgres::sql::{ident, qualified};
 use crate::{Error, TableFilter};
@@ -76,14 +77,23 @@ fn unsupported(table: String, change: impl Into<String>) -> Error {
     Error::SchemaChange { table, change: change.into() }
 }
 
-/// Says what a change means. `after` is the table afterwards, where there is one.
+/// What the catalog has for a change.
+#[derive(Default, Debug)]
+pub(crate) struct Found {
+    /// The table afterwards, where there is one.
+    pub(crate) table: Option<CatalogTable>,
+    /// The types of a composite type's fields.
+    pub(crate) types: Vec<event::TypeDefinition>,
+}
+
+/// Says what a change means.
 ///
 /// # Errors
 /// When it cannot be followed, or the changefeed's policy says that it must not.
 pub(crate) fn meaning(
     notice: &Notice,
     change: &Change,
-    after: Option<CatalogTable>,
+    found: Found,
     place: Place,
     feed: &Feed<'_>,
 ) -> Result<Answer, Error> {
@@ -95,10 +105,13 @@ pub(crate) fn meaning(
             of_schema(notice, before.as_deref(), after.as_deref(), place, feed)
         }
         Change::Object { before, after } => {
-            of_object(before.as_deref(), after.as_deref(), notice, place, feed)?
+            of_object(before.as_deref(), after.as_deref(), &found.types, notice, place, feed)?
         }
+        // Its own key says whether they are carried.
+        Change::Sequences { values, .. } => return known(of_sequences(values, place)),
+        Change::Truncate { table } => of_truncate(table, place, feed),
         Change::Table { before, after: shape } => {
-            match of_table(notice, before.as_deref(), shape.as_deref(), after, place, feed)? {
+            match of_table(notice, before.as_deref(), shape.as_deref(), found.table, place, feed)? {
                 Answer::Known(meaning) => *meaning,
                 unfollowed @ Answer::Unfollowed(_) => return Ok(unfollowed),
             }
@@ -187,23 +200,50 @@ fn of_schema(
     Meaning { event, table: Becomes::Same }
 }
 
+/// Nobody waits for sequences: the table trigger sets them alone.
+fn of_sequences(values: &[SequenceValue], place: Place) -> Meaning {
+    let Some(first) = values.first() else { return NOTHING };
+    let event = DdlEvent {
+        table: first.name.clone(),
+        query: sequences::set(values),
+        ..blank(DdlKind::Other, place, SchemaId::DDL, &first.schema)
+    };
+    Meaning { event: Some(event), table: Becomes::Same }
+}
+
+/// A partition lost its rows, which are those of the table at the top.
+fn of_truncate(table: &TableShape, place: Place, feed: &Feed<'_>) -> Meaning {
+    let Some(root) = table.root.and_then(|root| (feed.known)(root)) else { return NOTHING };
+    let event = DdlEvent {
+        table_id: root.id,
+        table: table.name.clone(),
+        query: partition::truncate(table, &qualified(&root.schema, &root.name)),
+        blocked: normal([root.id]),
+        ..blank(DdlKind::Other, place, root.schema_id, &root.schema)
+    };
+    Meaning { event: Some(event), table: Becomes::Same }
+}
+
 /// A view, a sequence or a type: any table may be behind it.
 fn of_object(
     before: Option<&ObjectShape>,
     after: Option<&ObjectShape>,
+    types: &[event::TypeDefinition],
     notice: &Notice,
     place: Place,
     feed: &Feed<'_>,
 ) -> Result<Meaning, Error> {
+    // A table brings its types along, wherever they are.
+    let used = notice.users.iter().any(|table| (feed.known)(*table).is_some());
     let wanted = |shape: &ObjectShape| match shape.kind {
         ObjectKind::View | ObjectKind::Sequence => feed.filter.matches(&shape.schema, &shape.name),
         ObjectKind::Enum | ObjectKind::Domain | ObjectKind::Composite | ObjectKind::Range => {
-            feed.filter.matches_schema(&shape.schema)
+            used || feed.filter.matches_schema(&shape.schema)
         }
     };
     let (before, after) = (before.filter(|shape| wanted(shape)), after.filter(|shape| wanted(shape)));
     let Some(shape) = before.or(after) else { return Ok(NOTHING) };
-    let query = match object::change(before, after, notice.wide) {
+    let query = match object::change(before, after, types, notice.wide) {
         Ok(query) => query,
         Err(Obstacle(why)) if feed.policy.other == DdlPolicy::Apply => {
             return Err(unsupported(format!("{}.{}", shape.schema, shape.name), why));
@@ -405,7 +445,7 @@ fn of_partition(
                 let types = after.map(table::definitions).unwrap_or_default();
                 statement::create(is, &types, &follows)
             });
-            let query = statement::remove_partition(was, &sql, create.as_deref(), notice.wide);
+            let query = partition::remove(was, &sql, create.as_deref(), notice.wide);
             let event = event(DdlKind::Other, &root, &was.name, query);
             match alone.map(|(_, after)| after) {
                 // Its rows are at the target already, so it is followed as a table of its own from here on.
@@ -417,7 +457,7 @@ fn of_partition(
             }
         }
         ((None, _), (Some(is), Some(root))) => {
-            meaning(event(DdlKind::Other, &root, &is.name, statement::create_partition(is)), Becomes::Same)
+            meaning(event(DdlKind::Other, &root, &is.name, partition::create(is)), Becomes::Same)
         }
         ((Some(_), None), (Some(is), Some(root))) => match itself {
             Some(itself) => {
@@ -425,11 +465,16 @@ fn of_partition(
                 let event = DdlEvent {
                     blocked: normal(ids),
                     dropped: Some(InfluencedTables::Normal(vec![itself.id])),
-                    ..event(DdlKind::Other, &root, &is.name, statement::attach_partition(is))
+                    ..event(
+                        DdlKind::Other,
+                        &root,
+                        &is.name,
+                        partition::attach(is, &qualified(&root.schema, &root.name), notice.rows),
+                    )
                 };
                 meaning(event, Becomes::Gone)
             }
-            None if notice.rows => Err(unsupported(
+            None if notice.rows && feed.policy.other != DdlPolicy::Ignore => Err(unsupported(
                 format!("{}.{}", root.schema, root.name),
                 format!(
                     "table {} became a partition of it, with rows that were not replicated; remove the changefeed and \
@@ -437,10 +482,7 @@ fn of_partition(
                     is.full_name()
                 ),
             )),
-            None => meaning(
-                event(DdlKind::Other, &root, &is.name, statement::create_partition(is)),
-                Becomes::Same,
-            ),
+            None => meaning(event(DdlKind::Other, &root, &is.name, partition::create(is)), Becomes::Same),
         },
         // What the partitions share is changed with the root.
         ((_, Some(_)), (_, Some(_))) => Ok(Some(NOTHING)),

@@ -110,14 +110,20 @@ pub(crate) async fn straddling(
     at: Ts,
 ) -> Result<Option<Straddling>, Error> {
     let sql = format!(
-        "SELECT DISTINCT ON (c.object) c.object, c.before, c.committed FROM millrace_capture.changes c \
-         WHERE c.class = 'table' AND c.committed = (SELECT max(l.committed) FROM millrace_capture.changes l \
-           WHERE l.committed < {}) ORDER BY c.object, c.seq",
+        "SELECT t.object, t.before, l.committed \
+         FROM (SELECT max(c.committed) AS committed FROM millrace_capture.changes c WHERE c.committed < {}) l \
+         LEFT JOIN LATERAL (SELECT DISTINCT ON (c.object) c.object, c.before FROM millrace_capture.changes c \
+           WHERE c.class = 'table' AND c.committed = l.committed ORDER BY c.object, c.seq) t ON true \
+         WHERE l.committed IS NOT NULL",
         at.0
     );
     let (mut commit, mut shapes) = (None, Vec::new());
     for row in conn.query("look for a change at the checkpoint", &sql).await? {
         commit = Some(row.number::<u64>(2)?);
+        // What else was changed has no shape that rows depend on, but the transaction has parts all the same.
+        if row.opt(0).is_none() {
+            continue;
+        }
         let shape = row.opt(1).map(read).transpose()?;
         let shape = shape.filter(|shape| shape.published.contains(&names.slot));
         shapes.push((row.number::<u32>(0)?, shape));

@@ -13,6 +13,10 @@ use crate::upstream::postgres::sql::{ident, literal};
 const OBJECTS: &str = include_str!("install.sql");
 /// One installs or removes at a time: the key of an advisory lock, "millrace" in ASCII.
 const LOCK: &str = "SELECT pg_catalog.pg_advisory_xact_lock(7883963434930823013)";
+/// How long a lock on a table of others is waited for at once, how often, and the pause in which they go on.
+const LOCK_TIMEOUT: &str = "1s";
+const LOCK_ATTEMPTS: u32 = 40;
+const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(500);
 /// Statements that may change the shape of what is followed.
 const TAGS: [&str; 16] = [
     "CREATE TABLE",
@@ -137,12 +141,43 @@ pub(crate) async fn may_install(conn: &mut Connection) -> Result<bool, Error> {
     Ok(rows.first().is_some_and(|row| row.flag(0)))
 }
 
-/// Notes the shapes of everything that is there.
+/// Has truncations of partitions told, of those that are there; the triggers see to those that come. Each waits for the
+/// transactions that write its table, but never for long at once, since whoever writes later waits behind it.
 ///
 /// # Errors
-/// When the upstream cannot be asked.
+/// When a table is written by one transaction for longer than we wait, or the upstream cannot be asked.
+async fn guard(conn: &mut Connection) -> Result<(), Error> {
+    let action = "note truncations of a partition (it waits for transactions that write it)";
+    let rows = conn.query(action, "SELECT millrace_capture.unguarded(NULL)").await?;
+    for row in rows {
+        let guard = format!("SELECT millrace_capture.guard({})", row.number::<u32>(0)?);
+        patiently(conn, action, &guard).await?;
+    }
+    Ok(())
+}
+
+/// Executes a statement that needs a lock on a table of others.
+async fn patiently(conn: &mut Connection, action: &str, statement: &str) -> Result<(), Error> {
+    let sql = format!("BEGIN; SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'; {statement}; COMMIT");
+    let mut attempt = 1;
+    loop {
+        let Err(error) = conn.query(action, &sql).await else { return Ok(()) };
+        conn.query("end a transaction", "ROLLBACK").await?;
+        if attempt == LOCK_ATTEMPTS || !matches!(error, Error::UpstreamUnavailable { .. }) {
+            return Err(error);
+        }
+        attempt += 1;
+        tokio::time::sleep(LOCK_PAUSE).await;
+    }
+}
+
+/// Notes the shapes of everything that is there, and has truncations of its partitions told.
+///
+/// # Errors
+/// As for the locks of partitions, or when the upstream cannot be asked.
 pub(crate) async fn look(conn: &mut Connection) -> Result<(), Error> {
-    conn.query("note the shapes of tables", "SELECT millrace_capture.look()").await.map(drop)
+    conn.query("note the shapes of tables", "SELECT millrace_capture.look()").await?;
+    guard(conn).await
 }
 
 /// A changefeed begins at `start`: changes that were made before are no business of it.
@@ -167,6 +202,19 @@ pub(crate) async fn begin_at(conn: &mut Connection, names: &Names, start: Ts) ->
 pub(crate) async fn remove(conn: &mut Connection, names: &Names) -> Result<(), Error> {
     if !is_active(conn, names).await? {
         return Ok(());
+    }
+    // Each table alone: the schema goes in one transaction, which must not collect locks of tables.
+    let last =
+        format!("NOT EXISTS (SELECT FROM millrace_capture.feeds WHERE slot <> {})", literal(&names.slot));
+    let action = "remove a trigger (it waits for transactions that use its table)";
+    let sql = format!(
+        "SELECT t.tgname, t.tgrelid::regclass FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid \
+         JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = 'millrace_capture' AND {last}"
+    );
+    for row in conn.query(action, &sql).await? {
+        let drop = format!("DROP TRIGGER IF EXISTS {} ON {}", ident(row.text(0)), row.text(1));
+        let body = format!("BEGIN IF {last} THEN {drop}; END IF; END");
+        patiently(conn, action, &format!("{LOCK}; DO {}", literal(&body))).await?;
     }
     let drops: String =
         TRIGGERS.map(|(_, name, _)| format!("DROP EVENT TRIGGER IF EXISTS {}; ", ident(name))).concat();

@@ -63,6 +63,8 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $function$
         'parent_name', (SELECT format('%I.%I', pn.nspname, pc.relname)
             FROM pg_inherits i JOIN pg_class pc ON pc.oid = i.inhparent JOIN pg_namespace pn ON pn.oid = pc.relnamespace
             WHERE i.inhrelid = c.oid AND c.relispartition ORDER BY i.inhseqno LIMIT 1),
+        'parent_key', (SELECT pg_get_partkeydef(i.inhparent) FROM pg_inherits i
+            WHERE i.inhrelid = c.oid AND c.relispartition ORDER BY i.inhseqno LIMIT 1),
         'root', CASE WHEN c.relispartition THEN pg_partition_root(c.oid)::oid::bigint END,
         'bound', pg_get_expr(c.relpartbound, c.oid),
         'condition', CASE WHEN c.relispartition THEN pg_get_partition_constraintdef(c.oid) END,
@@ -141,6 +143,14 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $function$
         'definition', CASE t.typtype WHEN 'd' THEN format_type(t.typbasetype, t.typtypmod) WHEN 'c' THEN (
             SELECT string_agg(format('%I %s', a.attname, format_type(a.atttypid, a.atttypmod)), ', ' ORDER BY a.attnum)
             FROM pg_attribute a WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped) ELSE '' END,
+        'fields', CASE WHEN t.typtype = 'c' THEN COALESCE((SELECT jsonb_agg(jsonb_build_object('number', a.attnum,
+                'name', a.attname, 'type', a.atttypid::bigint, 'mod', a.atttypmod,
+                'sql', format_type(a.atttypid, a.atttypmod),
+                'collation', CASE WHEN a.attcollation <> 0 AND a.attcollation <> ft.typcollation
+                    THEN format('%I.%I', cn.nspname, co.collname) END) ORDER BY a.attnum)
+            FROM pg_attribute a JOIN pg_type ft ON ft.oid = a.atttypid LEFT JOIN pg_collation co ON co.oid = a.attcollation
+                LEFT JOIN pg_namespace cn ON cn.oid = co.collnamespace
+            WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped), '[]') END,
         'labels', COALESCE((SELECT jsonb_agg(e.enumlabel ORDER BY e.enumsortorder) FROM pg_enum e
             WHERE e.enumtypid = t.oid), '[]'),
         'not_null', t.typnotnull, 'default', t.typdefault,
@@ -150,6 +160,23 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $function$
     WHERE of_class = 'type' AND t.oid = object AND t.typtype IN ('e', 'd', 'c', 'r') AND n.nspname !~ '^pg_'
         AND n.nspname NOT IN ('information_schema', 'millrace', 'millrace_capture')
         AND (t.typrelid = 0 OR c.relkind = 'c')
+$function$;
+
+-- The tables that have a type in them, in whatever other types.
+CREATE OR REPLACE FUNCTION millrace_capture.users_of(type oid) RETURNS jsonb
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $function$
+    WITH RECURSIVE made_of (class, object) AS (
+        SELECT 'pg_type'::regclass::oid, type
+        UNION
+        SELECT e.class, e.object FROM made_of m, LATERAL (
+            SELECT d.classid, d.objid FROM pg_depend d WHERE d.refclassid = m.class AND d.refobjid = m.object
+                AND d.classid IN ('pg_type'::regclass, 'pg_class'::regclass)
+            UNION ALL
+            -- The fields of a composite type depend on it, not it on them.
+            SELECT 'pg_type'::regclass, c.reltype FROM pg_class c
+            WHERE m.class = 'pg_class'::regclass AND c.oid = m.object AND c.relkind = 'c') AS e (class, object))
+    SELECT COALESCE(jsonb_agg(c.oid::bigint ORDER BY c.oid), '[]')
+    FROM made_of m JOIN pg_class c ON m.class = 'pg_class'::regclass AND c.oid = m.object AND c.relkind IN ('r', 'p')
 $function$;
 
 -- Whether the log of a table tells which rows were changed.
@@ -259,6 +286,9 @@ BEGIN
                 'query', CASE WHEN has_rows AND rewritten IS NOT NULL AND length(current_query()) < 1048576 THEN current_query() END);
         END;
     END IF;
+    IF of_class = 'type' THEN
+        message := message || jsonb_build_object('users', millrace_capture.users_of(of_object));
+    END IF;
     IF octet_length(message::text) > longest THEN
         message := (message - 'before' - 'after' - 'query') || jsonb_build_object('too_large', true,
             'name', COALESCE(before, after) ->> 'name');
@@ -273,9 +303,96 @@ BEGIN
         INSERT INTO millrace_capture.shapes (class, object, shape) VALUES (of_class, of_object, after)
         ON CONFLICT (class, object) DO UPDATE SET shape = excluded.shape;
     END IF;
+    IF of_class = 'table' AND after IS NOT NULL THEN
+        PERFORM millrace_capture.guard(u.relation) FROM millrace_capture.unguarded(of_object) AS u (relation);
+    END IF;
 END $function$;
 
--- Notes what became of tables, of those below them, and of those that were.
+-- A truncation of one partition is not in the log of the table that it is a part of, so its trigger tells it.
+CREATE OR REPLACE FUNCTION millrace_capture.note_truncate(relation oid) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $function$
+DECLARE
+    place pg_lsn;
+    running bigint := pg_current_xact_id()::text::bigint & 4294967295;
+BEGIN
+    place := pg_logical_emit_message(true, 'millrace.ddl', jsonb_build_object('version', 1, 'class', 'truncate',
+        'object', relation::bigint, 'tag', 'TRUNCATE', 'before', NULL,
+        'after', millrace_capture.table_shape(relation))::text);
+    INSERT INTO millrace_capture.changes (xid, seq, at, class, object)
+    SELECT running, 1 + count(*), (place - '0/0'::pg_lsn)::bigint, 'truncate', relation
+    FROM millrace_capture.changes c WHERE c.xid = running;
+END $function$;
+
+-- Before a truncation, of each table that it concerns: those above come first, and speak for those below.
+CREATE OR REPLACE FUNCTION millrace_capture.on_truncate() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $function$
+DECLARE
+    spoken text := COALESCE(current_setting('millrace_capture.truncated', true), '');
+    mine text := format('<%s>', TG_RELID);
+BEGIN
+    IF TG_WHEN = 'AFTER' THEN
+        PERFORM set_config('millrace_capture.truncated', replace(spoken, mine, ''), true);
+        RETURN NULL;
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_partition_ancestors(TG_RELID) a
+            WHERE a.relid <> TG_RELID AND strpos(spoken, format('<%s>', a.relid::oid)) > 0)
+        AND EXISTS (SELECT FROM millrace_capture.feeds f JOIN pg_publication p ON p.pubname = f.slot
+            JOIN pg_publication_rel r ON r.prpubid = p.oid
+            WHERE r.prrelid = pg_partition_root(TG_RELID) AND r.prrelid <> TG_RELID)
+    THEN
+        PERFORM millrace_capture.note_truncate(TG_RELID);
+    END IF;
+    IF EXISTS (SELECT FROM pg_class c WHERE c.oid = TG_RELID AND c.relkind = 'p') THEN
+        PERFORM set_config('millrace_capture.truncated', spoken || mine, true);
+    END IF;
+    RETURN NULL;
+EXCEPTION
+    WHEN transaction_rollback OR lock_not_available THEN
+        RAISE;
+    WHEN OTHERS THEN
+        PERFORM millrace_capture.give_up('TRUNCATE', SQLERRM);
+        RETURN NULL;
+END $function$;
+
+-- Tables of followed partitioned tables whose truncation nobody would tell; of one of them, and what is below it, or all.
+CREATE OR REPLACE FUNCTION millrace_capture.unguarded(of_relation oid) RETURNS SETOF oid
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $function$
+    SELECT DISTINCT t.relid::oid
+    FROM millrace_capture.feeds f JOIN pg_publication p ON p.pubname = f.slot
+        JOIN pg_publication_rel r ON r.prpubid = p.oid JOIN pg_class c ON c.oid = r.prrelid AND c.relkind = 'p',
+        LATERAL pg_partition_tree(COALESCE(of_relation, c.oid)) t JOIN pg_class m ON m.oid = t.relid
+    WHERE m.relkind IN ('r', 'p') AND m.relpersistence = 'p'
+        AND (of_relation IS NULL OR pg_partition_root(of_relation) = c.oid)
+        AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = t.relid AND g.tgname = 'millrace_truncate')
+$function$;
+
+-- Has the truncation of a table told. The triggers fire whatever session_replication_role says.
+CREATE OR REPLACE FUNCTION millrace_capture.guard(relation oid) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $function$
+DECLARE
+    full_name text;
+    divided boolean;
+BEGIN
+    SELECT format('%I.%I', n.nspname, c.relname), c.relkind = 'p' INTO full_name, divided
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = relation;
+    IF full_name IS NULL THEN
+        RETURN;
+    END IF;
+    -- What follows is no change that anybody made.
+    PERFORM set_config('millrace_capture.own', 'on', true);
+    EXECUTE format('CREATE OR REPLACE TRIGGER millrace_truncate BEFORE TRUNCATE ON %s '
+        'FOR EACH STATEMENT EXECUTE FUNCTION millrace_capture.on_truncate()', full_name);
+    EXECUTE format('ALTER TABLE ONLY %s ENABLE ALWAYS TRIGGER millrace_truncate', full_name);
+    IF divided THEN
+        EXECUTE format('CREATE OR REPLACE TRIGGER millrace_truncated AFTER TRUNCATE ON %s '
+            'FOR EACH STATEMENT EXECUTE FUNCTION millrace_capture.on_truncate()', full_name);
+        EXECUTE format('ALTER TABLE ONLY %s ENABLE ALWAYS TRIGGER millrace_truncated', full_name);
+    END IF;
+    PERFORM set_config('millrace_capture.own', 'off', true);
+END $function$;
+
+-- Notes what became of tables, of those below them, and of those that were. Which rows a default partition takes
+-- depends on what is beside it.
 CREATE OR REPLACE FUNCTION millrace_capture.note_tables(relations oid[], tag text, path text, wide boolean)
 RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $function$
 DECLARE
@@ -284,6 +401,10 @@ BEGIN
     FOR relation IN
         WITH RECURSIVE below (relation, place, depth) AS (
             SELECT r.relation, r.place, 0 FROM unnest(relations) WITH ORDINALITY AS r (relation, place)
+            UNION ALL
+            SELECT p.partdefid, r.place, 1 FROM unnest(relations) WITH ORDINALITY AS r (relation, place)
+                JOIN pg_inherits i ON i.inhrelid = r.relation JOIN pg_partitioned_table p ON p.partrelid = i.inhparent
+            WHERE p.partdefid <> 0
             UNION ALL
             SELECT i.inhrelid, b.place, b.depth + 1 FROM below b JOIN pg_inherits i ON i.inhparent = b.relation)
         SELECT t.relation FROM (
@@ -316,7 +437,7 @@ DECLARE
     relation oid;
     relations oid[] := '{}';
 BEGIN
-    IF NOT EXISTS (SELECT FROM millrace_capture.feeds) THEN
+    IF current_setting('millrace_capture.own', true) = 'on' OR NOT EXISTS (SELECT FROM millrace_capture.feeds) THEN
         RETURN;
     END IF;
     FOR command IN
@@ -335,6 +456,10 @@ BEGIN
         IF class IS NOT NULL THEN
             PERFORM millrace_capture.note(class, command.objid, millrace_capture.object_shape(class, command.objid),
                 tag, path, false);
+            IF class = 'type' AND tag = 'ALTER TYPE' THEN
+                -- Tables made of it have its fields.
+                relations := relations || ARRAY(SELECT c.oid FROM pg_class c WHERE c.reloftype = command.objid ORDER BY c.oid);
+            END IF;
         ELSIF command.classid = 'pg_constraint'::regclass
             AND EXISTS (SELECT FROM pg_constraint k WHERE k.oid = command.objid AND k.contypid <> 0)
         THEN
@@ -370,6 +495,7 @@ CREATE OR REPLACE FUNCTION millrace_capture.objects_dropped(tag text, path text)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $function$
 DECLARE
     relations oid[];
+    beside oid[];
     object record;
     wide boolean;
 BEGIN
@@ -391,6 +517,10 @@ BEGIN
             AND n.nspname = d.address_names[1] AND t.relname = d.address_names[2]) AS touched
         JOIN pg_class c ON c.oid = touched.relation
     WHERE NOT d.is_temporary;
+    SELECT COALESCE(array_agg(DISTINCT p.partdefid), '{}') INTO beside
+    FROM pg_event_trigger_dropped_objects() d JOIN millrace_capture.shapes s ON s.class = 'table' AND s.object = d.objid
+        JOIN pg_partitioned_table p ON p.partrelid = (s.shape ->> 'parent')::oid
+    WHERE d.objsubid = 0 AND d.classid = 'pg_class'::regclass AND p.partdefid <> 0;
     PERFORM millrace_capture.note_tables(relations, tag, path, wide);
     FOR object IN
         SELECT s.class, s.object FROM pg_event_trigger_dropped_objects() d JOIN millrace_capture.shapes s
@@ -402,6 +532,7 @@ BEGIN
     LOOP
         PERFORM millrace_capture.note(object.class, object.object, NULL, tag, path, wide);
     END LOOP;
+    PERFORM millrace_capture.note_tables(beside, tag, path, wide);
 EXCEPTION
     WHEN transaction_rollback OR lock_not_available THEN
         RAISE;

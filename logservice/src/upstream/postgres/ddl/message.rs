@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+use super::sequences::SequenceValue;
 use crate::Error;
 
 /// Prefix of our messages in the log.
@@ -36,6 +37,14 @@ pub(crate) struct Notice {
     pub(crate) rows: bool,
     /// What the session was executing, where the catalog does not tell all.
     pub(crate) query: Option<String>,
+    /// Tables that have the type in them.
+    #[serde(default)]
+    pub(crate) users: Vec<u32>,
+    /// Slot of the changefeed that it is for; for values of sequences.
+    #[serde(default)]
+    slot: String,
+    #[serde(default)]
+    values: Vec<SequenceValue>,
     #[serde(default)]
     too_large: bool,
     name: Option<String>,
@@ -65,6 +74,18 @@ pub(crate) enum Change {
         /// Afterwards.
         after: Option<Box<ObjectShape>>,
     },
+    /// A partition lost its rows, alone or with those below it.
+    Truncate {
+        /// The partition.
+        table: Box<TableShape>,
+    },
+    /// Sequences have other values.
+    Sequences {
+        /// Slot of the changefeed that asked.
+        slot: String,
+        /// What they are set to.
+        values: Vec<SequenceValue>,
+    },
     /// The triggers could not tell what happened.
     Untold {
         /// Why.
@@ -88,6 +109,9 @@ pub(crate) struct TableShape {
     pub(crate) parent: Option<u32>,
     /// Quoted name of the same.
     pub(crate) parent_name: Option<String>,
+    /// How the same divides its rows.
+    #[serde(default)]
+    pub(crate) parent_key: Option<String>,
     /// The table at the top of which it is a part.
     pub(crate) root: Option<u32>,
     /// Which rows go to this partition, as `ATTACH PARTITION` says it.
@@ -179,6 +203,9 @@ pub(crate) struct ObjectShape {
     pub(crate) kind: ObjectKind,
     /// Query of a view, properties of a sequence, base type of a domain, fields of a composite type.
     pub(crate) definition: String,
+    /// Of a composite type, in order; `None` where an earlier version noted it.
+    #[serde(default)]
+    pub(crate) fields: Option<Vec<FieldShape>>,
     /// Of a view.
     #[serde(default)]
     pub(crate) options: String,
@@ -194,6 +221,21 @@ pub(crate) struct ObjectShape {
     /// Of a domain: name and definition of its constraints.
     #[serde(default)]
     pub(crate) checks: std::collections::BTreeMap<String, String>,
+}
+
+/// A field of a composite type.
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+pub(crate) struct FieldShape {
+    /// Stays with the field for as long as it lives.
+    pub(crate) number: i16,
+    pub(crate) name: String,
+    #[serde(rename = "type")]
+    pub(crate) type_oid: u32,
+    #[serde(rename = "mod")]
+    pub(crate) type_mod: i32,
+    pub(crate) sql: String,
+    /// Collation, if not that of the type.
+    pub(crate) collation: Option<String>,
 }
 
 /// What an [`ObjectShape`] describes.
@@ -253,6 +295,10 @@ impl Notice {
                 before: before.map(TableShape::read).transpose()?.map(Box::new),
                 after: after.map(TableShape::read).transpose()?.map(Box::new),
             }),
+            "truncate" => {
+                let table = TableShape::read(after.unwrap_or_default())?;
+                Ok(Change::Truncate { table: Box::new(table) })
+            }
             "schema" => {
                 let name = |shape: Option<serde_json::Value>| -> Result<Option<String>, Error> {
                     let shape = shape.map(serde_json::from_value::<SchemaShape>).transpose();
@@ -265,6 +311,10 @@ impl Notice {
                     shape.map(serde_json::from_value).transpose().map_err(|error| malformed(&error))
                 };
                 Ok(Change::Object { before: read(before)?, after: read(after)? })
+            }
+            "sequences" => {
+                let values = std::mem::take(&mut self.values);
+                Ok(Change::Sequences { slot: std::mem::take(&mut self.slot), values })
             }
             "failure" => Ok(Change::Untold { what: self.name.clone().unwrap_or_default() }),
             class => Err(Error::protocol(format_args!("a schema change of class {class:?}"))),

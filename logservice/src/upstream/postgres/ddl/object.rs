@@ -3,8 +3,8 @@
 //! Types that tables need are made with the tables, so a new type alone is no statement; one that changes is changed at
 //! the target only if it is there.
 
-use super::message::{ObjectKind, ObjectShape};
-use super::statement::{Obstacle, Script, if_true};
+use super::message::{FieldShape, ObjectKind, ObjectShape};
+use super::statement::{Obstacle, Script, create_type, do_block, if_true, refusal};
 use crate::upstream::postgres::sql::{ident, literal, qualified};
 
 impl ObjectShape {
@@ -34,13 +34,15 @@ impl ObjectShape {
     }
 }
 
-/// The statements that make `after` of `before`; empty where there is nothing to do.
+/// The statements that make `after` of `before`; empty where there is nothing to do. `types` are those that its fields
+/// need.
 ///
 /// # Errors
 /// When no statement does that to a type which the target may use.
 pub(crate) fn change(
     before: Option<&ObjectShape>,
     after: Option<&ObjectShape>,
+    types: &[event::TypeDefinition],
     wide: bool,
 ) -> Result<String, Obstacle> {
     match (before, after) {
@@ -49,7 +51,7 @@ pub(crate) fn change(
             let cascade = if wide { " CASCADE" } else { "" };
             Ok(format!("DROP {} IF EXISTS {}{cascade}", before.word(), before.sql_name()))
         }
-        (Some(before), Some(after)) => alter(before, after),
+        (Some(before), Some(after)) => alter(before, after, types),
         (None, None) => Ok(String::new()),
     }
 }
@@ -68,7 +70,11 @@ fn create(shape: &ObjectShape) -> String {
     }
 }
 
-fn alter(before: &ObjectShape, after: &ObjectShape) -> Result<String, Obstacle> {
+fn alter(
+    before: &ObjectShape,
+    after: &ObjectShape,
+    types: &[event::TypeDefinition],
+) -> Result<String, Obstacle> {
     let mut script = Script::default();
     let word = after.word();
     if before.schema != after.schema {
@@ -90,10 +96,15 @@ fn alter(before: &ObjectShape, after: &ObjectShape) -> Result<String, Obstacle> 
         }
         ObjectKind::Enum => labels(before, after, &mut script),
         ObjectKind::Domain if before.definition == after.definition => domain(before, after, &mut script),
-        ObjectKind::Domain | ObjectKind::Composite | ObjectKind::Range
-            if before.definition != after.definition =>
-        {
-            return Err(Obstacle("its fields changed, which cannot be followed".to_owned()));
+        ObjectKind::Composite if before.fields != after.fields || before.definition != after.definition => {
+            match (&before.fields, &after.fields) {
+                (Some(old), Some(new)) => fields(after, old, new, types, &mut script),
+                // Noted by an earlier version, which did not tell one field from another.
+                _ => return Err(Obstacle("its fields changed, and what they were is not known".to_owned())),
+            }
+        }
+        ObjectKind::Domain | ObjectKind::Range if before.definition != after.definition => {
+            return Err(Obstacle("what it is made of changed, which cannot be followed".to_owned()));
         }
         ObjectKind::View
         | ObjectKind::Sequence
@@ -104,17 +115,27 @@ fn alter(before: &ObjectShape, after: &ObjectShape) -> Result<String, Obstacle> 
     Ok(script.0)
 }
 
+/// The target may have the type already, with labels of its own.
 fn labels(before: &ObjectShape, after: &ObjectShape, script: &mut Script) {
     let name = after.sql_name();
+    let has = |label: &str| {
+        format!(
+            "EXISTS (SELECT FROM pg_catalog.pg_enum WHERE enumtypid = pg_catalog.to_regtype({}) AND enumlabel = {})",
+            literal(&name),
+            literal(label)
+        )
+    };
     if before.labels.len() == after.labels.len() {
         for (old, new) in before.labels.iter().zip(&after.labels).filter(|(old, new)| old != new) {
-            let there = format!(
-                "EXISTS (SELECT FROM pg_catalog.pg_enum WHERE enumtypid = pg_catalog.to_regtype({}) AND enumlabel = {})",
-                literal(&name),
-                literal(old)
-            );
             let rename = format!("ALTER TYPE {name} RENAME VALUE {} TO {}", literal(old), literal(new));
-            script.add(format_args!("{}", if_true(&there, &rename)));
+            let both = refusal(&format!(
+                "type {name} of the target has both labels {old:?} and {new:?}, so the one cannot be renamed to the other; \
+                 rename one of them there and resume"
+            ));
+            script.add(format_args!(
+                "{}",
+                if_true(&has(old), &format!("IF {} THEN {both} END IF; {rename}", has(new)))
+            ));
         }
         return;
     }
@@ -122,15 +143,72 @@ fn labels(before: &ObjectShape, after: &ObjectShape, script: &mut Script) {
         if before.labels.contains(label) {
             continue;
         }
+        let add = format!("ALTER TYPE {name} ADD VALUE IF NOT EXISTS {}", literal(label));
         let neighbour = match (place.checked_sub(1).and_then(|at| after.labels.get(at)), after.labels.get(1))
         {
-            (Some(earlier), _) => format!(" AFTER {}", literal(earlier)),
-            (None, Some(later)) => format!(" BEFORE {}", literal(later)),
-            (None, None) => String::new(),
+            (Some(earlier), _) => Some((earlier, "AFTER")),
+            (None, later) => later.map(|later| (later, "BEFORE")),
         };
-        let add = format!("ALTER TYPE {name} ADD VALUE IF NOT EXISTS {}{neighbour}", literal(label));
+        let add = match neighbour {
+            Some((other, side)) => {
+                format!("IF {} THEN {add} {side} {}; ELSE {add}; END IF", has(other), literal(other))
+            }
+            None => add,
+        };
         script.add(format_args!("{}", if_true(&after.is_there(), &add)));
     }
+}
+
+/// From the fields of a composite type to other ones. Rows keep theirs, in the same order: a field that came has no value
+/// in them.
+fn fields(
+    shape: &ObjectShape,
+    old: &[FieldShape],
+    new: &[FieldShape],
+    types: &[event::TypeDefinition],
+    script: &mut Script,
+) {
+    let name = shape.sql_name();
+    let of = |fields: &'_ [FieldShape], number: i16| fields.iter().find(|f| f.number == number).cloned();
+    let has = |field: &str| {
+        format!(
+            "EXISTS (SELECT FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.typrelid = a.attrelid \
+             WHERE t.oid = pg_catalog.to_regtype({}) AND a.attname = {} AND NOT a.attisdropped)",
+            literal(&name),
+            literal(field)
+        )
+    };
+    let mut body = String::new();
+    for gone in old.iter().filter(|field| of(new, field.number).is_none()) {
+        body.push_str(&format!("ALTER TYPE {name} DROP ATTRIBUTE IF EXISTS {}; ", ident(&gone.name)));
+    }
+    for field in new {
+        let typed = || {
+            let collation = field.collation.as_ref().map(|c| format!(" COLLATE {c}")).unwrap_or_default();
+            format!("{}{collation}", field.sql)
+        };
+        let (quoted, Some(earlier)) = (ident(&field.name), of(old, field.number)) else {
+            let add = format!("ALTER TYPE {name} ADD ATTRIBUTE {} {}", ident(&field.name), typed());
+            body.push_str(&format!("IF NOT {} THEN {add}; END IF; ", has(&field.name)));
+            continue;
+        };
+        if earlier.name != field.name {
+            let rename = format!("ALTER TYPE {name} RENAME ATTRIBUTE {} TO {quoted}", ident(&earlier.name));
+            body.push_str(&format!("IF {} THEN {rename}; END IF; ", has(&earlier.name)));
+        }
+        // A type that was renamed is the same one.
+        let kind = |field: &FieldShape| (field.type_oid, field.type_mod, field.collation.clone());
+        if kind(&earlier) != kind(field) {
+            body.push_str(&format!("ALTER TYPE {name} ALTER ATTRIBUTE {quoted} TYPE {}; ", typed()));
+        }
+    }
+    if body.is_empty() {
+        return;
+    }
+    for definition in types {
+        script.add(format_args!("{}", create_type(definition)));
+    }
+    script.add(format_args!("{}", do_block(&format!("IF {} THEN {body}END IF;", shape.is_there()))));
 }
 
 fn domain(before: &ObjectShape, after: &ObjectShape, script: &mut Script) {
@@ -176,7 +254,7 @@ mod tests {
     }
 
     fn check(before: Option<ObjectShape>, after: Option<ObjectShape>, expected: Expect) {
-        let statements = change(before.as_ref(), after.as_ref(), false);
+        let statements = change(before.as_ref(), after.as_ref(), &[], false);
         expected.assert_eq(&statements.unwrap_or_else(|Obstacle(why)| format!("obstacle: {why}")));
     }
 
@@ -213,20 +291,20 @@ mod tests {
             with(&["a", "c"]),
             with(&["0", "a", "b", "c"]),
             expect![[r#"
-            DO 'BEGIN IF pg_catalog.to_regtype(''"app"."o"'') IS NOT NULL THEN ALTER TYPE "app"."o" ADD VALUE IF NOT EXISTS ''0'' BEFORE ''a''; END IF; END';
-            DO 'BEGIN IF pg_catalog.to_regtype(''"app"."o"'') IS NOT NULL THEN ALTER TYPE "app"."o" ADD VALUE IF NOT EXISTS ''b'' AFTER ''a''; END IF; END'"#]],
+                DO 'BEGIN IF pg_catalog.to_regtype(''"app"."o"'') IS NOT NULL THEN IF EXISTS (SELECT FROM pg_catalog.pg_enum WHERE enumtypid = pg_catalog.to_regtype(''"app"."o"'') AND enumlabel = ''a'') THEN ALTER TYPE "app"."o" ADD VALUE IF NOT EXISTS ''0'' BEFORE ''a''; ELSE ALTER TYPE "app"."o" ADD VALUE IF NOT EXISTS ''0''; END IF; END IF; END';
+                DO 'BEGIN IF pg_catalog.to_regtype(''"app"."o"'') IS NOT NULL THEN IF EXISTS (SELECT FROM pg_catalog.pg_enum WHERE enumtypid = pg_catalog.to_regtype(''"app"."o"'') AND enumlabel = ''a'') THEN ALTER TYPE "app"."o" ADD VALUE IF NOT EXISTS ''b'' AFTER ''a''; ELSE ALTER TYPE "app"."o" ADD VALUE IF NOT EXISTS ''b''; END IF; END IF; END'"#]],
         );
         check(
             with(&["a", "c"]),
             with(&["a", "d"]),
             expect![[
-                r#"DO 'BEGIN IF EXISTS (SELECT FROM pg_catalog.pg_enum WHERE enumtypid = pg_catalog.to_regtype(''"app"."o"'') AND enumlabel = ''c'') THEN ALTER TYPE "app"."o" RENAME VALUE ''c'' TO ''d''; END IF; END'"#
+                r#"DO 'BEGIN IF EXISTS (SELECT FROM pg_catalog.pg_enum WHERE enumtypid = pg_catalog.to_regtype(''"app"."o"'') AND enumlabel = ''c'') THEN IF EXISTS (SELECT FROM pg_catalog.pg_enum WHERE enumtypid = pg_catalog.to_regtype(''"app"."o"'') AND enumlabel = ''d'') THEN RAISE EXCEPTION USING ERRCODE = ''MR001'', MESSAGE = ''type "app"."o" of the target has both labels "c" and "d", so the one cannot be renamed to the other; rename one of them there and resume''; END IF; ALTER TYPE "app"."o" RENAME VALUE ''c'' TO ''d''; END IF; END'"#
             ]],
         );
     }
 
     #[test]
-    fn a_domain_follows_and_a_composite_type_does_not() {
+    fn a_domain_and_the_fields_of_a_composite_type_follow() {
         let plain = shape("domain", json!({ "definition": "integer" }));
         let strict = shape(
             "domain",
@@ -239,11 +317,22 @@ mod tests {
             DO 'BEGIN IF pg_catalog.to_regtype(''"app"."o"'') IS NOT NULL THEN ALTER DOMAIN "app"."o" ADD CONSTRAINT "c" CHECK ((VALUE > 0)); END IF; END';
             DO 'BEGIN IF pg_catalog.to_regtype(''"app"."o"'') IS NOT NULL THEN ALTER DOMAIN "app"."o" SET NOT NULL; END IF; END'"#]],
         );
-        let fields = |fields: &str| Some(shape("composite", json!({ "definition": fields })));
+        let fields = |fields: Value| {
+            Some(shape("composite", json!({ "definition": fields.to_string(), "fields": fields })))
+        };
+        let field = |number: i16, name: &str, sql: &str| json!({ "number": number, "name": name, "type": sql.len(), "mod": -1, "sql": sql, "collation": null });
         check(
-            fields("a int"),
-            fields("a int, b int"),
-            expect!["obstacle: its fields changed, which cannot be followed"],
+            fields(json!([field(1, "a", "integer"), field(2, "b", "text"), field(3, "c", "date")])),
+            fields(json!([field(1, "a", "bigint"), field(3, "d", "date"), field(4, "e", "numeric")])),
+            expect![[
+                r#"DO 'BEGIN IF pg_catalog.to_regtype(''"app"."o"'') IS NOT NULL THEN ALTER TYPE "app"."o" DROP ATTRIBUTE IF EXISTS "b"; ALTER TYPE "app"."o" ALTER ATTRIBUTE "a" TYPE bigint; IF EXISTS (SELECT FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.typrelid = a.attrelid WHERE t.oid = pg_catalog.to_regtype(''"app"."o"'') AND a.attname = ''c'' AND NOT a.attisdropped) THEN ALTER TYPE "app"."o" RENAME ATTRIBUTE "c" TO "d"; END IF; IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.typrelid = a.attrelid WHERE t.oid = pg_catalog.to_regtype(''"app"."o"'') AND a.attname = ''e'' AND NOT a.attisdropped) THEN ALTER TYPE "app"."o" ADD ATTRIBUTE "e" numeric; END IF; END IF; END'"#
+            ]],
+        );
+        let unknown = |fields: &str| Some(shape("composite", json!({ "definition": fields })));
+        check(
+            unknown("a int"),
+            unknown("a int, b int"),
+            expect!["obstacle: its fields changed, and what they were is not known"],
         );
     }
 }

@@ -54,74 +54,17 @@ pub(crate) fn drop(table: &TableShape, wide: bool) -> String {
     format!("DROP TABLE IF EXISTS {}{}", table.sql_name(), if wide { " CASCADE" } else { "" })
 }
 
-/// A new partition, if the target divides the table too: otherwise its rows are in the table itself.
-pub(crate) fn create_partition(table: &TableShape) -> String {
-    let (Some(parent), Some(bound)) = (&table.parent_name, &table.bound) else { return String::new() };
-    let key = table.partition_key.as_ref().map(|key| format!(" PARTITION BY {key}")).unwrap_or_default();
-    let create =
-        format!("CREATE TABLE IF NOT EXISTS {} PARTITION OF {parent} {bound}{key}", table.sql_name());
-    do_block(&format!("IF {} THEN {create}; END IF;", has_kind(parent, "relkind = 'p'")))
+/// SQLSTATE of what a statement of ours raises when the target cannot follow: the sink knows it by that. Its class is nobody
+/// else's.
+const CANNOT_FOLLOW: &str = "MR001";
+
+/// Raises an error that says why the target cannot follow, and what to do.
+pub(super) fn refusal(text: &str) -> String {
+    format!("RAISE EXCEPTION USING ERRCODE = '{CANNOT_FOLLOW}', MESSAGE = {};", literal(text))
 }
 
-/// A partition goes with its rows, or becomes a table of its own: then `detached` creates that. Where the target does not
-/// divide the table, the rows are taken out of it.
-pub(crate) fn remove_partition(
-    before: &TableShape,
-    root: &str,
-    detached: Option<&str>,
-    wide: bool,
-) -> String {
-    let name = before.sql_name();
-    let parent = before.parent_name.as_deref().unwrap_or(root);
-    let removal = match (detached, wide) {
-        (Some(_), _) => format!("ALTER TABLE {parent} DETACH PARTITION {name}"),
-        (None, false) => format!("DROP TABLE {name}"),
-        (None, true) => format!("DROP TABLE {name} CASCADE"),
-    };
-    let stored = before.columns.iter().filter(|column| column.generated.is_empty());
-    let columns = stored.map(|column| ident(&column.name)).collect::<Vec<_>>().join(", ");
-    // The function of hash partitions names the upstream's ids.
-    let condition = before.condition.as_ref().filter(|text| !text.contains("satisfies_hash_partition"));
-    let otherwise = match (condition, detached) {
-        (Some(condition), None) => format!("DELETE FROM {root} WHERE {condition};"),
-        (Some(condition), Some(create)) => format!(
-            "{create}; WITH moved AS (DELETE FROM {root} WHERE {condition} RETURNING {columns}) \
-             INSERT INTO {name} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM moved;"
-        ),
-        (None, _) => format!(
-            "RAISE feature_not_supported USING MESSAGE = {};",
-            literal(&format!("the target does not tell which rows of {root} were in partition {name}"))
-        ),
-    };
-    do_block(&format!(
-        "IF {} THEN {removal}; ELSIF {} THEN {otherwise} END IF;",
-        has_kind(&name, "relispartition"),
-        has_kind(root, "relkind = 'r'")
-    ))
-}
-
-/// A table becomes a partition and takes its rows along.
-pub(crate) fn attach_partition(after: &TableShape) -> String {
-    let (Some(parent), Some(bound)) = (&after.parent_name, &after.bound) else { return String::new() };
-    let name = after.sql_name();
-    let refusal = format!("the target does not divide {parent}, so {name} cannot be attached to it");
-    do_block(&format!(
-        "IF {} THEN ALTER TABLE {parent} ATTACH PARTITION {name} {bound}; \
-         ELSE RAISE feature_not_supported USING MESSAGE = {}; END IF;",
-        has_kind(parent, "relkind = 'p'"),
-        literal(&refusal)
-    ))
-}
-
-/// A condition: a relation of the target is there and has a property.
-fn has_kind(name: &str, property: &str) -> String {
-    format!(
-        "EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid = pg_catalog.to_regclass({}) AND {property})",
-        literal(name)
-    )
-}
-
-fn do_block(body: &str) -> String {
+/// A block of statements with conditions.
+pub(super) fn do_block(body: &str) -> String {
     format!("DO {}", literal(&format!("BEGIN {body} END")))
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use event::{Column, IdentityKind, TypeDefinition, TypeKind};
 
-use super::message::{IndexShape, TableShape};
+use super::message::{IndexShape, ObjectShape, TableShape};
 use crate::Error;
 use crate::upstream::postgres::catalog::{
     CatalogColumn, CatalogKey, CatalogTable, Head, Selection, assemble,
@@ -20,6 +20,28 @@ pub(crate) async fn types<'a>(
     let columns = shapes.into_iter().flat_map(|shape| &shape.columns);
     let wanted: BTreeSet<u32> = columns.map(|column| column.type_oid).collect();
     Types::load_existing(conn, wanted).await
+}
+
+/// The statements for the types that fields of a composite type need, as far as the catalog still has them.
+pub(crate) async fn field_types(
+    conn: &mut Connection,
+    shape: &ObjectShape,
+) -> Result<Vec<TypeDefinition>, Error> {
+    let fields = shape.fields.as_deref().unwrap_or_default();
+    let wanted: BTreeSet<u32> = fields.iter().map(|field| field.type_oid).collect();
+    if wanted.is_empty() {
+        return Ok(Vec::new());
+    }
+    let types = Types::load_existing(conn, wanted).await?;
+    let mut out: Vec<TypeDefinition> = Vec::new();
+    for field in fields {
+        for definition in types.column(field.type_oid, -1, &field.sql).definitions {
+            if !out.contains(&definition) {
+                out.push(definition);
+            }
+        }
+    }
+    Ok(out)
 }
 
 /// A table of the catalog with this shape.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use heartbeatpb::config::{DdlConfig, DdlPolicy};
 use heartbeatpb::{Ts, WallTime};
 
 use super::{Session, Stream};
@@ -11,7 +12,7 @@ use crate::upstream::FeedSpec;
 use crate::upstream::postgres::admin;
 use crate::upstream::postgres::catalog::{CatalogTable, Selection};
 use crate::upstream::postgres::conn::Connection;
-use crate::upstream::postgres::ddl::event::{Answer, Becomes, Feed, Meaning, Place, meaning};
+use crate::upstream::postgres::ddl::event::{Answer, Becomes, Feed, Found, Meaning, Place, meaning};
 use crate::upstream::postgres::ddl::history::{self, Fate};
 use crate::upstream::postgres::ddl::message::{Change, Notice};
 use crate::upstream::postgres::ddl::{install, table};
@@ -64,15 +65,15 @@ struct Look<'a> {
 }
 
 impl Look<'_> {
-    /// Writes down where the transaction is, and answers the table afterwards.
-    async fn table(
+    /// Writes down where the transaction is, and answers what the catalog has for the change.
+    async fn found(
         &self,
         side: &mut Option<Connection>,
         notice: &Notice,
         change: &Change,
-    ) -> Result<Option<CatalogTable>, Error> {
-        if let Change::Untold { .. } = change {
-            return Ok(None);
+    ) -> Result<Found, Error> {
+        if let Change::Untold { .. } | Change::Sequences { .. } = change {
+            return Ok(Found::default());
         }
         let mut conn = match side.take() {
             Some(conn) => conn,
@@ -81,16 +82,23 @@ impl Look<'_> {
         if self.first {
             history::place(&mut conn, self.xid, self.commit).await?;
         }
-        let mut found = None;
-        if let Change::Table { after: Some(shape), .. } = change {
-            let types = table::types(&mut conn, [&**shape]).await?;
-            let selection = Selection {
-                filter: &self.spec.filter,
-                force_replicate: self.spec.force_replicate,
-                version: self.place.at,
-                only: None,
-            };
-            found = Some(table::table(notice.object, shape, &types, &selection));
+        let mut found = Found::default();
+        match change {
+            Change::Table { after: Some(shape), .. } => {
+                let types = table::types(&mut conn, [&**shape]).await?;
+                let selection = Selection {
+                    filter: &self.spec.filter,
+                    force_replicate: self.spec.force_replicate,
+                    version: self.place.at,
+                    only: None,
+                };
+                found.table = Some(table::table(notice.object, shape, &types, &selection));
+            }
+            Change::Object { after: Some(shape), .. } => {
+                found.types = table::field_types(&mut conn, shape).await?;
+            }
+            Change::Table { .. } | Change::Object { .. } | Change::Schema { .. } => {}
+            Change::Truncate { .. } | Change::Sequences { .. } | Change::Untold { .. } => {}
         }
         // An error closes it instead.
         *side = Some(conn);
@@ -115,6 +123,20 @@ impl Look<'_> {
             }
             tokio::time::sleep(PAUSE).await;
         }
+    }
+}
+
+/// Every change is followed, and none is executed.
+fn followed() -> DdlConfig {
+    DdlConfig {
+        create_schema: DdlPolicy::Ignore,
+        drop_schema: DdlPolicy::Ignore,
+        create_table: DdlPolicy::Ignore,
+        drop_table: DdlPolicy::Ignore,
+        rename_table: DdlPolicy::Ignore,
+        alter_table: DdlPolicy::Ignore,
+        other: DdlPolicy::Ignore,
+        ..DdlConfig::default()
     }
 }
 
@@ -148,6 +170,15 @@ impl Stream<'_> {
         // While questions are asked, nothing else is done.
         self.publish();
         let change = notice.change()?;
+        // Those of other changefeeds of the database.
+        let ours = match &change {
+            Change::Sequences { slot, .. } => *slot == self.session.names.slot,
+            Change::Table { .. } | Change::Schema { .. } | Change::Object { .. } => self.session.captured,
+            Change::Truncate { .. } | Change::Untold { .. } => self.session.captured,
+        };
+        if !ours {
+            return Ok(Some(()));
+        }
         self.txn.seq += 1;
         let place = Place { at: Ts(self.txn.commit + self.txn.seq), time: self.txn.time };
         let (options, names, spec) =
@@ -162,15 +193,15 @@ impl Stream<'_> {
             first: self.txn.seq == 1,
         };
         let mut side = self.side.take();
-        let mut after = None;
+        let mut found = Found::default();
         let asked = async {
-            after = look.table(&mut side, &notice, &change).await?;
+            found = look.found(&mut side, &notice, &change).await?;
             Ok(())
         };
         if self.link.hold(asked, &self.session.shutdown).await?.is_none() {
             return Ok(None);
         }
-        let found = match self.meaning(&notice, &change, after, place)? {
+        let found = match self.meaning(&notice, &change, found, place)? {
             Answer::Known(found) => *found,
             Answer::Unfollowed(error) => {
                 let mut settled = false;
@@ -191,32 +222,35 @@ impl Stream<'_> {
         self.take_effect(notice.object, found, place).await
     }
 
-    fn meaning(
-        &self,
-        notice: &Notice,
-        change: &Change,
-        after: Option<CatalogTable>,
-        place: Place,
-    ) -> Result<Answer, Error> {
+    fn meaning(&self, notice: &Notice, change: &Change, found: Found, place: Place) -> Result<Answer, Error> {
         let (spec, names) = (&self.session.spec, &self.session.names);
         let known = |id: u32| self.tables.known(id).map(|shape| Arc::clone(&shape.info));
+        // What was passed already only tells how the tables go on: policies may have been others then.
+        let passed = place.at <= self.resume;
+        let policy = if passed { followed() } else { spec.ddl.clone() };
         let feed = Feed {
             slot: &names.slot,
             filter: &spec.filter,
-            policy: &spec.ddl,
-            ignore_ineligible: spec.ignore_ineligible,
+            policy: &policy,
+            ignore_ineligible: passed || spec.ignore_ineligible,
             known: &known,
         };
-        meaning(notice, change, after, place, &feed)
+        meaning(notice, change, found, place, &feed)
     }
 
     /// Ends a part of the transaction with an event, and gives a table its new shape.
     async fn take_effect(&mut self, object: u32, found: Meaning, place: Place) -> Result<Option<()>, Error> {
         if let Some(event) = found.event {
-            tracing::info!(
-                changefeed = %self.session.spec.changefeed, kind = ?event.kind, schema = event.schema,
-                table = event.table, commit_ts = %event.commit_ts, "a schema change"
-            );
+            if object == 0 {
+                // Sequences, as often as they are looked at.
+                tracing::debug!(changefeed = %self.session.spec.changefeed, commit_ts = %event.commit_ts,
+                    "values of sequences");
+            } else {
+                tracing::info!(
+                    changefeed = %self.session.spec.changefeed, kind = ?event.kind, schema = event.schema,
+                    table = event.table, commit_ts = %event.commit_ts, "a schema change"
+                );
+            }
             if place.at > self.resume {
                 self.session.writer.ddl(event);
                 let commit = self.session.writer.commit(place.at, place.time);
