@@ -5,6 +5,7 @@
 //! the rows are equal at the end.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
 
 /// What happened to a row.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,6 +23,20 @@ pub(crate) struct Entry {
     pub(crate) key: i64,
     pub(crate) op: Op,
     pub(crate) version: i64,
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = match self.op {
+            Op::Put => "put",
+            Op::Delete => "delete",
+        };
+        write!(f, "{word} {}", self.version)
+    }
+}
+
+fn told(entries: &[Entry]) -> String {
+    entries.iter().map(Entry::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// Changes that did not arrive as they were made.
@@ -74,26 +89,36 @@ struct Place {
     present: bool,
 }
 
+/// Rows whose histories are told when they differ.
+const TOLD: usize = 3;
+
 /// Knows where each row was at the last comparison, so that a change that comes again much later is seen too.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     rows: HashMap<(i32, i64), Place>,
+    /// The first rows of the last comparison that did not arrive as they were made, in words.
+    pub(crate) wrong: Vec<String>,
 }
 
 impl Ledger {
     /// Begins with rows that are at both ends.
     pub(crate) fn begin(rows: impl IntoIterator<Item = (i32, i64, i64)>) -> Self {
         let place = |version| Place { version, present: true };
-        Self { rows: rows.into_iter().map(|(table, key, version)| ((table, key), place(version))).collect() }
+        let rows = rows.into_iter().map(|(table, key, version)| ((table, key), place(version)));
+        Self { rows: rows.collect(), wrong: Vec::new() }
     }
 
     /// Compares what was done since the last comparison. Nothing may be on its way.
+    ///
+    /// # Errors
+    /// When the source's own versions of a row do not grow: then they say nothing about the target.
     pub(crate) fn compare(
         &mut self,
         source: &[Entry],
         target: &[Entry],
         rule: impl Fn(i32) -> Rule,
-    ) -> Counts {
+    ) -> Result<Counts, String> {
+        self.wrong.clear();
         let mut rows: BTreeMap<(i32, i64), (Vec<Entry>, Vec<Entry>)> = BTreeMap::new();
         for entry in source {
             rows.entry((entry.table, entry.key)).or_default().0.push(*entry);
@@ -104,15 +129,30 @@ impl Ledger {
         let mut counts = Counts { changes: source.len() as u64, ..Counts::default() };
         for (row, (source, target)) in rows {
             let place = self.rows.entry(row).or_default();
-            counts.add(&match rule(row.0) {
+            let versions: Vec<i64> =
+                std::iter::once(place.version).chain(source.iter().map(|entry| entry.version)).collect();
+            if !versions.is_sorted_by(|before, after| before < after) {
+                return Err(format!(
+                    "table {} row {}: the source itself went back: {}",
+                    row.0,
+                    row.1,
+                    told(&source)
+                ));
+            }
+            let found = match rule(row.0) {
                 Rule::Exact => exact(place.version, &source, &target),
                 Rule::Newest => newest(*place, &source, &target),
-            });
+            };
+            if !found.clean() && self.wrong.len() < TOLD {
+                let (made, seen) = (told(&source), told(&target));
+                self.wrong.push(format!("table {} row {}: made {made}; arrived {seen}", row.0, row.1));
+            }
+            counts.add(&found);
             if let Some(last) = source.last() {
                 *place = Place { version: last.version, present: last.op == Op::Put };
             }
         }
-        counts
+        Ok(counts)
     }
 }
 
@@ -197,7 +237,8 @@ mod tests {
 
     fn compare(rule: Rule, source: &str, target: &str) -> (u64, u64, u64, u64) {
         let mut ledger = Ledger::begin([(1, 7, 2)]);
-        let counts = ledger.compare(&entries(source), &entries(target), |_| rule);
+        let counts = ledger.compare(&entries(source), &entries(target), |_| rule).unwrap();
+        assert_eq!(ledger.wrong.is_empty(), counts.clean(), "{:?}", ledger.wrong);
         (counts.lost, counts.doubled, counts.reordered, counts.invented)
     }
 
@@ -231,8 +272,18 @@ mod tests {
     #[test]
     fn a_change_of_an_earlier_round_that_comes_again_is_doubled() {
         let mut ledger = Ledger::default();
-        assert!(ledger.compare(&entries("p1 p2"), &entries("p1 p2"), |_| Rule::Exact).clean());
-        let late = ledger.compare(&entries("p3"), &entries("p3 p2"), |_| Rule::Exact);
+        assert!(ledger.compare(&entries("p1 p2"), &entries("p1 p2"), |_| Rule::Exact).unwrap().clean());
+        let late = ledger.compare(&entries("p3"), &entries("p3 p2"), |_| Rule::Exact).unwrap();
         assert_eq!((late.doubled, late.lost), (1, 0));
+        assert_eq!(ledger.wrong, ["table 1 row 7: made put 3; arrived put 3, put 2"]);
+    }
+
+    #[test]
+    fn versions_of_the_source_that_do_not_grow_are_a_fault_of_the_load() {
+        for made in ["p3 d4 p1", "p2", "p3 p3"] {
+            let mut ledger = Ledger::begin([(1, 7, 2)]);
+            let error = ledger.compare(&entries(made), &entries(made), |_| Rule::Newest).unwrap_err();
+            assert!(error.contains("the source itself went back"), "{error}");
+        }
     }
 }

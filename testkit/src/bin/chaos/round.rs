@@ -410,6 +410,10 @@ pub(crate) fn describe(verdict: &Verdict) -> String {
         "of {} changes {} were lost, {} doubled, {} reordered, {} invented",
         counts.changes, counts.lost, counts.doubled, counts.reordered, counts.invented
     );
+    for row in &verdict.wrong {
+        words.push_str("\n      ");
+        words.push_str(row);
+    }
     if !verdict.total_kept {
         words.push_str("; the balances do not come to what they must");
     }

@@ -65,6 +65,8 @@ impl Tables {
 
     /// Makes the tables at the source, fills them, and lets triggers count versions and keep the history.
     pub(crate) async fn create_source(self, client: &Client) -> Result<()> {
+        // A row's version is read before it is known whether somebody is removing the row: whoever inserts or deletes one
+        // that comes and goes holds its lock.
         self.create(client).await?;
         for table in 0..self.keyed {
             let fill = format!(

@@ -273,6 +273,7 @@ impl World {
         let (made, written) = (take_history(&source).await?, take_history(&target).await?);
         let tables = self.plan.tables;
         let counts = self.ledger.compare(&made, &written, |table| tables.rule(table));
+        let counts = counts.map_err(anyhow::Error::msg).context("the load does not count right")?;
         let names = tables.names();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let comparison = compare(&source, &target, &names).await?;
@@ -281,6 +282,7 @@ impl World {
         self.load.work();
         Ok(Verdict {
             counts,
+            wrong: self.ledger.wrong.clone(),
             settled,
             settle_seconds: started.elapsed().as_secs_f64(),
             equal: comparison.equal(),
@@ -306,6 +308,8 @@ impl World {
 #[derive(Debug)]
 pub(crate) struct Verdict {
     pub(crate) counts: Counts,
+    /// The first rows of which not every change arrived once and in order.
+    pub(crate) wrong: Vec<String>,
     /// Both ends became equal within the limit.
     pub(crate) settled: bool,
     pub(crate) settle_seconds: f64,
