@@ -533,9 +533,9 @@ fn unchanged(key: &str, kv: Option<&KeyValue>) -> Compare {
     }
 }
 
-/// Gives a changefeed a strictly larger epoch.
+/// Gives a changefeed an epoch beyond every number of the maintainer before.
 fn bump(info: &mut ChangefeedInfo, candidate: u64) -> Result<(), Error> {
-    let next = MaintainerEpoch::next(info.epoch, candidate);
+    let next = MaintainerEpoch::successor(info.epoch, candidate);
     info.epoch = Some(next.ok_or_else(|| Error::EpochOverflow(info.id.to_string()))?);
     Ok(())
 }

@@ -158,6 +158,9 @@ fn stored(name: &str, epoch: u64) -> Stored {
     Stored { info, status }
 }
 
+/// Numbers that belong to each maintainer.
+const ROOM: u64 = MaintainerEpoch::ROOM;
+
 fn epoch(stored: &Stored) -> u64 {
     MaintainerEpoch::to_wire(stored.info.epoch)
 }
@@ -284,9 +287,9 @@ async fn a_name_is_created_once_and_both_documents_together(binding: &Binding) {
 // behaviour: coordinator-BE-4
 async fn an_epoch_is_larger_than_the_stored_one_and_than_the_candidate(binding: &Binding) {
     let (world, id) = World::with(binding, "a", 5).await;
-    assert_eq!(epoch(&world.meta.bump_epoch(&id, 3, |_| Ok(())).await.unwrap()), 6);
-    let bumped = world.meta.bump_epoch(&id, 9, |_| Ok(())).await.unwrap();
-    assert_eq!(epoch(&bumped), 9);
+    assert_eq!(epoch(&world.meta.bump_epoch(&id, 3, |_| Ok(())).await.unwrap()), 5 + ROOM);
+    let bumped = world.meta.bump_epoch(&id, 9_000, |_| Ok(())).await.unwrap();
+    assert_eq!(epoch(&bumped), 9_000);
     assert_eq!(world.meta.get("default", "a").await.unwrap(), bumped);
     assert_eq!((bumped.info.start_ts, bumped.info.state), (Ts(10), ChangefeedState::Normal));
 
@@ -301,7 +304,7 @@ async fn an_epoch_is_larger_than_the_stored_one_and_than_the_candidate(binding: 
 async fn a_conflict_is_read_again_and_a_lost_answer_is_recognised(binding: &Binding) {
     let (world, id) = World::with(binding, "a", 5).await;
     world.store.conflicts.store(1, Ordering::Relaxed);
-    assert_eq!(epoch(&world.meta.bump_epoch(&id, 1, |_| Ok(())).await.unwrap()), 6);
+    assert_eq!(epoch(&world.meta.bump_epoch(&id, 1, |_| Ok(())).await.unwrap()), 5 + ROOM);
     world.store.conflicts.store(1, Ordering::Relaxed);
     world.meta.set_progress(&id, Progress::Stopping).await.unwrap();
     world.store.conflicts.store(10, Ordering::Relaxed);
@@ -309,7 +312,7 @@ async fn a_conflict_is_read_again_and_a_lost_answer_is_recognised(binding: &Bind
 
     world.store.lose_answers.store(1, Ordering::Relaxed);
     let bumped = world.meta.bump_epoch(&id, 1, |_| Ok(())).await.unwrap();
-    assert_eq!(epoch(&bumped), 7, "the bump that was applied is not repeated");
+    assert_eq!(epoch(&bumped), 5 + 2 * ROOM, "the bump that was applied is not repeated");
     world.store.lose_answers.store(1, Ordering::Relaxed);
     let durable = world.meta.update_checkpoints(&[checkpoint(&id, 50, 7)]).await.unwrap();
     assert_eq!(durable.len(), 1);
@@ -342,7 +345,7 @@ async fn pause_and_resume_change_both_documents_at_one_revision(binding: &Bindin
     assert_eq!(world.writes(), writes + 1);
     assert_eq!((resumed.info.state, resumed.info.error.is_none()), (ChangefeedState::Normal, true));
     assert_eq!((resumed.status.checkpoint_ts, resumed.status.progress), (Ts(3), Progress::None));
-    assert_eq!(epoch(&resumed), 6);
+    assert_eq!(epoch(&resumed), 5 + ROOM);
     let kv = |key| world.store.get(key);
     let (info, status) = (world.layout.info("default", "a"), world.layout.status("default", "a"));
     let (info, status) = (kv(&info).await.unwrap().found.unwrap(), kv(&status).await.unwrap().found.unwrap());
@@ -361,7 +364,7 @@ async fn a_resume_whose_answer_was_lost_can_be_repeated(binding: &Binding) {
     world.meta.resume(&id, 1, before, Some(Ts(3))).await.unwrap();
     let again = world.meta.resume(&id, 1, before, Some(Ts(4))).await.unwrap();
     assert_eq!((again.info.state, again.status.checkpoint_ts), (ChangefeedState::Normal, Ts(4)));
-    assert_eq!(epoch(&again), 7);
+    assert_eq!(epoch(&again), 5 + 2 * ROOM);
 }
 
 // behaviour: coordinator-BE-10

@@ -13,6 +13,12 @@ use crate::NodeId;
 pub struct MaintainerEpoch(NonZeroU64);
 
 impl MaintainerEpoch {
+    /// How many numbers belong to a maintainer: its epoch and those behind it. Under the further ones it asks nodes that
+    /// it had given up and that are let in again, so that they can be told from what they were before. With two for each
+    /// time, more than any network mends itself in the life of a maintainer; with epochs from a clock of nanoseconds,
+    /// nothing that is missed.
+    pub const ROOM: u64 = 1024;
+
     /// The epoch of a wire value; `None` for 0, which a sender without epochs sends.
     #[must_use]
     pub const fn from_wire(value: u64) -> Option<Self> {
@@ -32,6 +38,25 @@ impl MaintainerEpoch {
     #[must_use]
     pub fn to_wire(epoch: Option<Self>) -> u64 {
         epoch.map_or(0, Self::get)
+    }
+
+    /// The number of a maintainer under which it asks a node that it lets in again; `None` when it has no more.
+    #[must_use]
+    pub fn within(self, number: u64) -> Option<Self> {
+        let number = Some(number).filter(|number| *number < Self::ROOM)?;
+        Self::from_wire(self.get().checked_add(number)?)
+    }
+
+    /// The last number of a maintainer: who names it means whatever the maintainer has left behind.
+    #[must_use]
+    pub const fn last(self) -> Self {
+        Self(self.0.saturating_add(Self::ROOM - 1))
+    }
+
+    /// The epoch of the maintainer that follows: beyond all numbers of the one before. `None` when they are used up.
+    #[must_use]
+    pub fn successor(current: Option<Self>, candidate: u64) -> Option<Self> {
+        Self::next(current.map(Self::last), candidate)
     }
 
     /// The epoch that follows `current`: `max(candidate, current + 1)` (messaging §12).
@@ -206,6 +231,20 @@ mod tests {
         assert_eq!(next(u64::MAX - 1, 0), Some(u64::MAX));
         assert_eq!(next(u64::MAX, 0), None);
         assert_eq!(next(u64::MAX, u64::MAX), None);
+    }
+
+    #[test]
+    fn a_successor_is_beyond_every_number_of_the_maintainer_before() {
+        let five = epoch(5).unwrap();
+        assert_eq!((five.within(0), five.within(2)), (Some(five), epoch(7)));
+        assert_eq!((five.last().get(), five.within(MaintainerEpoch::ROOM)), (1028, None));
+        let successor = |current, candidate| {
+            MaintainerEpoch::successor(epoch(current), candidate).map(MaintainerEpoch::get)
+        };
+        assert_eq!((successor(0, 0), successor(5, 9), successor(5, 2000)), (Some(1), Some(1029), Some(2000)));
+        let end = epoch(u64::MAX - 2).unwrap();
+        assert_eq!((end.within(2).is_some(), end.within(3)), (true, None), "a number never wraps");
+        assert_eq!((end.last().get(), successor(u64::MAX - 2, 0)), (u64::MAX, None));
     }
 
     #[test]

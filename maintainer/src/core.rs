@@ -71,7 +71,7 @@ pub(crate) enum Effect {
     /// An operator finished at this age.
     OperatorFinished(operator::Kind, Duration),
     /// Keep these from writing downstream, and tell how that went.
-    Fence { attempt: u64, whom: Whom },
+    Fence { attempt: u64, newest: Option<MaintainerEpoch>, whom: Whom },
     /// A message of another epoch was dropped.
     Stale(&'static str),
 }
@@ -107,6 +107,8 @@ pub(crate) struct Core {
     me: NodeId,
     id: ChangefeedId,
     epoch: Option<MaintainerEpoch>,
+    settings: DispatcherManagerConfig,
+    /// The same as most nodes are sent it.
     config: ConfigBytes,
     /// Whether the sink publishes table names.
     names_wanted: bool,
@@ -131,6 +133,8 @@ pub(crate) struct Core {
     /// Nodes that live.
     alive: BTreeSet<NodeId>,
     fencing: Fencing,
+    /// Nodes that were let in again and whose answer was heard since the last fold.
+    begun: BTreeSet<NodeId>,
     bootstrapper: Bootstrapper<MaintainerBootstrapResponse>,
     tables: Option<Vec<SourceTable>>,
     /// When the upstream is to be read again; `None` while that is under way or done.
@@ -167,6 +171,7 @@ impl Core {
             id: info.id.clone(),
             epoch,
             config: config.to_bytes(),
+            settings: config,
             names_wanted: !info.sink_uri.starts_with("mysql") && !info.sink_uri.starts_with("tidb"),
             low_latency: info.config.performance_mode == PerformanceMode::LowLatency,
             across_nodes: scheduler.enable_table_across_nodes,
@@ -184,7 +189,12 @@ impl Core {
             planning: Planning::default(),
             wishes: Vec::new(),
             alive: BTreeSet::new(),
-            fencing: Fencing::new(fences && !removal_only),
+            fencing: Fencing::new(
+                fences && !removal_only,
+                // Whatever the maintainer before has left under its further numbers is closed too.
+                if removal_only { epoch.map(MaintainerEpoch::last) } else { epoch },
+            ),
+            begun: BTreeSet::new(),
             bootstrapper: Bootstrapper::default(),
             tables: None,
             load_at: (!removal_only).then_some(now),
@@ -367,7 +377,7 @@ impl Core {
         let usable = self.initialized
             && self.removal.is_none()
             && request.mode == heartbeatpb::Mode::Default
-            && self.bootstrapper.has_answered(from);
+            && self.is_heard(from);
         if !usable {
             return;
         }
@@ -385,7 +395,7 @@ impl Core {
 
     fn tell(&self, node: NodeId, statuses: Vec<heartbeatpb::DispatcherStatus>, out: &mut Vec<Effect>) {
         let message = response(&self.id, self.epoch, statuses);
-        out.push(Effect::Dispatch(node, ToHeartbeatCollector::HeartBeatResponse(message)));
+        out.push(self.address(node, ToHeartbeatCollector::HeartBeatResponse(message)));
     }
 
     /// Time passed: says again what was not answered, and places what has no home.
@@ -410,6 +420,7 @@ impl Core {
             }
         }
         self.ask_fence(now, out);
+        self.let_back(now, out);
         self.resend_post_bootstrap(now, out);
         if self.initialized {
             for (node, statuses) in self.barrier.scan(&mut self.placement, now) {
@@ -428,6 +439,7 @@ impl Core {
     /// After a batch of events: folds the checkpoint once. All inputs are this task's own, so they are one
     /// snapshot; whoever lets go of a constraint has installed the next one before.
     pub(crate) fn settle(&mut self) -> bool {
+        self.begun.clear();
         for node in self.placement.spans.take_crossings() {
             let has_spans = self.placement.spans.size_by_node(&node) > 0;
             self.fold.on_spans(&node, has_spans);

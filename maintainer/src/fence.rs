@@ -21,6 +21,8 @@ pub struct FenceOutcome {
     /// Nodes that may still write what they had begun, each with the reason. Of all others that were meant nothing
     /// reaches the downstream any more.
     pub busy: BTreeMap<NodeId, String>,
+    /// After all but some nodes were fenced: those of them with a writer that may write. `None` where that is not known.
+    pub writers: Option<BTreeSet<NodeId>>,
 }
 
 /// The downstream's end of a fence, as a maintainer sees it.
@@ -31,7 +33,9 @@ pub trait DownstreamFence: Send + Sync + 'static {
 
     /// Keeps writers of a changefeed from writing: returns when nothing that they had begun can reach the downstream
     /// any more, and what they begin later fails. Idempotent; dropping the future abandons the attempt, which may
-    /// have had its effect.
+    /// have had its effect, or may yet have it. `newest` is the newest number under which the maintainer of `epoch` has
+    /// asked any node: named nodes cannot open a writer under it or an older one, and what they open under a newer one
+    /// later is not meant.
     ///
     /// # Errors
     /// When the downstream cannot be asked, or refuses. It is tried again.
@@ -39,6 +43,7 @@ pub trait DownstreamFence: Send + Sync + 'static {
         &self,
         info: &ChangefeedInfo,
         epoch: Option<MaintainerEpoch>,
+        newest: Option<MaintainerEpoch>,
         whom: &Whom,
     ) -> Result<FenceOutcome, RunningError>;
 }
@@ -57,6 +62,7 @@ impl DownstreamFence for NothingToFence {
         &self,
         _info: &ChangefeedInfo,
         _epoch: Option<MaintainerEpoch>,
+        _newest: Option<MaintainerEpoch>,
         _whom: &Whom,
     ) -> Result<FenceOutcome, RunningError> {
         Ok(FenceOutcome::default())

@@ -1,20 +1,32 @@
-//! Which nodes have to be fenced downstream before anybody takes their place, and how far that is.
+//! Which nodes have to be fenced downstream before anybody takes their place, how far that is, and under which number a
+//! node is asked that comes back afterwards.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use heartbeatpb::{NodeId, RunningError};
+use heartbeatpb::{MaintainerEpoch, NodeId, RunningError};
 
 use crate::fence::{FenceOutcome, Whom};
 
 /// The first pause after an attempt that did not succeed; then twice that, and so on.
 const PAUSE: Duration = Duration::from_millis(500);
-/// The longest pause.
-const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// The longest pause: so long may nodes that are gone keep their spans after the downstream is back.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// An attempt that was not heard of for so long is taken for lost: the shell gives up earlier by itself.
 const LOST: Duration = Duration::from_secs(30);
 /// A downstream that could not be asked for so long is told to the coordinator as the changefeed's error.
 const TOLD_AFTER: Duration = Duration::from_secs(10);
+
+/// A node that comes back is told to close what it has this long after it was told before.
+const CLOSE_RESEND: Duration = Duration::from_secs(1);
+
+/// A node that was gone closes what it had.
+#[derive(Debug)]
+struct Closing {
+    /// Under which number it was told to.
+    number: MaintainerEpoch,
+    again_at: Instant,
+}
 
 /// An attempt that was not heard of yet.
 #[derive(Debug)]
@@ -31,6 +43,8 @@ pub(crate) struct Heard {
     pub(crate) released: Vec<NodeId>,
     /// Whoever was no member cannot write any more.
     pub(crate) swept: bool,
+    /// Members whose writers were fenced before, by whoever maintained the changefeed then.
+    pub(crate) dead: Vec<NodeId>,
     /// What is to be told to the coordinator.
     pub(crate) error: Option<RunningError>,
 }
@@ -46,8 +60,16 @@ pub(crate) struct Fencing {
     sweep: Option<BTreeSet<NodeId>>,
     /// Nodes that are gone and may still write: their spans stay theirs.
     lost: BTreeSet<NodeId>,
-    /// Nodes that were fenced: none of them can write under this maintainer's epoch again.
+    /// Nodes that were fenced: none of them can write under the number by which it was asked again.
     gone: BTreeSet<NodeId>,
+    /// Those of them that are back.
+    closing: BTreeMap<NodeId, Closing>,
+    /// The epoch by which nodes are asked that were never gone.
+    epoch: Option<MaintainerEpoch>,
+    /// How many further numbers were used.
+    used: u64,
+    /// By which number a node is asked that was let in again.
+    numbers: BTreeMap<NodeId, MaintainerEpoch>,
     attempt: Option<Attempt>,
     attempts: u64,
     again_at: Option<Instant>,
@@ -59,9 +81,13 @@ pub(crate) struct Fencing {
 }
 
 impl Fencing {
-    pub(crate) fn new(applies: bool) -> Self {
+    pub(crate) fn new(applies: bool, epoch: Option<MaintainerEpoch>) -> Self {
         Self {
             applies,
+            epoch,
+            used: 0,
+            numbers: BTreeMap::new(),
+            closing: BTreeMap::new(),
             swept: None,
             sweep: None,
             lost: BTreeSet::new(),
@@ -92,6 +118,65 @@ impl Fencing {
         self.is_lost(node)
     }
 
+    /// A node is gone before anybody took over: the sweep keeps it from writing, and what it has is closed if it comes back.
+    pub(crate) fn forsake(&mut self, node: &NodeId) {
+        if self.applies {
+            self.gone.insert(node.clone());
+        }
+    }
+
+    /// The number by which a node is asked, and answers.
+    pub(crate) fn number_of(&self, node: &NodeId) -> Option<MaintainerEpoch> {
+        let closing = self.closing.get(node).map(|closing| closing.number);
+        closing.or_else(|| self.numbers.get(node).copied()).or(self.epoch)
+    }
+
+    /// The newest number that was used for any node.
+    pub(crate) fn newest(&self) -> Option<MaintainerEpoch> {
+        self.epoch.and_then(|epoch| epoch.within(self.used))
+    }
+
+    /// Which of these nodes are fenced and have yet to close what they had; each is to be told now, by its number.
+    /// A node that is none of these closes nothing.
+    pub(crate) fn close(&mut self, alive: &BTreeSet<NodeId>, now: Instant) -> Vec<NodeId> {
+        self.closing.retain(|node, _| alive.contains(node));
+        let mut told = Vec::new();
+        for node in self.gone.intersection(alive) {
+            match self.closing.get_mut(node) {
+                Some(closing) if now < closing.again_at => continue,
+                Some(closing) => closing.again_at = now + CLOSE_RESEND,
+                None => {
+                    // Two are needed: one to close, and one to begin again.
+                    let Some(epoch) = self.epoch.filter(|epoch| epoch.within(self.used + 2).is_some()) else {
+                        continue;
+                    };
+                    self.used += 1;
+                    let Some(number) = epoch.within(self.used) else { continue };
+                    let closing = Closing { number, again_at: now + CLOSE_RESEND };
+                    self.closing.insert(node.clone(), closing);
+                }
+            }
+            told.push(node.clone());
+        }
+        told
+    }
+
+    /// Whether a node that is back will be let in.
+    pub(crate) fn is_closing(&self, node: &NodeId) -> bool {
+        self.closing.contains_key(node)
+    }
+
+    /// A node has closed what it had: it is asked by a number of its own from now on. Says whether that is news.
+    pub(crate) fn on_closed(&mut self, node: &NodeId) -> bool {
+        let Some(epoch) = self.epoch.filter(|_| self.closing.contains_key(node)) else { return false };
+        let Some(number) = epoch.within(self.used + 1) else { return false };
+        self.used += 1;
+        self.closing.remove(node);
+        self.gone.remove(node);
+        self.numbers.insert(node.clone(), number);
+        true
+    }
+
     /// Whether a node is gone and may still write.
     pub(crate) fn is_lost(&self, node: &NodeId) -> bool {
         self.lost.contains(node)
@@ -102,7 +187,7 @@ impl Fencing {
         &self.lost
     }
 
-    /// Whether a node can write nothing under this epoch, whatever it says.
+    /// Whether a node can write nothing, whatever it says.
     pub(crate) fn is_gone(&self, node: &NodeId) -> bool {
         self.gone.contains(node)
     }
@@ -151,8 +236,8 @@ impl Fencing {
     ) -> Heard {
         let mut heard = Heard::default();
         let Some(attempt) = self.attempt.take_if(|attempt| attempt.number == number) else { return heard };
-        let busy = match result {
-            Ok(outcome) => outcome.busy,
+        let (busy, writers) = match result {
+            Ok(outcome) => (outcome.busy, outcome.writers),
             Err(error) => {
                 self.trouble = Some(error.message.clone());
                 self.pause(now);
@@ -170,6 +255,9 @@ impl Fencing {
             Whom::AllBut(members) => {
                 // Members may have changed meanwhile: then it is looked at again.
                 heard.swept = busy.is_empty();
+                if let Some(writers) = writers.filter(|_| heard.swept && self.epoch.is_some()) {
+                    heard.dead = members.difference(&writers).cloned().collect();
+                }
                 if heard.swept {
                     self.swept = Some(members);
                     self.sweep = None;

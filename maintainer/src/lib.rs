@@ -15,7 +15,7 @@
 //!
 //! ```text
 //!  nodes join --> ask each ----> all have answered --> fence all others --.
-//!    ^ silent: again after 500 ms       ^                 | failed, busy: again after 0.5 s … 5 s
+//!    ^ silent: again after 500 ms       ^                 | failed, busy: again after 0.5 s … 1 s
 //!    |                                  `-- a member left-'               +--> plan --> carry out --> trigger --> works
 //!  start -------> load tables -> tables are known ------------------------'     |         spans, operators and merges
 //!    ^ failed: again after 10 s                                                 |         that were on their way,
@@ -35,17 +35,30 @@
 //! ```text
 //!  member --gone--> lost: not heard, not asked, given nothing; its spans and operators stay as they are, as those of a
 //!                    |    silent node, and hold the checkpoint
-//!                    |--> fence at the downstream --fenced--> gone: operators hear that it is, its spans are free
-//!                    |        failed, or it may still write (busy): again after 0.5 s … 5 s; the standstill says why;
-//!                    |        no answer for 30 s: taken for lost
-//!                    `--back in the set--> not used under this epoch: when the changefeed's maintainer starts anew
+//!                    `--> fence at the downstream --fenced--> gone: operators hear that it is, its spans are free
+//!                             failed, or it may still write (busy): again after 0.5 s … 1 s; the standstill says why;
+//!                             no answer for 30 s: taken for lost
+//!
+//!  gone --back in the set--> closing: told by number n + 1 to close what it has, each second until it has; nothing that
+//!    ^                        |       it says meanwhile counts
+//!    `------gone once more----|
+//!                             `--closed--> member: asked by number n + 2 for a new manager, whose sink registers by it;
+//!                                          it is empty, and gets work by balance
 //!
 //!  (a) a member goes, or this node does not reach it    fence the node
-//!  (b) a maintainer takes over                          fence everybody but the members that have answered
+//!  (b) a maintainer takes over                          fence everybody but the members that have answered; of those the
+//!                                                       target names whose sinks were fenced before, under an earlier
+//!                                                       maintainer: they are gone, and let in again as above
 //!  (c) a member's dispatchers were closed under it      it answers with a new sink, which has fenced the older ones
 //!                                                       of its node before it was opened; one that was fenced while it
 //!                                                       ran reports so, and the changefeed starts again
 //! ```
+//!
+//! Numbers. A maintainer owns those from its epoch up to the next [`heartbeatpb::MaintainerEpoch::ROOM`], and its successor begins
+//! beyond them; n is the last one used. A node that was never gone is asked by the epoch itself. Whatever is compared is
+//! compared as ever: to a node, and to the target, a node that is let in again has a newer owner. So an order of before
+//! that comes late is refused by the node, a sink of before by the target, and a fence that comes late does not mean the
+//! sink that is there now. A maintainer that has used up its numbers lets nobody in again; its successor does.
 //!
 //! Fences carry the epoch: one that comes late from an earlier maintainer does nothing. Downstreams whose writers
 //! cannot harm each other (files, black holes) have no fence, and nobody waits for one; nor is a member given up there that
@@ -85,7 +98,8 @@
 //! - **MT-1** The checkpoint never moves back, and never passes a span that exists, whoever runs it or does not.
 //! - **MT-2** Everything that the checkpoint is made of is changed by one task: each fold sees one state. Who lets
 //!   go of a constraint has installed the next one before.
-//! - **MT-3** Every request carries the maintainer's epoch; a response of another epoch changes nothing.
+//! - **MT-3** Every request carries the maintainer's epoch, or the number of the node that was let in again; a response of
+//!   another one changes nothing.
 //! - **MT-4** A node never runs two maintainers of one changefeed; a place changes hands only after its holder
 //!   has stopped, and never to an epoch that was stopped here before.
 //! - **MT-5** After a removal began, nothing is created or moved, and the table trigger's last position stays a

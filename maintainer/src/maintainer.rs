@@ -449,8 +449,8 @@ impl Maintainer {
                 self.metrics.operator_finished(kind, age);
                 Ok(())
             }
-            Effect::Fence { attempt, whom } => {
-                self.begin_fence(attempt, whom);
+            Effect::Fence { attempt, newest, whom } => {
+                self.begin_fence(attempt, newest, whom);
                 Ok(())
             }
             Effect::Stale(what) => {
@@ -481,13 +481,13 @@ impl Maintainer {
     }
 
     /// Asks the downstream to refuse nodes that are gone. Not for ever: it is asked again.
-    fn begin_fence(&mut self, attempt: u64, whom: Whom) {
+    fn begin_fence(&mut self, attempt: u64, newest: Option<MaintainerEpoch>, whom: Whom) {
         let fence = Arc::clone(&self.fence);
         let (info, epoch) = (self.info.clone(), self.epoch);
         let late = self.fence_error("the downstream did not answer in time when nodes were to be fenced");
         self.attempt = attempt;
         if let Some(before) = self.fencing.replace(tokio::spawn(async move {
-            let asked = tokio::time::timeout(FENCE_DEADLINE, fence.fence(&info, epoch, &whom)).await;
+            let asked = tokio::time::timeout(FENCE_DEADLINE, fence.fence(&info, epoch, newest, &whom)).await;
             asked.unwrap_or(Err(late))
         })) {
             before.abort();

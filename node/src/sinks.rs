@@ -69,6 +69,7 @@ impl DownstreamFence for Fences {
         &self,
         info: &ChangefeedInfo,
         epoch: Option<MaintainerEpoch>,
+        newest: Option<MaintainerEpoch>,
         whom: &maintainer::Whom,
     ) -> Result<FenceOutcome, RunningError> {
         let whom = match whom {
@@ -76,9 +77,9 @@ impl DownstreamFence for Fences {
             maintainer::Whom::Nodes(nodes) => sink::Whom::Nodes(nodes.clone()),
         };
         self.permit.granted().await;
-        let request = sink::FenceRequest { changefeed: info.id.clone(), epoch, whom };
+        let request = sink::FenceRequest { changefeed: info.id.clone(), epoch, newest, whom };
         match sink::fence(&info.sink_uri, &request).await {
-            Ok(fenced) => Ok(FenceOutcome { busy: fenced.busy }),
+            Ok(fenced) => Ok(FenceOutcome { busy: fenced.busy, writers: fenced.writers }),
             Err(error) => Err(RunningError {
                 time: String::new(),
                 node: self.node.to_string(),

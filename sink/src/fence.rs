@@ -24,6 +24,9 @@ pub struct FenceRequest {
     /// Epoch of the maintainer that asks. From then on no sink of an older epoch can be opened, and none of a fenced
     /// node under this one.
     pub epoch: Option<MaintainerEpoch>,
+    /// The newest number that this maintainer has used. A named node can open no sink under it or an older one; what it
+    /// opens under a newer one is not meant, however late this request is.
+    pub newest: Option<MaintainerEpoch>,
     /// Whose sinks.
     pub whom: Whom,
 }
@@ -33,6 +36,8 @@ pub struct FenceRequest {
 pub struct Fenced {
     /// Nodes that may still write what they had begun, each with the reason. Nobody else that was meant can write.
     pub busy: BTreeMap<NodeId, String>,
+    /// After all but some nodes were fenced: those of them with a sink that may write. `None` where nobody registers.
+    pub writers: Option<BTreeSet<NodeId>>,
 }
 
 /// Whether writers of a downstream can be fenced: where transactions can be refused. Files are written under names

@@ -39,7 +39,15 @@ impl Core {
             self.continue_removal(now, out);
             return;
         }
+        self.renew_members(now, out);
+        self.let_back(now, out);
         self.note_returned(&before);
+        self.ask_fence(now, out);
+        self.after_change(now, out);
+    }
+
+    /// Nodes that can be asked have become others.
+    pub(super) fn renew_members(&mut self, now: Instant, out: &mut Vec<Effect>) {
         let change = self.bootstrapper.on_nodes(&self.members(), now);
         self.show_nodes();
         for node in &change.removed {
@@ -55,26 +63,24 @@ impl Core {
         if change.completed || fewer {
             self.on_round_complete(now, out);
         }
-        self.ask_fence(now, out);
-        self.after_change(now, out);
     }
 
     pub(super) fn ask_bootstrap(&self, node: NodeId, out: &mut Vec<Effect>) {
         let own = node == self.me;
         let request = MaintainerBootstrapRequest {
             changefeed: self.id.clone(),
-            config: self.config.clone(),
+            config: self.config_for(&node),
             start_ts: self.start,
             trigger: own.then_some(self.trigger),
             is_new: own && self.is_new,
             redo_trigger: None,
             keyspace_id: 0,
-            epoch: self.epoch,
+            epoch: self.fencing.number_of(&node),
         };
         out.push(Effect::Orchestrate(node, ToOrchestrator::Bootstrap(request)));
     }
 
-    /// Whether a response belongs to this maintainer: a strict one takes its own epoch only.
+    /// Whether a response belongs to this maintainer: a strict one takes that by which it asks the node only.
     pub(super) fn is_mine(
         &self,
         what: &'static str,
@@ -82,9 +88,10 @@ impl Core {
         epoch: Option<MaintainerEpoch>,
         out: &mut Vec<Effect>,
     ) -> bool {
-        let mine = self.epoch.is_none() || epoch == self.epoch;
+        let current = self.fencing.number_of(from);
+        let mine = current.is_none() || epoch == current;
         if !mine {
-            tracing::debug!(changefeedID = %self.id, %from, what, received = ?epoch, current = ?self.epoch,
+            tracing::debug!(changefeedID = %self.id, %from, what, received = ?epoch, ?current,
                 "dropped a message of another epoch");
             out.push(Effect::Stale(what));
         }
@@ -112,6 +119,9 @@ impl Core {
             return;
         }
         self.set_trouble(Waits::Node(from.clone()), None);
+        if self.fencing.number_of(from) != self.epoch && !self.bootstrapper.has_answered(from) {
+            self.begun.insert(from.clone());
+        }
         let heard = self.bootstrapper.on_answer(from, response);
         if *from == self.me {
             self.is_new = false;
@@ -152,7 +162,8 @@ impl Core {
             self.bootstrapper.clear_answers();
             return;
         }
-        if self.removal.is_some() {
+        // Without its own node, which may have to begin anew, there is no table trigger.
+        if self.removal.is_some() || !self.bootstrapper.has(&self.me) {
             return;
         }
         let members = self.bootstrapper.nodes().cloned().collect();
@@ -189,7 +200,7 @@ impl Core {
             trigger: self.trigger,
             schemas: schema_tables(&tables, self.names_wanted),
             redo_schemas: Vec::new(),
-            epoch: self.epoch,
+            epoch: self.fencing.number_of(&self.me),
         };
         self.post = Some(PostBootstrap { request, resend_at: now, pause: POST_RESEND });
         self.initialized = true;

@@ -25,12 +25,16 @@ impl Core {
         now: Instant,
         out: &mut Vec<Effect>,
     ) {
-        if request.watermark.is_some() && !self.stopped && self.alive.contains(from) {
+        if request.watermark.is_some()
+            && !self.stopped
+            && self.alive.contains(from)
+            && !self.fencing.is_gone(from)
+        {
             // Also before the take-over, which may wait for the same.
             self.set_trouble(Waits::Node(from.clone()), request.trouble.map(|trouble| *trouble));
         }
         // A late word of a node that is gone would bring its watermark back.
-        if self.stopped || !self.initialized || !self.bootstrapper.has_answered(from) {
+        if self.stopped || !self.initialized || !self.is_heard(from) {
             return;
         }
         if let Some(mark) = request.watermark {
@@ -51,6 +55,11 @@ impl Core {
             self.release_missing(from, &request.statuses);
         }
         self.after_change(now, out);
+    }
+
+    /// Whether a node's reports count. What waited with the answer of a node that was let in again was said before it.
+    pub(super) fn is_heard(&self, from: &NodeId) -> bool {
+        self.bootstrapper.has_answered(from) && !self.begun.contains(from)
     }
 
     fn on_status(&mut self, from: &NodeId, status: &TableSpanStatus, now: Instant, out: &mut Vec<Effect>) {
@@ -95,7 +104,7 @@ impl Core {
         let effect =
             self.placement.operators.removal(from.clone(), id, TableSpan::ddl(), OperatorType::Remove);
         if let operator::Effect::Send(node, request) = effect {
-            out.push(Effect::Dispatch(node, ToHeartbeatCollector::Schedule(request)));
+            out.push(self.address(node, ToHeartbeatCollector::Schedule(request)));
         }
     }
 

@@ -104,7 +104,7 @@ impl Core {
                 let request = MaintainerCloseRequest {
                     changefeed: self.id.clone(),
                     removed: removal.removed,
-                    epoch: self.epoch,
+                    epoch: self.fencing.number_of(node),
                 };
                 out.push(Effect::Orchestrate(node.clone(), ToOrchestrator::Close(request)));
             }
@@ -135,6 +135,13 @@ impl Core {
         out: &mut Vec<Effect>,
     ) {
         if self.stopped || !self.is_mine("close_response", from, response.epoch, out) {
+            return;
+        }
+        if self.removal.is_none() {
+            if response.success {
+                self.on_closed_again(from, now, out);
+                self.after_change(now, out);
+            }
             return;
         }
         let Some(removal) = &mut self.removal else { return };

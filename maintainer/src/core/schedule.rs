@@ -294,12 +294,13 @@ impl Core {
     }
 
     pub(super) fn flush_operators(&mut self, out: &mut Vec<Effect>) {
-        out.extend(self.placement.take_effects().into_iter().filter_map(|effect| match effect {
+        let effects = self.placement.take_effects();
+        out.extend(effects.into_iter().filter_map(|effect| match effect {
             operator::Effect::Send(node, request) => {
-                Some(Effect::Dispatch(node, ToHeartbeatCollector::Schedule(request)))
+                Some(self.address(node, ToHeartbeatCollector::Schedule(request)))
             }
             operator::Effect::Merge(node, request) => {
-                Some(Effect::Dispatch(node, ToHeartbeatCollector::Merge(request)))
+                Some(self.address(node, ToHeartbeatCollector::Merge(request)))
             }
             operator::Effect::Started(kind) => Some(Effect::OperatorStarted(kind)),
             operator::Effect::Finished(kind, age) => Some(Effect::OperatorFinished(kind, age)),

@@ -142,6 +142,7 @@ impl DownstreamFence for FakeFence {
         &self,
         _: &ChangefeedInfo,
         epoch: Option<MaintainerEpoch>,
+        _newest: Option<MaintainerEpoch>,
         whom: &Whom,
     ) -> Result<FenceOutcome, RunningError> {
         self.asked.lock().push((number(epoch), whom.clone()));

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use testkit::wire::Place;
 
-use crate::common::{Cluster, copying, eventually};
+use crate::common::{Cluster, copying, eventually, until};
 
 /// How long rows may wait behind a cut. On a machine of its own it is some seconds.
 const OUTAGE: Duration = Duration::from_secs(25);
@@ -37,12 +37,27 @@ impl Cluster {
 
     /// Three nodes under load, all of them with tables.
     async fn three() -> (Self, testkit::Load) {
-        let cluster = Self::start_wired(3, "").await;
+        Self::three_with("", 150).await
+    }
+
+    /// The same with a configuration and so many changes a second.
+    async fn three_with(config: &str, rate: u64) -> (Self, testkit::Load) {
+        let cluster = Self::start_wired(3, config).await;
         cluster.create(0, &copying()).await;
-        let load = cluster.load(31, 150).await;
+        let load = cluster.load(31, rate).await;
         cluster.caught_up().await;
         eventually("every node has tables", async || cluster.dispatchers().await.len() == 3).await;
         (cluster, load)
+    }
+
+    /// Whether a node has tables, by what the others say.
+    async fn tables_of(&self, at: usize) -> bool {
+        let id = self.id(at).await;
+        until("tables are on nodes", async || {
+            let tables = self.some().api().get("/api/v2/changefeeds/f/tables").await.ok()?;
+            Some(tables.to_string().contains(&id))
+        })
+        .await
     }
 
     /// Everything arrives although something is cut.
@@ -81,6 +96,32 @@ async fn tables_of_a_node_that_its_maintainer_does_not_reach_go_on_elsewhere() {
     assert!(!log.contains("a member is not reached"), "the third hears both\n{log}");
     cluster.mend();
     cluster.asleep = None;
+    cluster.is_whole(load).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_given_up_gets_tables_again_and_the_changefeed_does_not_start_anew_for_it() {
+    // It is trusted after twenty times this.
+    let (mut cluster, load) = Cluster::three_with("unreached-after = \"2s\"\n", 30).await;
+    let maintainer = cluster.maintainer().await;
+    let other = (maintainer + 1) % 3;
+    cluster.another_leads(&[maintainer, other]).await;
+    let log = cluster.nodes[maintainer].log_path();
+    let starts = |log: &str| log.matches("maintainer initialised").count();
+    let before = starts(&std::fs::read_to_string(&log).unwrap());
+    cluster.cut(maintainer, other);
+    cluster.asleep = Some(other);
+    eventually("its tables are elsewhere", async || !cluster.tables_of(other).await).await;
+    cluster.mend();
+    cluster.asleep = None;
+    eventually("it is let in again", async || {
+        std::fs::read_to_string(&log).unwrap().contains("a node that was fenced is let in again")
+    })
+    .await;
+    eventually("it has tables", async || cluster.dispatchers().await.contains(&other)).await;
+    cluster.caught_up().await;
+    assert_eq!(cluster.maintainer().await, maintainer);
+    assert_eq!(starts(&std::fs::read_to_string(&log).unwrap()), before, "nothing was started again");
     cluster.is_whole(load).await;
 }
 

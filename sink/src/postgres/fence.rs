@@ -1,6 +1,6 @@
 //! Keeps the sinks of lost nodes from writing, on behalf of a maintainer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use heartbeatpb::codes;
 
@@ -32,7 +32,7 @@ async fn fence_connected(
         Whom::Nodes(nodes) => (nodes, false),
     };
     let nodes = nodes.iter().map(heartbeatpb::NodeId::as_str).collect();
-    let marking = Marking { changefeed: &gid, epoch: request.epoch, nodes, all_but };
+    let marking = Marking { changefeed: &gid, epoch: request.epoch, newest: request.newest, nodes, all_but };
     let Some(marked) = registration::mark(client, &config.own_schema, &marking).await? else {
         return Err(Failure::Fatal(Error::Rejected {
             code: codes::SINK_FENCE_SUPERSEDED,
@@ -40,11 +40,16 @@ async fn fence_connected(
         }));
     };
     let mut busy = BTreeMap::new();
+    let mut writers = BTreeSet::new();
     for writer in marked {
+        if !writer.is_fenced {
+            writers.insert(writer.node);
+            continue;
+        }
         match registration::drain(client, writer.incarnation).await? {
             Drained::Yes => registration::forget(client, &config.own_schema, writer.incarnation).await?,
             Drained::No(why) => drop(busy.insert(writer.node, why)),
         }
     }
-    Ok(Fenced { busy })
+    Ok(Fenced { busy, writers: all_but.then_some(writers) })
 }

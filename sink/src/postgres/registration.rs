@@ -213,35 +213,41 @@ pub(crate) async fn register(
     Ok(registration)
 }
 
-/// A sink that may not write any more.
+/// A sink as a fence has found it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Marked {
     pub(crate) node: NodeId,
     pub(crate) incarnation: i64,
+    /// It may not write any more.
+    pub(crate) is_fenced: bool,
 }
 
 /// Whose rows a fence marks: a condition on `node`, without or with the nodes themselves.
 pub(crate) struct Marking<'a> {
     pub(crate) changefeed: &'a str,
     pub(crate) epoch: Option<MaintainerEpoch>,
+    /// The newest number that the maintainer has used for any node.
+    pub(crate) newest: Option<MaintainerEpoch>,
     /// Only these nodes, or all but these.
     pub(crate) nodes: Vec<&'a str>,
     pub(crate) all_but: bool,
 }
 
-/// Marks sinks as fenced, for good and durably. `None`: a newer maintainer has fenced already, and nothing was marked.
+/// Marks sinks as fenced, for good and durably, and answers them and those that are left. `None`: a newer maintainer has fenced already, and nothing was marked.
 pub(crate) async fn mark(
     client: &Client,
     own: &str,
     marking: &Marking<'_>,
 ) -> Result<Option<Vec<Marked>>, Failure> {
     let (feed, epoch) = (literal(marking.changefeed), MaintainerEpoch::to_wire(marking.epoch));
+    let until = MaintainerEpoch::to_wire(marking.newest.max(marking.epoch));
     let list = marking.nodes.iter().map(|node| literal(node)).collect::<Vec<_>>().join(", ");
     let meant = match (marking.all_but, list.is_empty()) {
         (true, true) => "true".to_owned(),
         (false, true) => "false".to_owned(),
         (true, false) => format!("node NOT IN ({list})"),
-        (false, false) => format!("node IN ({list})"),
+        // A fence that comes late does not mean what was let in again since.
+        (false, false) => format!("node IN ({list}) AND epoch <= {until}"),
     };
     let newest = format!(
         "EXISTS (SELECT FROM {own}.fences WHERE changefeed = {feed} AND node = '' AND epoch = {epoch})"
@@ -253,9 +259,9 @@ pub(crate) async fn mark(
         )
     } else {
         format!(
-            "INSERT INTO {own}.fences (changefeed, node, epoch) SELECT {feed}, n, {epoch} \
+            "INSERT INTO {own}.fences (changefeed, node, epoch) SELECT {feed}, n, {until} \
              FROM pg_catalog.unnest(ARRAY[{list}]::text[]) AS u(n) WHERE {newest} \
-             ON CONFLICT (changefeed, node) DO UPDATE SET epoch = EXCLUDED.epoch"
+             ON CONFLICT (changefeed, node) DO UPDATE SET epoch = GREATEST({own}.fences.epoch, EXCLUDED.epoch)"
         )
     };
     // A sweep also waits for those that somebody else has marked and not finished with.
@@ -268,7 +274,9 @@ pub(crate) async fn mark(
          UPDATE {own}.writers SET fenced = {epoch} WHERE changefeed = {feed} AND fenced IS NULL AND {meant} AND {newest}; \
          SELECT '' AS writer_node, 0 AS writer WHERE {newest}; \
          SELECT node AS writer_node, incarnation AS writer FROM {own}.writers \
-             WHERE changefeed = {feed} AND fenced IS NOT NULL AND {waited} AND {newest}; COMMIT",
+             WHERE changefeed = {feed} AND fenced IS NOT NULL AND {waited} AND {newest}; \
+         SELECT node AS writer_node, incarnation AS writer, true AS writes FROM {own}.writers \
+             WHERE changefeed = {feed} AND fenced IS NULL AND {newest}; COMMIT",
         lock = changefeed_lock(marking.changefeed),
     );
     let mut marked = run(client, &sql, "fencing writers").await?;
@@ -294,7 +302,8 @@ async fn run(client: &Client, sql: &str, doing: &str) -> Result<Vec<Marked>, Fai
                 (row.try_get("writer_node"), row.try_get("writer"))
             && let Ok(incarnation) = incarnation.parse()
         {
-            writers.push(Marked { node: node.into(), incarnation });
+            let is_fenced = !matches!(row.try_get("writes"), Ok(Some("t")));
+            writers.push(Marked { node: node.into(), incarnation, is_fenced });
         }
     }
     Ok(writers)

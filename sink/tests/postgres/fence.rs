@@ -1,6 +1,6 @@
 //! Fences: nothing that a lost sink had begun reaches the target, and nothing that it begins later.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -41,7 +41,13 @@ impl Rig {
     }
 
     async fn fence(&self, number: u64, whom: Whom) -> Result<Fenced, Error> {
-        let request = FenceRequest { changefeed: self.changefeed.clone(), epoch: epoch(number), whom };
+        self.fence_until(number, number, whom).await
+    }
+
+    /// A maintainer that has used further numbers fences.
+    async fn fence_until(&self, number: u64, newest: u64, whom: Whom) -> Result<Fenced, Error> {
+        let (epoch, newest) = (epoch(number), epoch(newest));
+        let request = FenceRequest { changefeed: self.changefeed.clone(), epoch, newest, whom };
         sink::fence(&self.uri(""), &request).await
     }
 
@@ -100,6 +106,43 @@ async fn a_fenced_sink_ends_once_by_name_and_writes_nothing_any_more() {
     assert_eq!(opened.expect_err("it may not").code(), codes::SINK_FENCED);
     assert_eq!(rig.target_rows("notes").await.len(), 10);
     assert_eq!(rig.fence_node(5, "a").await, Fenced::default(), "again");
+}
+
+#[tokio::test]
+async fn a_fenced_node_writes_again_under_a_newer_number_of_the_same_maintainer_only() {
+    let rig = Rig::new().await;
+    let notes = notes();
+    let nodes = || Whom::Nodes([node("a")].into());
+    let before = rig.sink_of("a", 5, "").await.expect("opens");
+    rig.fence_node(5, "a").await;
+    let refused = |result: Result<Running, Error>| result.err().expect("it may not").code();
+    assert_eq!(refused(rig.sink_of("a", 5, "").await), codes::SINK_FENCED);
+    let again = rig.sink_of("a", 7, "").await.expect("a newer number");
+    again.table(&notes).await.expect("opens");
+    again.write(rows(&notes, 0, 10, "again"));
+    again.flush().await;
+    // A fence of before that comes late does not mean it.
+    rig.fence_until(5, 5, nodes()).await.expect("the target answers");
+    assert_eq!(refused(rig.sink_of("a", 5, "").await), codes::SINK_FENCED);
+    again.write(rows(&notes, 10, 10, "and on"));
+    again.flush().await;
+    assert_eq!(rig.target_rows("notes").await.len(), 20);
+    // The node is lost once more.
+    assert_eq!(rig.fence_until(5, 7, nodes()).await.expect("the target answers"), Fenced::default());
+    again.write(rows(&notes, 20, 1, "too late"));
+    assert_eq!(again.error().await.code(), codes::SINK_FENCED);
+    for number in [5, 6, 7] {
+        assert_eq!(refused(rig.sink_of("a", number, "").await), codes::SINK_FENCED, "{number}");
+    }
+    let third = rig.sink_of("a", 9, "").await.expect("a newer number");
+    // Whoever follows has numbers beyond all of these, and learns who can write.
+    let other = rig.sink_of("b", 5, "").await.expect("opens");
+    let others = Whom::AllBut([node("b"), node("c")].into());
+    let swept = rig.fence(2000, others).await.expect("the target answers");
+    assert_eq!(swept, Fenced { busy: BTreeMap::new(), writers: Some([node("b")].into()) });
+    assert_eq!(refused(rig.sink_of("a", 1028, "").await), codes::SINK_FENCED);
+    assert_eq!(rig.target_rows("notes").await.len(), 20);
+    drop((before, third, other));
 }
 
 #[tokio::test]
@@ -217,7 +260,7 @@ async fn a_process_that_is_stopped_in_the_middle_and_wakes_up_later_has_written_
     .await;
     let begun = Instant::now();
     let gone = rig.fence(6, Whom::AllBut([node("b")].into())).await.expect("the target answers");
-    assert_eq!(gone, Fenced::default());
+    assert_eq!(gone.busy, BTreeMap::new());
     assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
     let frozen = rig.target_rows("notes").await;
     let successor = rig.sink_of("b", 6, "worker-count=4").await.expect("opens");
@@ -416,7 +459,12 @@ async fn a_session_that_may_not_be_ended_is_named() {
     let row = rig.target.query_one("SELECT incarnation FROM millrace.writers", &[]).await.expect("a row");
     let incarnation: i64 = row.get(0);
     rig.exec(&format!("BEGIN; SELECT pg_advisory_xact_lock_shared({incarnation})")).await;
-    let request = FenceRequest { changefeed: feed, epoch: epoch(5), whom: Whom::Nodes([node("a")].into()) };
+    let request = FenceRequest {
+        changefeed: feed,
+        epoch: epoch(5),
+        newest: epoch(5),
+        whom: Whom::Nodes([node("a")].into()),
+    };
     let fenced = sink::fence(&uri, &request).await.expect("the target answers");
     let why = fenced.busy.get(&node("a")).expect("it goes on");
     assert!(why.contains("pg_signal_backend"), "{why}");
@@ -433,6 +481,7 @@ async fn files_and_black_holes_have_nothing_to_fence() {
         let request = FenceRequest {
             changefeed: changefeed.clone(),
             epoch: epoch(5),
+            newest: epoch(5),
             whom: Whom::AllBut(BTreeSet::new()),
         };
         assert_eq!(sink::fence(uri, &request).await.expect("at once"), Fenced::default());

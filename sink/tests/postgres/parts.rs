@@ -233,6 +233,7 @@ async fn a_fenced_copy_commits_nothing_any_more_and_does_not_end_the_sink_of_its
     let request = FenceRequest {
         changefeed: rig.changefeed.clone(),
         epoch: MaintainerEpoch::from_wire(2),
+        newest: MaintainerEpoch::from_wire(2),
         whom: Whom::AllBut([NodeId::from("n")].into()),
     };
     sink::fence(&rig.uri(""), &request).await.expect("the target answers");

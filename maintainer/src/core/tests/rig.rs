@@ -453,13 +453,19 @@ fn error(code: &str) -> RunningError {
 
 pub(super) fn text(effect: &Effect) -> String {
     let epoch = MaintainerEpoch::from_wire(5);
+    // A node that was let in again is asked by another number.
+    let by = |number: Option<MaintainerEpoch>| {
+        if number == epoch { String::new() } else { format!(" by {}", MaintainerEpoch::to_wire(number)) }
+    };
     match effect {
         Effect::Orchestrate(node, ToOrchestrator::Bootstrap(request)) => {
-            assert_eq!(request.epoch, epoch);
-            format!("bootstrap {node}{}", request.trigger.map_or("", |_| " with trigger"))
+            let config = DispatcherManagerConfig::from_bytes(&request.config).unwrap();
+            assert_eq!(request.epoch, config.epoch);
+            let by = by(request.epoch);
+            format!("bootstrap {node}{by}{}", request.trigger.map_or("", |_| " with trigger"))
         }
         Effect::Orchestrate(node, ToOrchestrator::PostBootstrap(request)) => {
-            assert_eq!(request.epoch, epoch);
+            let by = by(request.epoch);
             let schemas: Vec<String> = request
                 .schemas
                 .iter()
@@ -469,30 +475,30 @@ pub(super) fn text(effect: &Effect) -> String {
                     format!("{}={}[{}]", schema.id, schema.name, tables.join(" "))
                 })
                 .collect();
-            format!("post {node}: {}", schemas.join(" "))
+            format!("post {node}{by}: {}", schemas.join(" "))
         }
         Effect::Orchestrate(node, ToOrchestrator::Close(request)) => {
-            assert_eq!(request.epoch, epoch);
-            format!("close {node}{}", if request.removed { " for good" } else { "" })
+            let by = by(request.epoch);
+            format!("close {node}{by}{}", if request.removed { " for good" } else { "" })
         }
         Effect::Dispatch(node, ToHeartbeatCollector::Schedule(request)) => {
-            assert_eq!(request.epoch, epoch);
+            let by = by(request.epoch);
             let config = &request.config;
             match request.action {
                 ScheduleAction::Create => format!(
-                    "create d{} t{}@{} on {node}",
+                    "create d{} t{}@{} on {node}{by}",
                     config.dispatcher.low, config.span.table, config.start_ts
                 ),
-                ScheduleAction::Remove => format!("remove d{} on {node}", config.dispatcher.low),
+                ScheduleAction::Remove => format!("remove d{} on {node}{by}", config.dispatcher.low),
             }
         }
         Effect::Dispatch(node, ToHeartbeatCollector::CheckpointTs(message)) => {
             format!("checkpoint {} to {node}", message.checkpoint)
         }
         Effect::Dispatch(node, ToHeartbeatCollector::Merge(request)) => {
-            assert_eq!(request.epoch, epoch);
+            let by = by(request.epoch);
             let sources: Vec<String> = request.sources.iter().map(|id| format!("d{}", id.low)).collect();
-            format!("merge {} into d{} on {node}", sources.join("+"), request.merged.low)
+            format!("merge {} into d{} on {node}{by}", sources.join("+"), request.merged.low)
         }
         Effect::Dispatch(node, message) => format!("to {node}: {message:?}"),
         Effect::Points { question, span, pieces } => {
@@ -505,13 +511,14 @@ pub(super) fn text(effect: &Effect) -> String {
         Effect::Leave => "leave".to_owned(),
         Effect::OperatorStarted(kind) => format!("+{}", kind.name()),
         Effect::OperatorFinished(kind, _) => format!("-{}", kind.name()),
-        Effect::Fence { attempt, whom } => {
+        Effect::Fence { attempt, newest, whom } => {
+            let by = by(*newest);
             let (all_but, nodes) = match whom {
                 Whom::AllBut(nodes) => ("all but ", nodes),
                 Whom::Nodes(nodes) => ("", nodes),
             };
             let nodes: Vec<&str> = nodes.iter().map(NodeId::as_str).collect();
-            format!("fence {attempt}: {all_but}{}", nodes.join(" "))
+            format!("fence {attempt}{by}: {all_but}{}", nodes.join(" "))
         }
         Effect::Stale(what) => format!("stale {what}"),
     }

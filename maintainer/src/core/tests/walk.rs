@@ -94,7 +94,7 @@ impl World {
             self.ghosts.retain(|node, _| !meant(node) || busy.as_ref() == Some(node));
             if pick != 2 {
                 let busy = busy.map(|node| (node, "it goes on".to_owned())).into_iter().collect();
-                let outcome = FenceOutcome { busy };
+                let outcome = FenceOutcome { busy, writers: None };
                 self.rig.core.on_fenced(attempt, Ok(outcome), self.rig.now, &mut self.rig.out);
             }
         }
@@ -116,7 +116,7 @@ impl World {
     fn obey(&mut self, lose: bool) {
         for effect in std::mem::take(&mut self.rig.out) {
             let Effect::Dispatch(node, message) = effect else {
-                if let Effect::Fence { attempt, whom } = effect {
+                if let Effect::Fence { attempt, whom, .. } = effect {
                     self.asked.push((attempt, whom));
                 } else if matches!(effect, Effect::Points { .. }) {
                     self.rig.kept.push(effect);
