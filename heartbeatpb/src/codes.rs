@@ -38,6 +38,9 @@ pub const UPSTREAM_SLOT_CONFLICT: &str = "CDC:ErrUpstreamSlotConflict";
 pub const UPSTREAM_SLOT_HELD: &str = "CDC:ErrUpstreamSlotHeld";
 /// The upstream no longer has the log from the checkpoint on. Remove the changefeed and create it anew.
 pub const START_TS_BEFORE_GC: &str = "CDC:ErrStartTsBeforeGC";
+/// The upstream was promoted, or put back to an older state, and does not have all changes that were read from its
+/// predecessor, or nobody knows whether it has. The message says how far both agree and how to go on.
+pub const UPSTREAM_DIVERGED: &str = "CDC:ErrUpstreamDiverged";
 /// A table cannot be replicated as it is, for want of a key; give it one, or leave it out with
 /// `ignore-ineligible-table`.
 pub const TABLE_INELIGIBLE: &str = "CDC:ErrTableIneligible";
@@ -277,6 +280,7 @@ pub const NEEDS_PERSON: &[&str] = &[
     UPSTREAM_PREREQUISITE,
     UPSTREAM_SLOT_CONFLICT,
     START_TS_BEFORE_GC,
+    UPSTREAM_DIVERGED,
     TABLE_INELIGIBLE,
     SCHEMA_CHANGE_UNSUPPORTED,
     FILTER_RULE_INVALID,

@@ -118,6 +118,12 @@ pub enum Error {
         /// What is missing, and what to do.
         what: String,
     },
+    /// The server does not have the history that was read.
+    #[error("{what}")]
+    UpstreamDiverged {
+        /// What differs, and what to do.
+        what: String,
+    },
     /// A newer owner reads this changefeed's log.
     #[error("a newer reader with epoch {current} has taken over")]
     Superseded {
@@ -259,6 +265,7 @@ impl Error {
             Error::UpstreamProtocol { .. } => "CDC:ErrUpstreamProtocol",
             Error::RetentionConflict { .. } => "CDC:ErrUpstreamSlotConflict",
             Error::LogLost { .. } => "CDC:ErrStartTsBeforeGC",
+            Error::UpstreamDiverged { .. } => codes::UPSTREAM_DIVERGED,
             Error::Superseded { .. } => "CDC:ErrReaderSuperseded",
             Error::TableIneligible { .. } => "CDC:ErrTableIneligible",
             Error::SchemaChange { .. } | Error::SchemaChangesCollide { .. } => {
@@ -306,6 +313,7 @@ impl Error {
             | Error::UpstreamProtocol { .. }
             | Error::RetentionConflict { .. }
             | Error::LogLost { .. }
+            | Error::UpstreamDiverged { .. }
             | Error::Superseded { .. }
             | Error::TableIneligible { .. }
             | Error::SchemaChange { .. }

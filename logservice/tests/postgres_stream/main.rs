@@ -3,7 +3,10 @@
 mod changes;
 mod confirmed;
 mod copy;
+mod failover;
 mod outage;
+mod publication;
 #[path = "../rig/mod.rs"]
 mod rig;
 mod slot;
+mod standby;

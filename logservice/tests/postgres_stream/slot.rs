@@ -18,6 +18,11 @@ async fn a_change_of_schema_is_a_named_error() {
         ("RENAME COLUMN b TO bb", "column \"bb\" is where \"b\" was"),
         ("ALTER COLUMN b TYPE varchar(9)", "the type of column \"b\" is not text any more"),
         ("REPLICA IDENTITY FULL", "its replica identity is now 'f'"),
+        ("REPLICA IDENTITY NOTHING", "column \"id\" entered or left the replica identity"),
+        (
+            "ALTER b SET NOT NULL, ALTER b SET DEFAULT 'd', ADD CONSTRAINT k UNIQUE (b); ALTER TABLE t REPLICA IDENTITY USING INDEX k",
+            "replica identity",
+        ),
         ("RENAME TO u", "its name is now public.u"),
     ] {
         server.sql("postgres", "CREATE TABLE t (id int PRIMARY KEY, b text)").await.expect("table");
@@ -111,4 +116,78 @@ async fn a_table_published_behind_our_back_is_an_error_once_it_has_rows() {
     let error = running.failed().await;
     assert_eq!(error.code(), "CDC:ErrSchemaChangeUnsupported");
     assert!(error.to_string().contains("public.late"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_somebody_else_reads_or_moves_is_named() {
+    let server = PgServer::start().await.expect("server");
+    server.sql("postgres", "CREATE TABLE t (id int PRIMARY KEY)").await.expect("table");
+    let running = Running::start(spec(&server.uri("postgres"), &["*.*"])).await;
+    running.catch_up().await;
+    let (spec, start) = (running.spec.clone(), running.start);
+    running.stop().await;
+    let slot = format!("millrace_test_{:08x}", spec.changefeed.gid.high >> 32);
+    let stranger = testkit::postgres::program("pg_recvlogical");
+    if std::path::Path::new(&stranger).exists() {
+        let mut stranger = std::process::Command::new(stranger)
+            .args(["-h", server.socket_dir().to_str().expect("UTF-8"), "-p", &server.port().to_string()])
+            .args(["-U", "postgres", "-d", "postgres", "--slot", &slot, "--start", "-f", "/dev/null"])
+            .args(["-o", "proto_version=1", "-o", &format!("publication_names={slot}")])
+            .spawn()
+            .expect("pg_recvlogical");
+        let client = server.client("postgres").await.expect("client");
+        eventually("the stranger reads", async || {
+            let active =
+                client.query("SELECT FROM pg_replication_slots WHERE active", &[]).await.expect("slots");
+            (!active.is_empty()).then_some(())
+        })
+        .await;
+        let kept_out = Running::resume(spec.clone(), start, start.start_ts, 1 << 20).await;
+        let (_, words) = eventually("it is named", async || {
+            kept_out.progress.last_failure().filter(|(code, _)| *code == "CDC:ErrUpstreamSlotHeld")
+        })
+        .await;
+        assert!(words.contains("\"pg_recvlogical\"") && words.contains("pg_terminate_backend("), "{words}");
+        kept_out.stop().await;
+        stranger.kill().expect("kill");
+        stranger.wait().expect("wait");
+    }
+    server.sql("postgres", "INSERT INTO t VALUES (1)").await.expect("insert");
+    let sql = format!("SELECT pg_replication_slot_advance('{slot}', pg_current_wal_lsn())");
+    let client = server.client("postgres").await.expect("client");
+    eventually("the slot is moved", async || client.batch_execute(&sql).await.ok()).await;
+    let error = Running::resume(spec, start, start.start_ts, 1 << 20).await.failed().await;
+    assert_eq!(error.code(), "CDC:ErrStartTsBeforeGC", "{error}");
+    assert!(error.to_string().contains("somebody else has read or moved it"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_is_invalidated_while_it_is_read_stops_the_reader_with_advice() {
+    let server = PgServer::builder()
+        .setting("max_slot_wal_keep_size", "1MB")
+        .setting("max_wal_size", "32MB")
+        .setting("min_wal_size", "32MB")
+        .start()
+        .await
+        .expect("server");
+    server.sql("postgres", "CREATE TABLE t (id int PRIMARY KEY)").await.expect("table");
+    // Nothing is persisted meanwhile, as when the target is down.
+    let running = Running::start(spec(&server.uri("postgres"), &["*.*"])).await;
+    running.catch_up().await;
+    eventually("the slot is lost", async || {
+        let noise = "CREATE TABLE n AS SELECT repeat('x', 1000) FROM generate_series(1, 20000); DROP TABLE n";
+        for sql in [noise, "SELECT pg_switch_wal()", "CHECKPOINT"] {
+            server.sql("postgres", sql).await.expect("noise");
+        }
+        let client = server.client("postgres").await.expect("client");
+        let lost = client
+            .query("SELECT FROM pg_replication_slots WHERE wal_status = 'lost'", &[])
+            .await
+            .expect("slots");
+        (!lost.is_empty()).then_some(())
+    })
+    .await;
+    let error = running.failed().await;
+    assert_eq!(error.code(), "CDC:ErrStartTsBeforeGC", "{error}");
+    assert!(error.to_string().contains("max_slot_wal_keep_size"), "{error}");
 }

@@ -11,6 +11,7 @@ use super::ddl::{history, install};
 use super::names::Names;
 use super::options::ConnectOptions;
 use super::sql::{ident, literal, lsn, parse_lsn};
+use super::{origin, publication, slot};
 use crate::Error;
 use crate::upstream::{CheckReport, FeedSpec, SourceTable, StartPoint, UpstreamIdentity};
 
@@ -33,110 +34,6 @@ pub(crate) async fn connect(options: &ConnectOptions) -> Result<Connection, Erro
     Connection::connect(options, Purpose::Admin, "millrace").await
 }
 
-/// State of a slot.
-#[derive(Clone, Debug)]
-pub(crate) struct SlotState {
-    pub(crate) ours: bool,
-    pub(crate) confirmed: u64,
-    pub(crate) lost: bool,
-    pub(crate) active_pid: Option<u32>,
-}
-
-/// Looks a slot up.
-pub(crate) async fn slot(conn: &mut Connection, name: &str) -> Result<Option<SlotState>, Error> {
-    let invalid = match conn.version() {
-        ..=15 => "false",
-        16 => "COALESCE(conflicting, false)",
-        _ => "invalidation_reason IS NOT NULL",
-    };
-    let sql = format!(
-        "SELECT COALESCE(plugin = 'pgoutput' AND database = current_database() AND NOT temporary, false), \
-           confirmed_flush_lsn, wal_status IS NOT DISTINCT FROM 'lost' OR {invalid}, active_pid \
-         FROM pg_replication_slots WHERE slot_name = {}",
-        literal(name)
-    );
-    let rows = conn.query("look up a replication slot", &sql).await?;
-    let Some(row) = rows.first() else { return Ok(None) };
-    Ok(Some(SlotState {
-        ours: row.flag(0),
-        confirmed: row.opt(1).and_then(parse_lsn).unwrap_or(0),
-        lost: row.flag(2),
-        active_pid: row.opt(3).and_then(|pid| pid.parse().ok()),
-    }))
-}
-
-/// The slot, usable from `from` on; anything else is an error that says what to do.
-pub(crate) async fn usable_slot(conn: &mut Connection, names: &Names, from: Ts) -> Result<SlotState, Error> {
-    let what = match slot(conn, &names.slot).await? {
-        None => format!("replication slot {:?} does not exist any more", names.slot),
-        Some(slot) if !slot.ours => {
-            let what = format!("replication slot {:?} belongs to somebody else; drop it there", names.slot);
-            return Err(Error::RetentionConflict { what });
-        }
-        Some(slot) if slot.lost => format!(
-            "replication slot {:?} was invalidated by the server: it needed more log than max_slot_wal_keep_size \
-             (or another limit) allows",
-            names.slot
-        ),
-        Some(slot) if slot.confirmed > from.0 => format!(
-            "replication slot {:?} begins at {}, after the wanted position {}",
-            names.slot,
-            lsn(slot.confirmed),
-            lsn(from.0)
-        ),
-        Some(slot) => return Ok(slot),
-    };
-    Err(Error::LogLost {
-        what: format!("{what}; the log in between is lost: remove the changefeed and create it again"),
-    })
-}
-
-struct Publication {
-    ours: bool,
-    complete: bool,
-}
-
-async fn publication(conn: &mut Connection, names: &Names) -> Result<Option<Publication>, Error> {
-    let sql = format!(
-        "SELECT obj_description(oid, 'pg_publication') IS NOT DISTINCT FROM {}, \
-           pubinsert AND pubupdate AND pubdelete AND pubtruncate AND pubviaroot AND NOT puballtables \
-         FROM pg_publication WHERE pubname = {}",
-        literal(&names.marker),
-        literal(&names.slot)
-    );
-    let rows = conn.query("look up a publication", &sql).await?;
-    Ok(rows.first().map(|row| Publication { ours: row.flag(0), complete: row.flag(1) }))
-}
-
-/// The publication must be there as it was made.
-async fn usable_publication(conn: &mut Connection, names: &Names) -> Result<(), Error> {
-    match publication(conn, names).await? {
-        Some(Publication { ours: true, complete: true }) => Ok(()),
-        Some(Publication { ours: true, complete: false }) => Err(Error::RetentionConflict {
-            what: format!(
-                "publication {:?} was altered; remove the changefeed and create it again",
-                names.slot
-            ),
-        }),
-        Some(Publication { ours: false, .. }) => Err(foreign_publication(names)),
-        None => Err(Error::LogLost {
-            what: format!(
-                "publication {:?} does not exist any more; remove the changefeed and create it again",
-                names.slot
-            ),
-        }),
-    }
-}
-
-fn foreign_publication(names: &Names) -> Error {
-    Error::RetentionConflict {
-        what: format!(
-            "publication {:?} exists and was not made by this changefeed; drop it first",
-            names.slot
-        ),
-    }
-}
-
 fn selection(spec: &FeedSpec) -> Selection<'_> {
     Selection {
         filter: &spec.filter,
@@ -154,8 +51,9 @@ pub(crate) async fn published_tables(
     names: &Names,
     at: Ts,
 ) -> Result<Vec<CatalogTable>, Error> {
-    usable_publication(conn, names).await?;
-    if install::is_active(conn, names).await? {
+    let captured = install::is_active(conn, names).await?;
+    publication::usable(conn, spec, names, captured).await?;
+    if captured {
         let tables = history::tables_at(conn, spec, names, at).await?;
         if let Some((table, obstacle)) =
             tables.iter().find_map(|table| table.obstacle.as_ref().map(|obstacle| (table, obstacle)))
@@ -211,7 +109,7 @@ pub(crate) async fn published_tables(
 pub(crate) async fn tables(options: &ConnectOptions, spec: &FeedSpec) -> Result<Vec<SourceTable>, Error> {
     let names = Names::of(&spec.changefeed);
     let mut conn = connect(options).await?;
-    let tables = if publication(&mut conn, &names).await?.is_some() {
+    let tables = if publication::find(&mut conn, &names).await?.is_some() {
         published_tables(&mut conn, spec, &names, spec.start_ts).await?
     } else {
         let mut tables = catalog::load(&mut conn, &selection(spec)).await?;
@@ -230,7 +128,7 @@ pub(crate) async fn check(options: &ConnectOptions, spec: &FeedSpec) -> Result<C
     check_server(&mut conn, spec, &names, &mut report).await?;
     Connection::connect(options, Purpose::Replication, "millrace check").await?.close().await;
     let captures = install::may_install(&mut conn).await?;
-    let adopted = publication(&mut conn, &names).await?.is_some_and(|publication| publication.ours);
+    let adopted = publication::find(&mut conn, &names).await?.is_some_and(|found| found.is_ours());
     let (mut unreadable, mut unowned) = (Vec::new(), Vec::new());
     for table in catalog::load(&mut conn, &selection(spec)).await? {
         if let Some(obstacle) = &table.obstacle {
@@ -319,7 +217,7 @@ async fn check_server(
             row.text(0)
         ));
     }
-    let own = slot(conn, &names.slot).await?;
+    let own = slot::find(conn, &names.slot).await?;
     // The initial copy takes a second slot and a second sender for a moment.
     let copy = i64::from(spec.initial_copy);
     let (slots, used): (i64, i64) = (row.number(2)?, row.number(3)?);
@@ -382,7 +280,7 @@ async fn create_slot(
     at: Option<Ts>,
     captured: bool,
 ) -> Result<StartPoint, Error> {
-    let made_publication = ensure_publication(conn, spec, names).await?;
+    let made_publication = ensure_publication(conn, spec, names, captured).await?;
     let result = async {
         if captured {
             install::look(conn).await?;
@@ -396,15 +294,20 @@ async fn create_slot(
     }
     .await;
     if result.is_err() && made_publication {
-        drop_publication(conn, names).await?;
+        publication::remove(conn, names).await?;
     }
     result
 }
 
-async fn ensure_publication(conn: &mut Connection, spec: &FeedSpec, names: &Names) -> Result<bool, Error> {
-    match publication(conn, names).await? {
-        Some(publication) if publication.ours => return Ok(false),
-        Some(_) => return Err(foreign_publication(names)),
+async fn ensure_publication(
+    conn: &mut Connection,
+    spec: &FeedSpec,
+    names: &Names,
+    captured: bool,
+) -> Result<bool, Error> {
+    match publication::find(conn, names).await? {
+        Some(found) if found.is_ours() => return Ok(false),
+        Some(_) => return Err(publication::foreign(names)),
         None => {}
     }
     let tables = catalog::load(conn, &selection(spec)).await?;
@@ -421,15 +324,11 @@ async fn ensure_publication(conn: &mut Connection, spec: &FeedSpec, names: &Name
             }
         }
     }
-    let tables = if list.is_empty() { String::new() } else { format!("FOR TABLE {}", list.join(", ")) };
-    let sql = format!(
-        "CREATE PUBLICATION {name} {tables} \
-         WITH (publish = 'insert, update, delete, truncate', publish_via_partition_root = true); \
-         COMMENT ON PUBLICATION {name} IS {marker}",
-        name = ident(&names.slot),
-        marker = literal(&names.marker)
-    );
-    conn.query("create a publication", &sql).await?;
+    publication::create(conn, names, &list).await?;
+    if let Some(found) = publication::find(conn, names).await? {
+        let server = origin::ask(conn).await?;
+        publication::note(conn, names, &found, server.origin, captured).await?;
+    }
     Ok(true)
 }
 
@@ -441,7 +340,7 @@ async fn ensure_slot(conn: &mut Connection, names: &Names, at: Option<Ts>) -> Re
             lsn(begins)
         ),
     };
-    let existing = slot(conn, &names.slot).await?;
+    let existing = slot::find(conn, &names.slot).await?;
     let begins = match &existing {
         Some(slot) if !slot.ours => {
             let what = format!(
@@ -450,19 +349,15 @@ async fn ensure_slot(conn: &mut Connection, names: &Names, at: Option<Ts>) -> Re
             );
             return Err(Error::RetentionConflict { what });
         }
-        Some(slot) if slot.lost => {
+        Some(slot) if slot.lost.is_some() => {
             let what =
                 format!("replication slot {:?} was invalidated by the server; drop it first", names.slot);
             return Err(Error::LogLost { what });
         }
         Some(slot) => slot.confirmed,
         None => {
-            let sql = format!(
-                "SELECT lsn FROM pg_create_logical_replication_slot({}, 'pgoutput')",
-                literal(&names.slot)
-            );
             let action = "create a replication slot (it waits for the transactions that are running)";
-            let rows = conn.query(action, &sql).await?;
+            let rows = conn.query(action, &slot::creation(conn.version(), &names.slot)).await?;
             rows.first()
                 .and_then(|row| parse_lsn(row.text(0)))
                 .ok_or_else(|| Error::protocol("a new slot has no position"))?
@@ -492,7 +387,7 @@ pub(crate) async fn drop_retention(options: &ConnectOptions, changefeed: &Change
     drop_slot(&mut conn, &names).await?;
     // Before the publication: nothing is added to it any more.
     install::remove(&mut conn, &names).await?;
-    drop_publication(&mut conn, &names).await?;
+    publication::remove(&mut conn, &names).await?;
     conn.close().await;
     Ok(())
 }
@@ -524,7 +419,7 @@ async fn end_creators(conn: &mut Connection, names: &Names) -> Result<(), Error>
 async fn drop_slot(conn: &mut Connection, names: &Names) -> Result<(), Error> {
     let mut attempt = 0;
     loop {
-        match slot(conn, &names.slot).await? {
+        match slot::find(conn, &names.slot).await? {
             None => return Ok(()),
             Some(slot) if !slot.ours => return Ok(()),
             Some(slot) => {
@@ -571,14 +466,6 @@ pub(crate) async fn terminate(conn: &mut Connection, pid: u32) -> Result<bool, E
 pub(crate) async fn setting(conn: &mut Connection, name: &str) -> Result<String, Error> {
     let rows = conn.query("show a setting", &format!("SELECT current_setting({})", literal(name))).await?;
     Ok(rows.first().map(|row| row.text(0).to_owned()).unwrap_or_default())
-}
-
-async fn drop_publication(conn: &mut Connection, names: &Names) -> Result<(), Error> {
-    if publication(conn, names).await?.is_some_and(|publication| publication.ours) {
-        let sql = format!("DROP PUBLICATION IF EXISTS {}", ident(&names.slot));
-        conn.query("drop a publication", &sql).await?;
-    }
-    Ok(())
 }
 
 /// See [`crate::upstream::Upstream::current_position`].

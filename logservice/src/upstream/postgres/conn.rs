@@ -106,6 +106,8 @@ pub(crate) struct Connection {
     endpoint: Endpoint,
     backend: (i32, i32),
     version: u32,
+    /// Replays another server's log.
+    standby: bool,
     last_read: Instant,
     received: u64,
 }
@@ -120,13 +122,18 @@ impl Connection {
         let mut last = Error::protocol("no endpoint");
         for endpoint in &options.endpoints {
             let attempt = Self::connect_to(options, endpoint, purpose, application);
-            last = match tokio::time::timeout(options.connect_timeout, attempt).await {
+            let error = match tokio::time::timeout(options.connect_timeout, attempt).await {
                 Ok(Ok(connection)) => return Ok(connection),
                 Ok(Err(error)) => error,
                 Err(_) => unreachable(endpoint, io::ErrorKind::TimedOut.into()),
             };
-            if !last.is_retryable() {
-                break;
+            if !error.is_retryable() {
+                return Err(error);
+            }
+            // A standby that waits for its promotion says more than a primary that is gone.
+            let says_less = matches!(error, Error::UpstreamUnreachable { .. });
+            if !(says_less && matches!(last, Error::UpstreamUnavailable { .. })) {
+                last = error;
             }
         }
         Err(last)
@@ -146,10 +153,19 @@ impl Connection {
             endpoint: endpoint.clone(),
             backend: (0, 0),
             version: 0,
+            standby: false,
             last_read: Instant::now(),
             received: 0,
         };
         connection.log_in(options, purpose, application).await?;
+        if connection.standby {
+            // Another endpoint may be the primary, and this one may become it.
+            let what = format!(
+                "the server at {endpoint} is a standby; replication goes on when it is promoted, or when the URI names \
+                 the primary"
+            );
+            return Err(Error::UpstreamUnavailable { message: what });
+        }
         if purpose == Purpose::Copy && connection.version >= 17 {
             connection.query("open a session", "SET transaction_timeout = 0").await?;
         }
@@ -216,10 +232,15 @@ impl Connection {
 
     fn on_parameter(&mut self, body: &[u8]) {
         let mut parts = body.split(|&b| b == 0);
-        if parts.next() == Some(b"server_version") {
-            let text = String::from_utf8_lossy(parts.next().unwrap_or_default()).into_owned();
-            let digits: String = text.chars().take_while(char::is_ascii_digit).collect();
-            self.version = digits.parse().unwrap_or(0);
+        let (name, value) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        match name {
+            b"server_version" => {
+                let text = String::from_utf8_lossy(value).into_owned();
+                let digits: String = text.chars().take_while(char::is_ascii_digit).collect();
+                self.version = digits.parse().unwrap_or(0);
+            }
+            b"in_hot_standby" => self.standby = value == b"on",
+            _ => {}
         }
     }
 

@@ -5,8 +5,10 @@
 //! - **RD-2** Only what the persisted checkpoint covers is confirmed to the server, and only ends of transactions.
 //! - **RD-3** While the store is full nothing is read, but the connection is kept alive.
 
+mod claim;
 mod copied;
 mod follow;
+mod guard;
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -29,7 +31,9 @@ use super::conn::{Connection, Purpose};
 use super::copy::{self, Copied, CopyPlan};
 use super::names::Names;
 use super::options::ConnectOptions;
+use super::origin::Origin;
 use super::shape::Shape;
+use super::slot;
 use super::sql::{ident, lsn};
 use crate::Error;
 use crate::event_store::StoreWriter;
@@ -99,6 +103,10 @@ impl Reader {
             captured: false,
             checkpoint: self.start.checkpoint,
             straddling: None,
+            start: self.start.start_ts,
+            origin: None,
+            promoted: false,
+            seen: None,
             writer: self.writer,
             persisted: self.persisted,
             progress: self.progress,
@@ -168,6 +176,14 @@ struct Session {
     checkpoint: Ts,
     /// The transaction in which that may be.
     straddling: Option<follow::Straddling>,
+    /// Where the changefeed begins: the only position that may be one of the future.
+    start: Ts,
+    /// The history that this reader reads.
+    origin: Option<Origin>,
+    /// The server is a former standby that was promoted since the changefeed was read first.
+    promoted: bool,
+    /// The publication, as it was seen last.
+    seen: Option<guard::Seen>,
     writer: StoreWriter,
     persisted: watch::Receiver<Ts>,
     progress: Arc<ReaderProgress>,
@@ -232,6 +248,7 @@ impl Session {
             open_bytes: 0,
             txn: follow::Txn::default(),
             side: None,
+            guard: guard::Guard::new(),
             last_publish: Instant::now(),
             session: self,
         }
@@ -242,7 +259,8 @@ impl Session {
     /// Checks slot and publication, and reads the tables once.
     async fn prepare(&mut self) -> Result<Vec<(CatalogTable, Arc<Shape>)>, Error> {
         let mut conn = admin::connect(&self.options).await?;
-        admin::usable_slot(&mut conn, &self.names, self.resolved).await?;
+        self.recognize(&mut conn).await?;
+        slot::usable(&mut conn, &self.names, self.resolved, self.promoted).await?;
         let tables = self.read_tables(&mut conn).await?;
         conn.close().await;
         Ok(tables)
@@ -300,62 +318,11 @@ impl Session {
         Ok((conn, Tables::new(known, Arc::clone(&self.spec.filter))))
     }
 
-    /// Makes sure that the slot is ours and free, and reads the tables. Says whether a former reader was ended.
-    async fn claim(&mut self) -> Result<(Vec<(CatalogTable, Arc<Shape>)>, bool), Error> {
-        let mut conn = admin::connect(&self.options).await?;
-        let ended = self.claim_slot(&mut conn).await?;
-        let tables = self.read_tables(&mut conn).await?;
-        conn.close().await;
-        Ok((tables, ended))
-    }
-
-    /// Ends the connection of a reader that came before us; gives way to one that came after. Says whether it ended one.
-    async fn claim_slot(&mut self, conn: &mut Connection) -> Result<bool, Error> {
-        let slot = admin::usable_slot(conn, &self.names, self.resolved).await?;
-        let Some(pid) = slot.active_pid else { return Ok(false) };
-        let mine = heartbeatpb::MaintainerEpoch::to_wire(self.spec.epoch);
-        let sql = format!("SELECT application_name FROM pg_stat_activity WHERE pid = {pid}");
-        let rows = conn.query("tell who reads the log", &sql).await?;
-        let name = rows.first().map(|row| row.text(0));
-        match name.map(|name| (name.is_empty(), self.names.epoch_of(name))) {
-            Some((_, Some(current))) if current > mine => Err(Error::Superseded { current }),
-            Some((_, Some(_))) => self.end_former(conn, pid).await,
-            // Another role's: we may not even see what it calls itself.
-            Some((true, None)) => Err(self.held(conn, pid, "it belongs to another role").await?),
-            // Somebody who is no reader of ours: the server says so at once. Or it has just left.
-            Some((false, None)) | None => Ok(false),
-        }
-    }
-
-    /// Ends the connection of a reader that came before us: its node may hang, or be cut off from everybody but the
-    /// server. Where our role may not do that, the server does it by itself when it hears nothing for long enough.
-    async fn end_former(&self, conn: &mut Connection, pid: u32) -> Result<bool, Error> {
-        match admin::terminate(conn, pid).await {
-            Ok(true) => {
-                tracing::info!(changefeed = %self.spec.changefeed, pid, "ended the log connection of a former reader");
-                Ok(true)
-            }
-            Ok(false) => Ok(false),
-            Err(Error::UpstreamPrivilege { what }) => Err(self.held(conn, pid, &what).await?),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// The slot has a reader that we may not end.
-    async fn held(&self, conn: &mut Connection, pid: u32, why: &str) -> Result<Error, Error> {
-        let patience = admin::setting(conn, "wal_sender_timeout").await?;
-        let what = format!(
-            "{why}; the server ends a reader that is gone after wal_sender_timeout ({patience}) and replication goes on \
-             then; to be faster, run as a superuser: SELECT pg_terminate_backend({pid})"
-        );
-        Ok(Error::SlotHeld { slot: self.names.slot.clone(), what })
-    }
-
     /// A refusal that means that the log is gone gets its own name.
     fn log_error(&self, error: Error) -> Error {
         let Error::UpstreamQuery { message, sqlstate, .. } = &error else { return error };
         let lost = match sqlstate.as_str() {
-            "42704" | "55000" => message.contains("slot"),
+            "42704" | "55000" => message.contains("slot") || message.contains("publication"),
             "58P01" => message.contains("WAL segment"),
             _ => false,
         };
@@ -468,6 +435,7 @@ struct Stream<'s> {
     txn: follow::Txn,
     /// For questions about schema changes.
     side: Option<Connection>,
+    guard: guard::Guard,
     last_publish: Instant,
     session: &'s mut Session,
 }
@@ -496,6 +464,7 @@ impl Stream<'_> {
                     return Ok(self.stop().await);
                 }
                 if self.link.last_status.elapsed() >= STATUS_EVERY {
+                    self.guard.turn(self.session)?;
                     self.link.send_status(false).await?;
                 }
                 tokio::task::coop::consume_budget().await;
@@ -507,6 +476,7 @@ impl Stream<'_> {
                 () = self.session.shutdown.cancelled() => return Ok(self.stop().await),
                 _ = self.link.ticker.tick() => {
                     self.check_silence(quiet_since)?;
+                    self.guard.turn(self.session)?;
                     let idle = self.link.conn.last_read().elapsed() >= STATUS_EVERY / 2;
                     self.link.send_status(idle).await?;
                 }
