@@ -103,14 +103,18 @@ pub(crate) async fn load(
 
 async fn load_heads(conn: &mut Connection, only: Option<TableId>) -> Result<Vec<Head>, Error> {
     let only = only.map(|table| format!("AND c.oid = {}", table.0)).unwrap_or_default();
+    // Where most tables have no partitions, only the others are asked for theirs: there may be tens of thousands.
+    let apart = "(i.indisunique OR i.indisexclusion) AND NOT i.indisprimary";
     let sql = format!(
         "SELECT c.oid, n.oid, n.nspname, c.relname, c.relkind, c.relpersistence, c.relreplident, \
-                 COALESCE((SELECT sum(greatest(p.relpages, 0)) FROM pg_catalog.pg_partition_tree(c.oid) t \
-                   JOIN pg_catalog.pg_class p ON p.oid = t.relid), greatest(c.relpages, 0)), \
+                 CASE c.relkind WHEN 'p' THEN (SELECT COALESCE(sum(greatest(p.relpages, 0)), 0) \
+                   FROM pg_catalog.pg_partition_tree(c.oid) t JOIN pg_catalog.pg_class p ON p.oid = t.relid) \
+                   ELSE greatest(c.relpages, 0) END, \
                  has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE'), \
                  pg_has_role(c.relowner, 'USAGE'), \
-                 EXISTS (SELECT FROM pg_catalog.pg_index i WHERE (i.indisunique OR i.indisexclusion) AND NOT i.indisprimary \
-                   AND (i.indrelid = c.oid OR i.indrelid IN (SELECT relid FROM pg_catalog.pg_partition_tree(c.oid)))) \
+                 CASE c.relkind WHEN 'p' THEN EXISTS (SELECT FROM pg_catalog.pg_partition_tree(c.oid) t \
+                     JOIN pg_catalog.pg_index i ON i.indrelid = t.relid WHERE {apart}) \
+                   ELSE EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND {apart}) END \
                FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
                WHERE c.relkind IN ('r', 'p', 'f') AND NOT c.relispartition AND c.relpersistence <> 't' \
                  AND n.nspname NOT IN ('information_schema', 'millrace', 'millrace_capture') AND n.nspname !~ '^pg_' {only} \
