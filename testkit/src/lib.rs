@@ -5,12 +5,14 @@
 //! [`Millrace`] runs the real program as a process that can be killed, [`Api`] talks to it, [`Load`] changes
 //! tables in every way that is known to be hard, and [`compare()`] says what differs at the end. [`wire::Wires`] is a
 //! network between the processes that can be cut. The programs
-//! in `src/bin` put these together: `crash` kills, `drain` measures, `dev` is for a person to play with.
+//! in `src/bin` put these together: `crash` kills, `drain`, `copy`, `apply` and `lag` measure (the last two with a
+//! [`Pair`]), `dev` is for a person to play with.
 
 pub mod api;
 pub mod compare;
 pub mod etcd;
 pub mod load;
+pub mod pair;
 pub mod postgres;
 pub mod process;
 pub mod prometheus;
@@ -23,6 +25,7 @@ pub use api::Api;
 pub use compare::{Comparison, compare};
 pub use etcd::{Etcd, EtcdBuilder};
 pub use load::Load;
+pub use pair::Pair;
 pub use postgres::{PgServer, PgServerBuilder, StopMode};
 pub use process::{Millrace, Usage};
 pub use prometheus::Prometheus;

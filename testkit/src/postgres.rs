@@ -234,10 +234,19 @@ impl PgServer {
     /// # Errors
     /// When it is not running.
     pub fn kill(&self) -> Result<()> {
-        let pid_file = fs::read_to_string(self.data().join("postmaster.pid"))?;
-        let pid = pid_file.lines().next().context("postmaster.pid is empty")?.trim();
+        let pid = self.pid()?.to_string();
         // The shell's own: a small system has no program of that name.
-        run(as_postgres("sh").args(["-c", "kill -KILL \"$0\"", pid]))
+        run(as_postgres("sh").args(["-c", "kill -KILL \"$0\"", &pid]))
+    }
+
+    /// The process id of the server's main process.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn pid(&self) -> Result<u32> {
+        let pid_file = fs::read_to_string(self.data().join("postmaster.pid"))?;
+        let pid = pid_file.lines().next().context("postmaster.pid is empty")?;
+        pid.trim().parse().context("postmaster.pid has an unknown form")
     }
 
     /// Changes a parameter that a reload applies.

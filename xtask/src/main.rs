@@ -116,6 +116,12 @@ enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
     },
+    /// What each stage of the data path costs a row change.
+    Scale {
+        /// Arguments of the program, such as `--sink blackhole`, or `--quick`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
     /// What the control plane costs with ten thousand to a million spans, next to naive versions.
     Control {
         /// Arguments of the program, such as `--check --json --plot docs/plots/control.svg`.
@@ -145,6 +151,7 @@ fn main() -> ExitCode {
         Command::Bench(Bench::Copy { rest }) => programs::run(&root, "copy", &rest),
         Command::Bench(Bench::Apply { rest }) => programs::run(&root, "apply", &rest),
         Command::Bench(Bench::Lag { rest }) => programs::run(&root, "lag", &rest),
+        Command::Bench(Bench::Scale { rest }) => programs::scale(&root, &rest),
         Command::Bench(Bench::Control { rest }) => programs::control(&root, &rest),
     };
     match result {

@@ -33,6 +33,13 @@ pub(crate) fn control(root: &Path, rest: &[String]) -> Result<()> {
     crate::run(root, "cargo", &with(&program, rest), &[])
 }
 
+/// The costs of the stages of the data path, which run inside of the program.
+pub(crate) fn scale(root: &Path, rest: &[String]) -> Result<()> {
+    servers::ensure()?;
+    let program = ["run", "--quiet", "--release", "-p", "testkit", "--features", "sim", "--bin", "scale", "--"];
+    crate::run(root, "cargo", &with(&program, rest), &[])
+}
+
 /// The same of an unoptimised build and with few spans: whether costs grow as they may, within seconds.
 pub(crate) fn control_growth(root: &Path, programs: &Path) -> Result<()> {
     let arguments = ["--quick", "--check", "--spans", "10000,40000", "--changefeeds", "90"];
