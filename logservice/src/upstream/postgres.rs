@@ -15,6 +15,17 @@
 //! table is an error, and a table created after the changefeed is not part of the publication and is reported with a
 //! warning.
 //!
+//! Before a reader asks for a position, and beside the stream, it makes sure that this position means what it meant:
+//!
+//! ```text
+//!  connect ──► standby? ──► publication ──► history ──► slot ──► stream ──► look at the publication, every 2 to 30 s
+//!                │ next       │ altered       │ promoted  │ lost     │            │ altered
+//!                ▼ endpoint   ▼ (`publication`)▼ (`origin`)▼ (`slot`) ▼ broken     ▼
+//!              wait, again   fail            fail, or     fail, or  wait, again  fail
+//!                                            go on        wait for
+//!                                                         its reader
+//! ```
+//!
 //! What cannot be seen in this log: a TRUNCATE of a single partition. Values of generated columns are not logged; their
 //! place in a row holds [`event::Datum::Unchanged`].
 
