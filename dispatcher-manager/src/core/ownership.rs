@@ -105,7 +105,9 @@ impl Core {
         if !self.owner.try_update(from, request.epoch) {
             return BootstrapStep::Drop;
         }
-        self.durable = self.durable.max(request.start_ts);
+        // Not the largest one ever: the owner before may have begun at a checkpoint that was not stored when the leader
+        // that knew it died. Schema changes behind the stored one are not in the tables of this owner.
+        self.durable = request.start_ts;
         if log_moved {
             self.resubscribe();
         }

@@ -46,6 +46,19 @@ fn a_bootstrap_creates_the_trigger_and_answers() {
 }
 
 #[test]
+fn the_trigger_of_an_owner_that_starts_earlier_than_one_before_sees_the_schema_changes_between() {
+    // The first one was told how far the changefeed was before that was stored, and the leader that knew is gone.
+    let mut x = Bench::new();
+    let ahead = MaintainerBootstrapRequest { start_ts: Ts(90), ..x.bootstrap_request(None, 1) };
+    assert!(matches!(x.core.on_bootstrap(&a(), &ahead, true), BootstrapStep::Reply(_)));
+    assert_eq!(x.bootstrap(&b(), Some(1), 2), "wait");
+    assert_eq!(x.take(), "open 1@50");
+    assert_eq!(x.opened(1, 50), "bootstrapped reply e2 @50 [1] []");
+    assert!(matches!(x.post_bootstrap(&b(), 1, 2), PostBootstrapStep::Reply(_)));
+    assert_eq!(x.take(), "subscribe 1@50 at b");
+}
+
+#[test]
 fn a_new_changefeed_ignores_what_the_downstream_knows() {
     let mut x = Bench::new();
     let request = MaintainerBootstrapRequest { is_new: true, ..x.bootstrap_request(Some(1), 1) };
