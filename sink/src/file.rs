@@ -11,6 +11,10 @@
 //!   (`file/progress.rs`). Where that cannot be known they are written twice, never left out.
 //! - A truncation is a new version directory whose schema file says so; so is an initial copy into a table
 //!   that already has files, or that is divided.
+//! - A disk that is full, broken or gone is waited for, however long, and told as trouble (`file/trouble.rs`): what
+//!   has to be written is kept in memory, and nothing more is taken than fits there. What only a person can change,
+//!   such as a permission, ends the sink. The output's directory is made when the sink is opened and never again, so
+//!   that nothing is written under a mount point whose file system is gone.
 //! - A dispatcher of a part of a table has files of its own, `CDC_<dispatcher>_<index>`. What it wrote is not known to
 //!   the one that has these keys after it, which writes it again; an update that takes a row from one part to another
 //!   is a delete in one file and an insert in another, of one `(commit ts, row number)`.
@@ -24,6 +28,7 @@ pub mod metrics;
 pub(crate) mod progress;
 mod read;
 mod schema;
+mod trouble;
 mod worker;
 mod writer;
 
@@ -44,8 +49,9 @@ use tokio_util::sync::CancellationToken;
 pub use self::config::FileConfig;
 pub use self::read::{Replay, ReplayError, ReplayedTable, Rows, replay};
 
-use self::checkpoint::{CheckpointFile, SharedCheckpoint};
+use self::checkpoint::{CheckpointFile, Directory, SharedCheckpoint};
 use self::metrics::FileMetrics;
+use self::trouble::Troubles;
 use self::worker::{Job, Opening, Worker};
 use crate::encode::EncodeOptions;
 use crate::metrics::SinkMetrics;
@@ -159,8 +165,13 @@ impl FileSink {
         changefeed: &ChangefeedId,
         permit: WritePermit,
     ) -> Result<Self, Error> {
-        let root = config.root.clone();
-        blocking(move || probe(&root)).await?;
+        let path = config.root.clone();
+        let root = blocking(move || {
+            probe(&path)?;
+            disk::Root::of(&path).map_err(|e| disk::error(&path, e))
+        })
+        .await?;
+        let troubles = Troubles::default();
         let metrics = FileMetrics::new(changefeed);
         let (queues, workers): (Vec<_>, Vec<_>) = (0..config.workers)
             .map(|_| {
@@ -168,12 +179,14 @@ impl FileSink {
                 (queue, WorkerSlot { jobs, held: AtomicUsize::new(0), asked: AtomicBool::new(false) })
             })
             .unzip();
-        let checkpoint = Arc::new(CheckpointFile::new(config.root.clone(), permit.clone(), metrics.clone()));
+        let directory =
+            Directory { path: config.root.clone(), root: root.clone(), troubles: troubles.clone() };
+        let checkpoint = Arc::new(CheckpointFile::new(directory, permit.clone(), metrics.clone()));
         let context = Arc::new(Context {
             changefeed: changefeed.clone(),
             encode: Arc::new(config.encode.clone()),
             config,
-            stop: disk::Stop::new(permit),
+            stop: disk::Stop::new(permit, root, troubles),
             metrics,
             sink_metrics: SinkMetrics::new(changefeed, "cloudstorage"),
             held: AtomicUsize::new(0),
@@ -289,6 +302,10 @@ impl Sink for FileSink {
 
     fn healthy(&self) -> bool {
         !self.context.failed.load(Ordering::Acquire)
+    }
+
+    fn trouble(&self) -> Option<Error> {
+        self.context.stop.troubles().told()
     }
 
     async fn open_dispatcher(

@@ -10,13 +10,15 @@ use heartbeatpb::{Ts, WritePermit};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
+use super::disk::Root;
 use super::metrics::FileMetrics;
+use super::trouble::Troubles;
 use super::{disk, layout};
 
 /// Least time between two writes.
 const INTERVAL: Duration = Duration::from_secs(2);
 /// Longest pause after a refusal.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -45,10 +47,18 @@ fn write(root: &Path, checkpoint_ts: Ts) -> std::io::Result<()> {
     disk::replace(root, layout::METADATA, &text)
 }
 
+/// Where the file is.
+#[derive(Clone, Debug)]
+pub(super) struct Directory {
+    pub(super) path: PathBuf,
+    pub(super) root: Root,
+    pub(super) troubles: Troubles,
+}
+
 /// The slot that holds the newest checkpoint until it is written.
 #[derive(Debug)]
 pub(super) struct CheckpointFile {
-    root: PathBuf,
+    directory: Directory,
     newest: AtomicU64,
     changed: Notify,
     permit: WritePermit,
@@ -56,8 +66,8 @@ pub(super) struct CheckpointFile {
 }
 
 impl CheckpointFile {
-    pub(super) fn new(root: PathBuf, permit: WritePermit, metrics: FileMetrics) -> Self {
-        Self { root, newest: AtomicU64::new(0), changed: Notify::new(), permit, metrics }
+    pub(super) fn new(directory: Directory, permit: WritePermit, metrics: FileMetrics) -> Self {
+        Self { directory, newest: AtomicU64::new(0), changed: Notify::new(), permit, metrics }
     }
 
     /// Takes a checkpoint; one that is not newer changes nothing.
@@ -71,6 +81,7 @@ impl CheckpointFile {
     pub(super) async fn run(&self) {
         let mut written = self.known().await;
         let mut pause = INTERVAL;
+        let mut waiting = self.directory.troubles.waiting();
         loop {
             self.permit.granted().await;
             let newest = Ts(self.newest.load(Ordering::Acquire));
@@ -82,9 +93,13 @@ impl CheckpointFile {
                 Ok(()) => {
                     written = newest;
                     pause = INTERVAL;
+                    waiting.succeeded();
                 }
                 Err(e) => {
-                    tracing::warn!(error = %e, checkpoint_ts = newest.0, "checkpoint is not written; trying again");
+                    let error = disk::error(&self.directory.path.join(layout::METADATA), e);
+                    if waiting.failed(&error) {
+                        tracing::warn!(%error, checkpoint_ts = newest.0, "checkpoint is not written; trying again");
+                    }
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
             }
@@ -105,7 +120,7 @@ impl CheckpointFile {
 
     /// What the directory says. A file that cannot be read is replaced by the next checkpoint.
     async fn known(&self) -> Ts {
-        let root = self.root.clone();
+        let root = self.directory.path.clone();
         match tokio::task::spawn_blocking(move || read(&root)).await {
             Ok(Ok(known)) => known.unwrap_or_default(),
             Ok(Err(e)) => {
@@ -117,9 +132,9 @@ impl CheckpointFile {
     }
 
     async fn store(&self, checkpoint: Ts) -> std::io::Result<()> {
-        let root = self.root.clone();
+        let Directory { path, root, .. } = self.directory.clone();
         let started = Instant::now();
-        tokio::task::spawn_blocking(move || write(&root, checkpoint))
+        tokio::task::spawn_blocking(move || root.is_there().and_then(|()| write(&path, checkpoint)))
             .await
             .map_err(std::io::Error::other)??;
         self.metrics.checkpoint(started.elapsed());
@@ -136,12 +151,16 @@ mod tests {
 
     use super::*;
 
+    fn directory(path: &Path) -> Directory {
+        Directory { path: path.to_owned(), root: Root::default(), troubles: Troubles::default() }
+    }
+
     #[tokio::test]
     async fn the_newest_checkpoint_wins_and_never_goes_back() {
         let dir = tempfile::tempdir().expect("a directory");
         write(dir.path(), Ts(50)).expect("written");
         let metrics = FileMetrics::new(&ChangefeedId::fresh("test"));
-        let file = CheckpointFile::new(dir.path().to_owned(), WritePermit::always(), metrics);
+        let file = CheckpointFile::new(directory(dir.path()), WritePermit::always(), metrics);
         file.publish(Ts(40));
         file.close().await;
         file.store(Ts(45)).await.expect("nothing to do");
@@ -159,7 +178,7 @@ mod tests {
         let root = dir.path().join("out");
         std::fs::write(&root, b"in the way").expect("a file where the directory should be");
         let metrics = FileMetrics::new(&ChangefeedId::fresh("test"));
-        let file = CheckpointFile::new(root.clone(), WritePermit::always(), metrics);
+        let file = CheckpointFile::new(directory(&root), WritePermit::always(), metrics);
         file.publish(Ts(7));
         file.close().await;
         std::fs::remove_file(&root).expect("removed");

@@ -6,26 +6,58 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use heartbeatpb::WritePermit;
 use parking_lot::{Condvar, Mutex};
 
+use super::trouble::Troubles;
 use crate::Error;
 
 /// First pause after a refusal.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// Longest pause.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// How long a transient refusal is retried here. Afterwards the changefeed reports it and starts again.
-const RETRY_FOR: Duration = Duration::from_secs(60);
+/// Longest pause: what a disk that has room again waits for at most. An attempt may write a whole file before it fails.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// Temporary files older than this belong to nobody any more.
 const TEMPORARY_AGE: Duration = Duration::from_secs(3600);
 
 /// Between two looks at a permit that does not hold.
 const PERMIT_LOOK: Duration = Duration::from_millis(20);
+
+/// The directory of a sink's output, as it was when the sink was opened. It is created then and never again: where it is
+/// gone, its file system is, and what were written in its place would be lost to readers.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Root {
+    path: PathBuf,
+    /// It was a file system of its own.
+    mounted: bool,
+}
+
+impl Root {
+    /// Looks at a directory that is there.
+    pub(crate) fn of(path: &Path) -> io::Result<Self> {
+        Ok(Self { path: path.to_owned(), mounted: is_mounted(path)? })
+    }
+
+    /// Fails when the directory is gone, or a file system that was mounted there.
+    pub(crate) fn is_there(&self) -> io::Result<()> {
+        if self.path.as_os_str().is_empty() {
+            return Ok(());
+        }
+        if self.mounted && !is_mounted(&self.path)? {
+            return Err(io::Error::new(ErrorKind::NotFound, "nothing is mounted there any more"));
+        }
+        fs::metadata(&self.path).map(|_| ())
+    }
+}
+
+/// Whether a directory is on another file system than the one that it is in.
+fn is_mounted(path: &Path) -> io::Result<bool> {
+    Ok(fs::metadata(path)?.dev() != fs::metadata(path.join(".."))?.dev())
+}
 
 /// Stops waits of blocking threads, and lets them write only while the process may.
 #[derive(Debug, Default)]
@@ -33,11 +65,23 @@ pub(crate) struct Stop {
     stopped: Mutex<bool>,
     changed: Condvar,
     permit: WritePermit,
+    root: Root,
+    troubles: Troubles,
 }
 
 impl Stop {
-    pub(crate) fn new(permit: WritePermit) -> Self {
-        Self { permit, ..Self::default() }
+    pub(crate) fn new(permit: WritePermit, root: Root, troubles: Troubles) -> Self {
+        Self { permit, root, troubles, ..Self::default() }
+    }
+
+    /// Where everything is.
+    pub(crate) fn root(&self) -> &Root {
+        &self.root
+    }
+
+    /// What its threads wait for.
+    pub(crate) fn troubles(&self) -> &Troubles {
+        &self.troubles
     }
 
     /// Waits until this process may write.
@@ -96,6 +140,9 @@ fn verdict(error: &io::Error) -> Verdict {
     match error.kind() {
         ErrorKind::StorageFull => transient("the disk is full; free some space"),
         ErrorKind::QuotaExceeded => transient("the disk quota is used up; raise it or free some space"),
+        ErrorKind::NotFound | ErrorKind::StaleNetworkFileHandle => {
+            transient("a directory is gone; see that its file system is mounted")
+        }
         ErrorKind::PermissionDenied => {
             fatal("CDC:ErrStorageSinkPermission", "permission is denied; let the server's user write there")
         }
@@ -131,40 +178,27 @@ pub(crate) fn error(path: &Path, source: io::Error) -> Error {
     }
 }
 
-/// Makes an `attempt` when this process may write, and repeats it while the disk's refusal is transient, for a minute or
-/// until `stop`.
+/// Makes an `attempt` when this process may write, and repeats it while the disk's refusal is transient, until it succeeds
+/// or `stop`. What lasts is told as the sink's trouble.
 pub(crate) fn persist<T>(
     stop: &Stop,
     path: &Path,
-    attempt: impl FnMut() -> io::Result<T>,
-) -> Result<T, Error> {
-    persist_for(stop, path, RETRY_FOR, FIRST_PAUSE, attempt)
-}
-
-fn persist_for<T>(
-    stop: &Stop,
-    path: &Path,
-    patience: Duration,
-    mut pause: Duration,
     mut attempt: impl FnMut() -> io::Result<T>,
 ) -> Result<T, Error> {
-    let started = Instant::now();
-    let mut told = false;
+    let mut pause = FIRST_PAUSE;
+    let mut waiting = stop.troubles.waiting();
     loop {
         stop.permitted()?;
-        let refusal = match attempt() {
+        let refusal = match stop.root.is_there().and_then(|()| attempt()) {
             Ok(value) => return Ok(value),
             Err(refusal) if refusal.kind() == ErrorKind::Interrupted => continue,
-            Err(refusal) => refusal,
+            Err(refusal) => error(path, refusal),
         };
-        match verdict(&refusal) {
-            Verdict::Transient { what, .. } if started.elapsed() < patience => {
-                if !told {
-                    tracing::warn!(path = %path.display(), error = %refusal, "{what}; trying again");
-                    told = true;
-                }
-            }
-            Verdict::Transient { .. } | Verdict::Fatal { .. } => return Err(error(path, refusal)),
+        if !refusal.is_retryable() {
+            return Err(refusal);
+        }
+        if waiting.failed(&refusal) {
+            tracing::warn!(path = %path.display(), error = %refusal, "the disk refuses; trying again");
         }
         if stop.pause(pause) {
             return Err(Error::Closed);
@@ -329,19 +363,46 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_is_tried_again_and_named() {
+    fn a_full_disk_is_tried_again_until_there_is_room_and_told_meanwhile() {
         let stop = Stop::default();
-        let mut left = 2;
+        let mut told = Vec::new();
+        let mut attempts = 0;
         let attempt = || {
-            left -= 1;
-            if left > 0 { Err(ErrorKind::StorageFull.into()) } else { Ok(7) }
+            attempts += 1;
+            stop.troubles.age(Duration::from_secs(60));
+            told.push(stop.troubles.told().map(|error| error.to_string()).unwrap_or_default());
+            if attempts < 3 { Err(ErrorKind::StorageFull.into()) } else { Ok(7) }
         };
-        let pause = Duration::from_millis(1);
-        assert_eq!(persist_for(&stop, Path::new("x"), RETRY_FOR, pause, attempt).expect("second attempt"), 7);
-        let full = || -> io::Result<()> { Err(ErrorKind::StorageFull.into()) };
-        let refused =
-            persist_for(&stop, Path::new("x"), Duration::ZERO, pause, full).expect_err("still full");
-        assert!(refused.is_retryable() && refused.to_string().contains("disk is full"), "{refused}");
+        assert_eq!(persist(&stop, Path::new("x"), attempt).expect("the third attempt"), 7);
+        assert!(told[0].is_empty() && told[1] == told[2], "{told:?}");
+        assert!(
+            told[1].contains("cannot write x: the disk is full") && told[1].contains("again"),
+            "{told:?}"
+        );
+        assert!(stop.troubles.told().is_none(), "it is over");
+    }
+
+    #[test]
+    fn a_directory_that_is_gone_is_waited_for_and_not_made_anew() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (root, away) = (dir.path().join("out"), dir.path().join("away"));
+        fs::create_dir(&root).expect("created");
+        let stop = Stop::new(WritePermit::always(), Root::of(&root).expect("there"), Troubles::default());
+        fs::rename(&root, &away).expect("moved");
+        let path = root.join("t/f");
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| persist(&stop, &path, || create(&root.join("t"), "f", b"one")));
+            while stop.troubles.told().is_none() {
+                stop.troubles.age(Duration::from_secs(60));
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let told = stop.troubles.told().expect("told").to_string();
+            assert!(told.contains("see that its file system is mounted"), "{told}");
+            assert!(!root.exists());
+            fs::rename(&away, &root).expect("moved back");
+            assert!(writer.join().expect("ends").expect("written"));
+        });
+        assert!(path.exists() && stop.troubles.told().is_none());
     }
 
     #[test]
@@ -365,7 +426,7 @@ mod tests {
         let clock = std::sync::Arc::clone(&time);
         let permit = WritePermit::new(move || clock.load(Ordering::SeqCst));
         permit.hold_until(10);
-        let stop = Stop::new(permit.clone());
+        let stop = Stop::new(permit.clone(), Root::default(), Troubles::default());
         // It ends while the bytes are on their way to the disk.
         let late = || {
             create_if(dir.path(), "f", b"one", || {

@@ -322,7 +322,8 @@ impl TableWriter {
 
     /// Notes what the next file will hold. Losing the note costs repeated rows, never rows.
     fn write_progress(&self, next: &Written) {
-        if !self.alone {
+        // Where the output's directory is gone, the note must not make it anew.
+        if !self.alone || self.context.stop.root().is_there().is_err() {
             return;
         }
         let dir = self.place.version(self.version.version);
