@@ -40,7 +40,8 @@ UNION ALL SELECT concat_ws(' ', 'sequence', format('%I.%I', schemaname, sequence
 UNION ALL SELECT concat_ws(' ', 'type', t.oid::regtype, t.typtype, format_type(t.typbasetype, t.typtypmod), \
     (SELECT string_agg(enumlabel, ',' ORDER BY enumsortorder) FROM pg_enum WHERE enumtypid = t.oid), \
     (SELECT string_agg(conname || ' ' || pg_get_constraintdef(oid), ',' ORDER BY conname) FROM pg_constraint \
-        WHERE contypid = t.oid)) \
+        WHERE contypid = t.oid), (SELECT string_agg(attname || ' ' || format_type(atttypid, atttypmod), ',' ORDER BY attnum) \
+        FROM pg_attribute WHERE attrelid = t.typrelid AND NOT attisdropped), t.typdefault) \
     FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace LEFT JOIN pg_class c ON c.oid = t.typrelid \
     WHERE n.nspname LIKE 'app%' AND t.typtype IN ('e', 'd', 'c') AND (t.typrelid = 0 OR c.relkind = 'c') \
 UNION ALL SELECT concat_ws(' ', 'index', pg_get_indexdef(i.indexrelid)) \

@@ -4,7 +4,11 @@
 #![expect(clippy::unwrap_used, reason = "a test fails where it cannot go on")]
 
 mod common;
+mod docs;
 mod feeds;
 mod kill;
 mod matrix;
+mod partition;
 mod refused;
+mod sequences;
+mod user_types;

@@ -2,28 +2,29 @@
 
 use crate::common::{Rig, config};
 
-/// What a statement is about, and what the source executes.
-const STATEMENTS: &[(&str, &str)] = &[
+/// What a statement is about, and what the source executes. Names that begin with a capital letter are in the table of
+/// `docs/postgresql.md`, see `docs.rs`; the others are what surrounds statements.
+pub(crate) const STATEMENTS: &[(&str, &str)] = &[
     ("CREATE SCHEMA", "CREATE SCHEMA app"),
     (
         "CREATE TABLE",
         "CREATE TABLE app.t (id bigint PRIMARY KEY, a varchar(10) NOT NULL DEFAULT 'x', n int CHECK (n > 0), \
          twice bigint GENERATED ALWAYS AS (id * 2) STORED, UNIQUE (a, n))",
     ),
-    ("INSERT", "INSERT INTO app.t (id, a, n) SELECT i, 'a' || i, i FROM generate_series(1, 10) i"),
-    ("UPDATE", "UPDATE app.t SET a = 'b' || id WHERE id > 5"),
+    ("rows", "INSERT INTO app.t (id, a, n) SELECT i, 'a' || i, i FROM generate_series(1, 10) i"),
+    ("changed rows", "UPDATE app.t SET a = 'b' || id WHERE id > 5"),
     (
         "CREATE TABLE … IDENTITY",
         "CREATE TABLE app.\"I d\" (\"The Id\" int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, v text)",
     ),
-    ("INSERT into IDENTITY", "INSERT INTO app.\"I d\" (v) VALUES ('one'), ('two')"),
+    ("rows of an identity", "INSERT INTO app.\"I d\" (v) VALUES ('one'), ('two')"),
     ("CREATE TABLE … LIKE", "CREATE TABLE app.copy (LIKE app.t INCLUDING ALL)"),
     (
         "CREATE TABLE … REFERENCES",
         "CREATE TABLE app.child (id int PRIMARY KEY, t bigint REFERENCES app.t ON DELETE CASCADE)",
     ),
     (
-        "INSERT into both",
+        "rows of both",
         "INSERT INTO app.copy (id, a, n) VALUES (1, 'q', 1); INSERT INTO app.child VALUES (1, 1)",
     ),
     ("CREATE TABLE IF NOT EXISTS", "CREATE TABLE IF NOT EXISTS app.t (id int)"),
@@ -35,7 +36,7 @@ const STATEMENTS: &[(&str, &str)] = &[
         "a table that gets its key later",
         "CREATE TABLE app.late (id int, v text); ALTER TABLE app.late ADD PRIMARY KEY (id)",
     ),
-    ("INSERT into it", "INSERT INTO app.late VALUES (1, 'one')"),
+    ("rows of it", "INSERT INTO app.late VALUES (1, 'one')"),
     ("TEMPORARY", "CREATE TEMPORARY TABLE scratch (id int PRIMARY KEY); DROP TABLE scratch"),
     (
         "UNLOGGED",
@@ -131,6 +132,7 @@ const STATEMENTS: &[(&str, &str)] = &[
     ),
     ("TRUNCATE", "TRUNCATE app.m2"),
     ("TRUNCATE … CASCADE", "TRUNCATE app.child CASCADE"),
+    ("TRUNCATE of several", "TRUNCATE app.m2, app.late RESTART IDENTITY"),
     (
         "rows and changes in one transaction",
         "BEGIN; INSERT INTO app.m1 (id, r) VALUES (100, 1); ALTER TABLE app.m1 ADD COLUMN c1 int; \
@@ -179,6 +181,10 @@ const STATEMENTS: &[(&str, &str)] = &[
         "rows of partitions",
         "INSERT INTO app.parts SELECT i, i, 'v' FROM generate_series(0, 19) i; UPDATE app.parts SET k = 15 WHERE k = 5; INSERT INTO app.parts_1 VALUES (100, 9, 'leaf')",
     ),
+    (
+        "TRUNCATE of a partition",
+        "TRUNCATE app.parts_1; INSERT INTO app.parts_1 VALUES (101, 8, 'after'); TRUNCATE app.parts_2_all; INSERT INTO app.parts VALUES (102, 11, 'after')",
+    ),
     ("ADD COLUMN of partitions", "ALTER TABLE app.parts ADD COLUMN w int DEFAULT 3"),
     ("CREATE INDEX of partitions", "CREATE INDEX by_w ON app.parts (w)"),
     (
@@ -223,6 +229,36 @@ const STATEMENTS: &[(&str, &str)] = &[
         "composite type with a column",
         "CREATE TYPE app.pair AS (a int, b text); ALTER TABLE app.moods ADD COLUMN c app.pair; INSERT INTO app.moods (c) VALUES ('(1,x)')",
     ),
+    (
+        "ADD ATTRIBUTE",
+        "ALTER TYPE app.pair ADD ATTRIBUTE c date, ADD ATTRIBUTE m app.temper; INSERT INTO app.moods (c) VALUES ('(2,y,2024-01-01,bad)')",
+    ),
+    (
+        "ADD ATTRIBUTE of a new type",
+        "CREATE TYPE app.inner AS (\"x y\" numeric(5, 2)); ALTER TYPE app.pair ADD ATTRIBUTE \"In\" app.inner[]; UPDATE app.moods SET c.\"In\" = ARRAY['(1.5)'::app.inner] WHERE (c).a = 2",
+    ),
+    ("RENAME ATTRIBUTE", "ALTER TYPE app.pair RENAME ATTRIBUTE b TO \"B\""),
+    (
+        "DROP ATTRIBUTE",
+        "ALTER TYPE app.pair DROP ATTRIBUTE c, DROP ATTRIBUTE m; INSERT INTO app.moods (c) VALUES ('(3,z,\"{(2.5)}\")')",
+    ),
+    (
+        "rows of the changed type",
+        "UPDATE app.moods SET c.a = (c).a + 1 WHERE (c).a > 1; DELETE FROM app.moods WHERE (c).a = 1",
+    ),
+    (
+        "ALTER ATTRIBUTE … TYPE",
+        "CREATE TABLE app.later (id int PRIMARY KEY, c app.pair); ALTER TABLE app.moods DROP COLUMN c; ALTER TABLE app.later DROP COLUMN c; ALTER TYPE app.pair ALTER ATTRIBUTE \"B\" TYPE varchar(9); ALTER TABLE app.later ADD COLUMN c app.pair; INSERT INTO app.later VALUES (1, '(1,nine,{})')",
+    ),
+    ("it is dropped", "DROP TABLE app.later"),
+    (
+        "ALTER DOMAIN … RENAME CONSTRAINT",
+        "ALTER DOMAIN app.positive RENAME CONSTRAINT small TO smaller; ALTER DOMAIN app.positive SET DEFAULT 5; ALTER DOMAIN app.positive ADD CONSTRAINT even CHECK (VALUE % 2 = 0) NOT VALID",
+    ),
+    (
+        "VALIDATE CONSTRAINT of a domain",
+        "DELETE FROM app.moods WHERE p = 7; ALTER DOMAIN app.positive VALIDATE CONSTRAINT even; ALTER DOMAIN app.positive DROP CONSTRAINT even",
+    ),
     ("CREATE SEQUENCE", "CREATE SEQUENCE app.s START 5 INCREMENT 2 CYCLE"),
     ("ALTER SEQUENCE", "ALTER SEQUENCE app.s INCREMENT 3 NO CYCLE"),
     ("ALTER SEQUENCE … RENAME", "ALTER SEQUENCE app.s RENAME TO \"S 2\""),
@@ -236,7 +272,7 @@ const STATEMENTS: &[(&str, &str)] = &[
     ("DROP VIEW", "CREATE VIEW app.v AS SELECT 1 AS one; DROP VIEW app.v"),
     ("DROP SEQUENCE", "DROP SEQUENCE app.\"S 2\""),
     ("DROP TABLE with its serial", "DROP TABLE app.moods"),
-    ("DROP TYPE", "DROP TYPE app.temper; DROP TYPE app.pair; DROP DOMAIN app.positive"),
+    ("DROP TYPE", "DROP TYPE app.pair; DROP TYPE app.inner; DROP TYPE app.temper; DROP DOMAIN app.positive"),
     ("DROP SCHEMA", "CREATE SCHEMA app4; DROP SCHEMA app4"),
 ];
 

@@ -90,3 +90,29 @@ async fn a_policy_ignores_or_refuses_a_kind_of_change() {
     rig.fails(UNSUPPORTED, &["app.t", "ddl.rename-table"]).await;
     rig.millrace.stop().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn statements_about_anything_else_change_nothing_at_the_target() {
+    let mut rig = with_table().await;
+    rig.feed(config()).await;
+    for sql in [
+        "CREATE FUNCTION app.f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'",
+        "CREATE TRIGGER tr BEFORE INSERT ON app.t FOR EACH ROW EXECUTE FUNCTION app.f(); ALTER TABLE app.t DISABLE TRIGGER tr",
+        "CREATE RULE r AS ON DELETE TO app.t DO ALSO NOTIFY deleted",
+        "ALTER TABLE app.t ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON app.t USING (true)",
+        "CREATE ROLE somebody; GRANT SELECT ON app.t TO somebody; COMMENT ON TABLE app.t IS 'words'",
+        "CREATE EXTENSION citext SCHEMA app; DROP EXTENSION citext",
+        "CREATE MATERIALIZED VIEW app.m AS SELECT count(*) FROM app.t; REFRESH MATERIALIZED VIEW app.m",
+        "ALTER TABLE app.t ALTER COLUMN v SET STORAGE EXTERNAL, ALTER COLUMN v SET STATISTICS 10, SET (fillfactor = 50)",
+        "ALTER TABLE app.t OWNER TO somebody",
+        "INSERT INTO app.t VALUES (2, 'b')",
+    ] {
+        rig.run(sql).await;
+    }
+    rig.caught_up("statements about anything else").await;
+    rig.assert_same("statements about anything else").await;
+    let there = "SELECT proname::text FROM pg_proc WHERE pronamespace = 'app'::regnamespace \
+        UNION ALL SELECT relname::text FROM pg_class WHERE relnamespace = 'app'::regnamespace AND relkind = 'm'";
+    assert!(list(&rig.target, TARGET, there).await.is_empty());
+    rig.millrace.stop().await.unwrap();
+}
