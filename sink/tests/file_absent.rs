@@ -53,7 +53,9 @@ impl Running {
             let value = format!("{id} {}", "x".repeat(1024));
             let rows = Rows::of(&notes(1, 1)).at(10 + id, 0).insert(&[&id.to_string(), &value]);
             let flushed = Arc::clone(&self.flushed);
-            let done = Flushed::new(move || drop(flushed.fetch_add(1, Ordering::AcqRel)));
+            let done = Flushed::new(move || {
+                flushed.fetch_add(1, Ordering::AcqRel);
+            });
             self.sink.write_rows(self.dispatcher, rows.build(), done);
         }
     }
@@ -77,7 +79,7 @@ impl Running {
     }
 
     /// Everything is there once, and nobody is told anything any more.
-    async fn is_whole(self, rows: u64) {
+    async fn ends_whole(self, rows: u64) {
         self.flushed(rows).await;
         self.sink.publish_checkpoint(Ts(10 + rows), WallTime(0));
         self.until("the trouble is over", |it| it.told().is_empty()).await;
@@ -104,7 +106,7 @@ async fn a_directory_that_is_gone_is_told_and_written_again_when_it_is_back() {
     assert!(told.contains("file system is mounted") && told.contains("tried again"), "{told}");
     assert!(!out.exists(), "nothing is written in its place");
     std::fs::rename(&away, &out).expect("moved back");
-    running.is_whole(10).await;
+    running.ends_whole(10).await;
 }
 
 #[tokio::test]
@@ -167,5 +169,5 @@ async fn child_on_a_small_disk() {
     running.write(40..41);
     std::fs::remove_file(&ballast).expect("removed");
     running.flushed(41).await;
-    running.is_whole(41).await;
+    running.ends_whole(41).await;
 }
