@@ -36,7 +36,8 @@ pub(crate) fn control(root: &Path, rest: &[String]) -> Result<()> {
 /// The costs of the stages of the data path, which run inside of the program.
 pub(crate) fn scale(root: &Path, rest: &[String]) -> Result<()> {
     servers::ensure()?;
-    let program = ["run", "--quiet", "--release", "-p", "testkit", "--features", "sim", "--bin", "scale", "--"];
+    let program =
+        ["run", "--quiet", "--release", "-p", "testkit", "--features", "sim", "--bin", "scale", "--"];
     crate::run(root, "cargo", &with(&program, rest), &[])
 }
 
