@@ -142,8 +142,13 @@ impl Course<'_> {
     }
 
     async fn cut_nodes(&mut self, one_way: bool) -> Result<(String, Instant)> {
-        let one = self.world.maintainer().await?;
-        let other = self.find(Role::Dispatcher).await?;
+        // Looking for the second may move the first.
+        let mut other = self.find(Role::Dispatcher).await?;
+        let mut one = self.world.maintainer().await?;
+        while one == other {
+            other = self.find(Role::Dispatcher).await?;
+            one = self.world.maintainer().await?;
+        }
         let from = self.mark("cut");
         self.world.wires.cut_one_way(Place::Node(one), Place::Node(other));
         if !one_way {
