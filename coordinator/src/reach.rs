@@ -14,8 +14,8 @@
 //!                                                  +------------ so without a gap for 20 times `after` --------+
 //! ```
 //!
-//! - **RE-1** Who reaches no majority of the members, itself included, gives up nobody: more likely it is the one that is
-//!   cut off. Of two nodes neither gives up the other.
+//! - **RE-1** Who has not heard a majority of the members, itself included, just now, gives up nobody: more likely it is the
+//!   one that is cut off. Of two nodes neither gives up the other.
 //! - **RE-2** Time for which this node did not run is no silence of others.
 //! - **RE-3** A member that was never heard both ways is not judged: it may be of a version that does not greet.
 
@@ -112,7 +112,8 @@ impl Reach {
             }
         }
         let mut changes = Vec::new();
-        if self.has_majority(now) {
+        // Heard just now: while the last words of all others grow old together, one of them is always the first to be too old.
+        if self.reaches_most(now, FRESH.min(self.after)) {
             let silent = |peer: &Peer| peer.mutual.is_some() && !self.is_mutual(peer, now);
             let lost =
                 self.peers.iter().filter(|(node, peer)| silent(peer) && !self.unreached.contains(*node));
@@ -143,7 +144,13 @@ impl Reach {
     /// Whether this node talks to most members, itself included.
     #[must_use]
     pub fn has_majority(&self, now: Instant) -> bool {
-        let reached = 1 + self.peers.values().filter(|peer| self.is_mutual(peer, now)).count();
+        self.reaches_most(now, self.after)
+    }
+
+    /// Whether most members, itself included, were heard both ways within a time.
+    fn reaches_most(&self, now: Instant, within: Duration) -> bool {
+        let fresh = |peer: &Peer| peer.mutual.is_some_and(|at| now.saturating_duration_since(at) < within);
+        let reached = 1 + self.peers.values().filter(|peer| fresh(peer)).count();
         reached * 2 > self.peers.len() + 1
     }
 

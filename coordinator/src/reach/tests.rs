@@ -82,6 +82,22 @@ impl Cluster {
 }
 
 #[test]
+fn who_stops_to_hear_one_a_moment_after_the_other_is_the_one_that_is_cut_off() {
+    for later in [500, 1_000] {
+        let mut cluster = Cluster::new(3);
+        cluster.cut("a", "b");
+        cluster.run(later);
+        cluster.cut("a", "c");
+        cluster.run(10_000);
+        assert!(cluster.unreached("a").is_empty(), "{later}: {:?}", cluster.told);
+        assert_eq!(
+            (cluster.unreached("b"), cluster.unreached("c")),
+            (vec!["a".to_owned()], vec!["a".to_owned()])
+        );
+    }
+}
+
+#[test]
 fn two_of_three_that_are_cut_off_from_each_other_give_each_other_up_and_the_third_gives_up_nobody() {
     let mut cluster = Cluster::new(3);
     cluster.cut("a", "b");
