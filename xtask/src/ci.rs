@@ -28,17 +28,16 @@ pub(crate) fn run(root: &Path) -> Result<()> {
         let everything = ["clippy", "--workspace", "--all-targets", "--features", programs::FEATURES];
         crate::run(root, "cargo", &[&everything[..], &["--", "-D", "warnings"]].concat(), &[])
     })?;
-    run_step("documentation", || {
-        let arguments = ["doc", "--workspace", "--no-deps", "--quiet"];
-        crate::run(root, "cargo", &arguments, &[("RUSTDOCFLAGS", "-D warnings")])
+    // Tests wait for much of their time.
+    run_step("tests", || {
+        tests::run(root, &["--features", programs::FEATURES], || run_step("documentation", || document(root)))
     })?;
-    run_step("tests", || tests::run(root, &["--features", programs::FEATURES]))?;
     let programs = crate::built(root)?;
-    run_step("examples", || examples::run_all(root, &programs, None))?;
     run_step("costs of the control plane", || programs::control_growth(root, &programs))?;
     // Real clusters mostly wait, simulated ones never do; they have what the real ones leave.
     std::thread::scope(|scope| {
         let simulated = scope.spawn(|| {
+            run_step("examples", || examples::run_all(root, &programs, None))?;
             run_step("simulated clusters", || {
                 programs::sim_built(root, &programs, &["--scenarios", "--seeds", "2000"])
             })
@@ -49,10 +48,16 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     })
 }
 
+/// The pages of every crate, without a warning.
+fn document(root: &Path) -> Result<()> {
+    let arguments = ["-n", "19", "cargo", "doc", "--workspace", "--no-deps", "--quiet"];
+    crate::run(root, "nice", &arguments, &[("RUSTDOCFLAGS", "-D warnings")])
+}
+
 /// The tests alone; with arguments those that cargo picks by them.
 pub(crate) fn test(root: &Path, rest: &[String]) -> Result<()> {
     if rest.is_empty() {
-        return chores(root).and_then(|()| tests::run(root, &[]));
+        return chores(root).and_then(|()| tests::run(root, &[], || Ok(())));
     }
     let rest: Vec<&str> = rest.iter().map(String::as_str).collect();
     crate::run(root, "cargo", &[&["test", "--workspace"], &rest[..]].concat(), &[])

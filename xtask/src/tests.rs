@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use serde_json::Value;
 
 /// How many programs run at a time. Each has a thread per core for its tests.
@@ -51,8 +51,9 @@ impl Program {
     }
 }
 
-/// Builds the tests of the workspace with what cargo is told beside, and runs them.
-pub(crate) fn run(root: &Path, cargo: &[&str]) -> Result<()> {
+/// Builds the tests of the workspace with what cargo is told, and runs them. What is to be done `beside` them begins when
+/// they are built.
+pub(crate) fn run(root: &Path, cargo: &[&str], beside: impl FnOnce() -> Result<()> + Send) -> Result<()> {
     let started = Instant::now();
     let mut queue: Vec<Program> = build(root, cargo)?;
     queue.sort_by_key(Program::turn);
@@ -61,10 +62,12 @@ pub(crate) fn run(root: &Path, cargo: &[&str]) -> Result<()> {
     let logs = crate::built(root)?;
     let (queue, failed) = (Mutex::new(VecDeque::from(queue)), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
+        let beside = scope.spawn(beside);
         for _ in 0..AT_A_TIME {
             scope.spawn(|| worker(&queue, &failed, &logs));
         }
-    });
+        beside.join().unwrap_or_else(|_| Err(anyhow!("what ran beside the tests ended abnormally")))
+    })?;
     judge(failed.into_inner().unwrap_or_default(), count, &logs)?;
     let examples = ["test", "--quiet", "--workspace", "--exclude", "xtask", "--doc"];
     crate::run(root, "cargo", &[&examples[..], cargo].concat(), &[])
