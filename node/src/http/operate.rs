@@ -190,8 +190,11 @@ async fn told_again(state: &Shared, doc: &OperationDoc, old: bool) -> Response {
     let shows = matches!(doc.operation.as_str(), "create" | "update");
     let body = match changefeed::shown(state, &doc.changefeed).await {
         Ok(value) if shows => value,
+        Ok(_) => json!({}),
         // Removed since.
-        Ok(_) | Err(_) => json!({}),
+        Err(failure) if failure.code == "CDC:ErrChangeFeedNotExists" => json!({}),
+        // Whoever asks again hears it.
+        Err(failure) => return failure.into_response(),
     };
     (status, axum::Json(body)).into_response()
 }
