@@ -1,4 +1,4 @@
-//! What CI runs, in the order in which a mistake is cheapest to find.
+//! What CI runs: what takes seconds first, then what is built once and run, with lints and documentation beside it.
 
 use std::path::Path;
 use std::time::Instant;
@@ -24,13 +24,12 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     run_step("tidy", || tidy::run(root))?;
     run_step("tests of the chores", || chores(root))?;
     run_step("behaviours", || behaviours::run(root, false))?;
-    run_step("lints", || {
-        let everything = ["clippy", "--workspace", "--all-targets", "--features", programs::FEATURES];
-        crate::run(root, "cargo", &[&everything[..], &["--", "-D", "warnings"]].concat(), &[])
-    })?;
-    // Tests wait for much of their time.
+    // Tests wait for much of their time; what only compiles has the processors meanwhile.
     run_step("tests", || {
-        tests::run(root, &["--features", programs::FEATURES], || run_step("documentation", || document(root)))
+        tests::run(root, &["--features", programs::FEATURES], || {
+            run_step("lints", || lint(root))?;
+            run_step("documentation", || document(root))
+        })
     })?;
     let programs = crate::built(root)?;
     run_step("costs of the control plane", || programs::control_growth(root, &programs))?;
@@ -46,6 +45,13 @@ pub(crate) fn run(root: &Path) -> Result<()> {
         let simulated = simulated.join().map_err(|_| anyhow!("the simulated clusters ended abnormally"))?;
         real.and(simulated)
     })
+}
+
+/// The rules of the workspace, for everything that is compiled in it.
+fn lint(root: &Path) -> Result<()> {
+    let arguments = ["-n", "19", "cargo", "clippy", "--workspace", "--all-targets", "--quiet"];
+    let strict = ["--features", programs::FEATURES, "--", "-D", "warnings"];
+    crate::run(root, "nice", &[&arguments[..], &strict].concat(), &[])
 }
 
 /// The pages of every crate, without a warning.
