@@ -11,7 +11,7 @@ use tokio_postgres::{Client, Row};
 use super::config::PgConfig;
 use super::connection::{Failure, classify};
 use super::pieces::{Piece, Range};
-use super::progress::{CREATE_LOCK, parse_ts};
+use super::progress::{create_missing, parse_ts};
 use super::route::Position;
 use super::sql::{TextArray, hex};
 use crate::Error;
@@ -20,27 +20,14 @@ use crate::causality::SHARDS;
 /// Creates the table of parts where it is missing.
 pub(crate) async fn prepare(client: &Client, config: &PgConfig) -> Result<(), Failure> {
     let schema = &config.own_schema;
-    let exists = "SELECT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n \
-                  ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = 'parts')";
-    let failed = |e| classify(e, "creating the sink's own tables");
-    let row = client.query_one(exists, &[&config.own_schema_name]).await.map_err(failed)?;
-    if row.get(0) {
-        return Ok(());
-    }
-    let sql = format!(
-        "BEGIN; {CREATE_LOCK}; \
-         CREATE TABLE IF NOT EXISTS {schema}.parts (changefeed text NOT NULL, table_id bigint NOT NULL, \
+    let statements = format!(
+        "CREATE TABLE IF NOT EXISTS {schema}.parts (changefeed text NOT NULL, table_id bigint NOT NULL, \
              span_start bytea NOT NULL, span_end bytea NOT NULL, block_start bigint NOT NULL, block_end bigint NOT NULL, \
              copy_ts numeric(20) NOT NULL, copy_time bigint NOT NULL, row_count bigint NOT NULL, \
              byte_count bigint NOT NULL, finished boolean NOT NULL, \
-             PRIMARY KEY (changefeed, table_id, span_start, block_start)); COMMIT"
+             PRIMARY KEY (changefeed, table_id, span_start, block_start));"
     );
-    let result = client.batch_execute(&sql).await;
-    if result.is_err() {
-        // The connection may be used again; a failed rollback shows at its next use.
-        let _ = client.batch_execute("ROLLBACK").await;
-    }
-    result.map_err(failed)
+    create_missing(client, config, &["parts"], &statements).await
 }
 
 const COLUMNS: &str = "table_id, span_start, span_end, block_start, block_end, copy_ts::text, copy_time, row_count, \

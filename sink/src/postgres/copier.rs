@@ -301,8 +301,7 @@ async fn in_transaction(
     work: impl Future<Output = Result<(), Failure>>,
 ) -> Result<(), Failure> {
     let result = work.await;
-    let end = if result.is_ok() { "COMMIT" } else { "ROLLBACK" };
-    let ended = client.batch_execute(end).await.map_err(|e| classify(e, "committing"));
+    let ended = progress::end(client, result.is_ok()).await;
     result.and(ended)
 }
 

@@ -19,7 +19,7 @@ use tokio_postgres::Client;
 
 use super::config::PgConfig;
 use super::connection::{Failure, classify};
-use super::progress::CREATE_LOCK;
+use super::progress::{CREATE_LOCK, create_missing, end};
 use super::registration::{self, Registration};
 use super::sql::{qualified, quote};
 use super::{copied, target};
@@ -46,25 +46,12 @@ struct Note {
 /// Creates the table of notes where it is missing.
 pub(crate) async fn prepare(client: &Client, config: &PgConfig) -> Result<(), Failure> {
     let schema = &config.own_schema;
-    let exists = "SELECT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n \
-                  ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = 'created')";
-    let failed = |e| classify(e, "creating the sink's own tables");
-    let row = client.query_one(exists, &[&config.own_schema_name]).await.map_err(failed)?;
-    if row.get(0) {
-        return Ok(());
-    }
-    let sql = format!(
-        "BEGIN; {CREATE_LOCK}; \
-         CREATE TABLE IF NOT EXISTS {schema}.created (changefeed text NOT NULL, table_id bigint NOT NULL, \
+    let statements = format!(
+        "CREATE TABLE IF NOT EXISTS {schema}.created (changefeed text NOT NULL, table_id bigint NOT NULL, \
              relation oid NOT NULL, schema_name text NOT NULL, table_name text NOT NULL, statement text NOT NULL, \
-             indexes text[] NOT NULL DEFAULT '{{}}', PRIMARY KEY (changefeed, table_id)); COMMIT"
+             indexes text[] NOT NULL DEFAULT '{{}}', PRIMARY KEY (changefeed, table_id));"
     );
-    let result = client.batch_execute(&sql).await;
-    if result.is_err() {
-        // The connection may be used again; a failed rollback shows at its next use.
-        let _ = client.batch_execute("ROLLBACK").await;
-    }
-    result.map_err(failed)
+    create_missing(client, config, &["created"], &statements).await
 }
 
 fn noting(error: tokio_postgres::Error) -> Failure {
@@ -83,13 +70,10 @@ impl Notes<'_> {
         }
         self.registration.begin_checked(client).await?;
         let result = self.create_and_note(client, info).await;
-        let end = if result.is_ok() { "COMMIT" } else { "ROLLBACK" };
-        let ended = client.batch_execute(end).await;
-        let Err(error) = result else {
-            return ended.map_err(|e| classify(e, "committing"));
-        };
+        let ended = end(client, result.is_ok()).await;
+        let Err(error) = result else { return ended };
         // Somebody has created it in the meantime: the caller looks again.
-        if error.code().is_some_and(|code| matches!(code.code(), "42P07" | "42710" | "42P06")) {
+        if target::is_there_already(&error) {
             return Ok(());
         }
         let name = qualified(&info.schema, &info.name);
@@ -168,8 +152,7 @@ impl Notes<'_> {
             }
             self.registration.begin_checked(client).await?;
             let result = self.drop_or_leave(client, &note).await;
-            let end = if result.is_ok() { "COMMIT" } else { "ROLLBACK" };
-            let ended = client.batch_execute(end).await.map_err(|e| classify(e, "committing"));
+            let ended = end(client, result.is_ok()).await;
             result.and(ended)?;
         }
         Ok(())
@@ -189,8 +172,7 @@ impl Notes<'_> {
         }
         self.registration.begin_checked(client).await?;
         let result = self.make(client, &note, index).await;
-        let end = if result.is_ok() { "COMMIT" } else { "ROLLBACK" };
-        let ended = client.batch_execute(end).await.map_err(|e| classify(e, "committing"));
+        let ended = end(client, result.is_ok()).await;
         match result {
             Err(Failure::Fatal(Error::Rejected { what, .. })) if !index.unique => {
                 tracing::warn!(

@@ -48,24 +48,11 @@ pub(crate) struct Past {
 /// Creates the table of tables where it is missing.
 pub(crate) async fn prepare(client: &Client, config: &PgConfig) -> Result<(), Failure> {
     let schema = &config.own_schema;
-    let exists = "SELECT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n \
-                  ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = 'tables')";
-    let failed = |e| classify(e, "creating the sink's own tables");
-    let row = client.query_one(exists, &[&config.own_schema_name]).await.map_err(failed)?;
-    if row.get(0) {
-        return Ok(());
-    }
-    let sql = format!(
-        "BEGIN; {CREATE_LOCK}; \
-         CREATE TABLE IF NOT EXISTS {schema}.tables (changefeed text NOT NULL, table_id bigint NOT NULL, \
-             schema_id bigint NOT NULL, gone numeric(20), PRIMARY KEY (changefeed, table_id)); COMMIT"
+    let statements = format!(
+        "CREATE TABLE IF NOT EXISTS {schema}.tables (changefeed text NOT NULL, table_id bigint NOT NULL, \
+             schema_id bigint NOT NULL, gone numeric(20), PRIMARY KEY (changefeed, table_id));"
     );
-    let result = client.batch_execute(&sql).await;
-    if result.is_err() {
-        // The connection may be used again; a failed rollback shows at its next use.
-        let _ = client.batch_execute("ROLLBACK").await;
-    }
-    result.map_err(failed)
+    progress::create_missing(client, config, &["tables"], &statements).await
 }
 
 /// What the target has seen of a table.

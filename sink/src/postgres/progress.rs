@@ -60,6 +60,36 @@ pub(crate) async fn prepare(client: &Client, config: &PgConfig) -> Result<(), Fa
     Ok(())
 }
 
+/// Creates tables of the sink's own that are missing: `tables` are their names, `statements` make them, each ended by a
+/// semicolon and harmless where its table is there. Nothing is asked for that needs a permission if all are there.
+pub(crate) async fn create_missing(
+    client: &Client,
+    config: &PgConfig,
+    tables: &[&str],
+    statements: &str,
+) -> Result<(), Failure> {
+    let missing = "SELECT EXISTS (SELECT FROM pg_catalog.unnest($2::text[]) AS own WHERE NOT EXISTS (\
+                       SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+                       WHERE n.nspname = $1 AND c.relname = own))";
+    let failed = |e| classify(e, "creating the sink's own tables");
+    let row = client.query_one(missing, &[&config.own_schema_name, &tables]).await.map_err(failed)?;
+    if !row.get::<_, bool>(0) {
+        return Ok(());
+    }
+    let result = client.batch_execute(&format!("BEGIN; {CREATE_LOCK}; {statements} COMMIT")).await;
+    if result.is_err() {
+        // The connection may be used again; a failed rollback shows at its next use.
+        let _ = client.batch_execute("ROLLBACK").await;
+    }
+    result.map_err(failed)
+}
+
+/// Ends a transaction by how its statements went. The error is that of the commit, or of the roll-back.
+pub(crate) async fn end(client: &Client, commit: bool) -> Result<(), Failure> {
+    let end = if commit { "COMMIT" } else { "ROLLBACK" };
+    client.batch_execute(end).await.map_err(|e| classify(e, "committing"))
+}
+
 async fn create(
     client: &Client,
     config: &PgConfig,

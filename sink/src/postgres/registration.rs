@@ -43,7 +43,7 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::config::PgConfig;
 use super::connection::{Connection, Failure, classify};
-use super::progress::CREATE_LOCK;
+use super::progress::create_missing;
 use super::sql::literal;
 use crate::Error;
 
@@ -151,27 +151,14 @@ impl Registration {
 /// Creates the tables of writers and fences where they are missing.
 pub(crate) async fn prepare(client: &Client, config: &PgConfig) -> Result<(), Failure> {
     let schema = &config.own_schema;
-    let exist = "SELECT count(*) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n \
-                 ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname IN ('writers', 'fences')";
-    let failed = |e| classify(e, "creating the sink's own tables");
-    let row = client.query_one(exist, &[&config.own_schema_name]).await.map_err(failed)?;
-    if row.get::<_, i64>(0) == 2 {
-        return Ok(());
-    }
-    let sql = format!(
-        "BEGIN; {CREATE_LOCK}; \
-         CREATE TABLE IF NOT EXISTS {schema}.writers (changefeed text NOT NULL, node text NOT NULL, \
+    let statements = format!(
+        "CREATE TABLE IF NOT EXISTS {schema}.writers (changefeed text NOT NULL, node text NOT NULL, \
              incarnation bigint NOT NULL PRIMARY KEY, epoch numeric(20) NOT NULL, fenced numeric(20), \
              since timestamptz NOT NULL DEFAULT pg_catalog.now()); \
          CREATE TABLE IF NOT EXISTS {schema}.fences (changefeed text NOT NULL, node text NOT NULL, \
-             epoch numeric(20) NOT NULL, PRIMARY KEY (changefeed, node)); COMMIT"
+             epoch numeric(20) NOT NULL, PRIMARY KEY (changefeed, node));"
     );
-    let result = client.batch_execute(&sql).await;
-    if result.is_err() {
-        // The connection may be used again; a failed rollback shows at its next use.
-        let _ = client.batch_execute("ROLLBACK").await;
-    }
-    result.map_err(failed)
+    create_missing(client, config, &["writers", "fences"], &statements).await
 }
 
 /// Registers a sink, and fences those of the same node that were there before: returns when they cannot write any more.
@@ -233,7 +220,8 @@ pub(crate) struct Marking<'a> {
     pub(crate) all_but: bool,
 }
 
-/// Marks sinks as fenced, for good and durably, and answers them and those that are left. `None`: a newer maintainer has fenced already, and nothing was marked.
+/// Marks sinks as fenced, for good and durably, and answers them and those that are left. `None`: a newer maintainer has
+/// fenced already, and nothing was marked.
 pub(crate) async fn mark(
     client: &Client,
     own: &str,

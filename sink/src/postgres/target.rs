@@ -240,7 +240,7 @@ async fn create_table(client: &Client, info: &TableInfo) -> Result<(), Failure> 
     // The connection may be used again; a failed rollback shows at its next use.
     let _ = client.batch_execute("ROLLBACK").await;
     // Someone created it in the meantime: the caller looks again.
-    if error.code().is_some_and(|code| matches!(code.code(), "42P07" | "42710" | "42P06")) {
+    if is_there_already(&error) {
         return Ok(());
     }
     Err(classify(error, &format!("creating table {name} in the target")))
@@ -251,6 +251,11 @@ async fn create_in_transaction(client: &Client, info: &TableInfo) -> Result<(), 
     create_types(client, info).await?;
     client.batch_execute(&create_sql(info)).await?;
     client.batch_execute("COMMIT").await
+}
+
+/// Whether a statement failed because somebody else has just created the table, one of its types or its schema.
+pub(super) fn is_there_already(error: &tokio_postgres::Error) -> bool {
+    error.code().is_some_and(|code| matches!(code.code(), "42P07" | "42710" | "42P06"))
 }
 
 /// Creates the schema of a table, and the types of its columns with theirs, where they are missing.
