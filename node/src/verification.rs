@@ -57,6 +57,16 @@ struct Job {
     task: JoinHandle<()>,
 }
 
+impl Job {
+    fn runs(&self) -> bool {
+        !self.task.is_finished()
+    }
+
+    fn now(&self) -> Arc<Comparison> {
+        Arc::clone(&self.state.borrow())
+    }
+}
+
 impl Drop for Job {
     fn drop(&mut self) {
         self.task.abort();
@@ -73,7 +83,7 @@ pub(crate) struct Verifications {
 impl Verifications {
     /// How far the comparison of a changefeed is; `None`: there was none.
     pub(crate) fn state(&self, feed: Gid) -> Option<Arc<Comparison>> {
-        self.jobs.lock().get(&feed).map(|job| Arc::clone(&job.state.borrow()))
+        self.jobs.lock().get(&feed).map(Job::now)
     }
 
     /// Ends and forgets it.
@@ -83,12 +93,12 @@ impl Verifications {
 
     /// Whether one of this changefeed runs.
     fn is_running(&self, feed: Gid) -> bool {
-        self.jobs.lock().get(&feed).is_some_and(|job| !job.task.is_finished())
+        self.jobs.lock().get(&feed).is_some_and(Job::runs)
     }
 
     /// Whether no other one may begin now.
     fn is_full(&self) -> bool {
-        self.jobs.lock().values().filter(|job| !job.task.is_finished()).count() >= MOST_RUNNING
+        is_full(&self.jobs.lock())
     }
 
     /// Ends and forgets those of other changefeeds, their metrics too.
@@ -116,7 +126,7 @@ impl Verifications {
         leader: watch::Receiver<Option<CoordinatorHandle>>,
     ) -> Result<Arc<Comparison>, ApiFailure> {
         let id = feed.info.id.gid;
-        if let Some(running) = self.running(id)? {
+        if let Some(running) = running(&self.jobs.lock(), id)? {
             return Ok(running);
         }
         let spec = feed_spec(&feed.info, None)?;
@@ -149,29 +159,15 @@ impl Verifications {
         self.keep(id, Job::begin(feed.info.id.name.to_string(), verifier, tables, self.told(feed)))
     }
 
-    fn running(&self, id: Gid) -> Result<Option<Arc<Comparison>>, ApiFailure> {
-        let jobs = self.jobs.lock();
-        let running = |job: &&Job| !job.task.is_finished();
-        if let Some(job) = jobs.get(&id).filter(running) {
-            return Ok(Some(Arc::clone(&job.state.borrow())));
-        }
-        if jobs.values().filter(running).count() < MOST_RUNNING {
-            return Ok(None);
-        }
-        let words =
-            format!("{MOST_RUNNING} changefeeds are being compared already; wait for one, or cancel one");
-        Err(ApiFailure::new(codes::SCHEDULER_REQUEST_FAILED, words))
-    }
-
     /// Somebody may have begun the same meanwhile.
     fn keep(&self, id: Gid, job: Job) -> Result<Arc<Comparison>, ApiFailure> {
-        if let Some(running) = self.running(id)? {
+        let mut jobs = self.jobs.lock();
+        if let Some(running) = running(&jobs, id)? {
             return Ok(running);
         }
-        let state = Arc::clone(&job.state.borrow());
-        let mut jobs = self.jobs.lock();
+        let state = job.now();
         while jobs.len() >= MOST_KEPT {
-            let Some(oldest) = jobs.iter().find(|(_, job)| job.task.is_finished()).map(|(id, _)| *id) else {
+            let Some(oldest) = jobs.iter().find(|(_, job)| !job.runs()).map(|(id, _)| *id) else {
                 break;
             };
             jobs.remove(&oldest);
@@ -179,6 +175,26 @@ impl Verifications {
         jobs.insert(id, job);
         Ok(state)
     }
+}
+
+/// Whether no other comparison may begin now.
+fn is_full(jobs: &BTreeMap<Gid, Job>) -> bool {
+    jobs.values().filter(|job| job.runs()).count() >= MOST_RUNNING
+}
+
+/// The comparison of this changefeed that runs.
+///
+/// # Errors
+/// When none does, and no other one may begin now.
+fn running(jobs: &BTreeMap<Gid, Job>, id: Gid) -> Result<Option<Arc<Comparison>>, ApiFailure> {
+    if let Some(job) = jobs.get(&id).filter(|job| job.runs()) {
+        return Ok(Some(job.now()));
+    }
+    if !is_full(jobs) {
+        return Ok(None);
+    }
+    let words = format!("{MOST_RUNNING} changefeeds are being compared already; wait for one, or cancel one");
+    Err(ApiFailure::new(codes::SCHEDULER_REQUEST_FAILED, words))
 }
 
 impl Job {
