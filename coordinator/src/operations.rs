@@ -430,7 +430,6 @@ impl OperationLog {
     }
 }
 
-/// The identity of a changefeed as documents have it.
 /// A [`Gid`] as it is stored.
 #[derive(Serialize, Deserialize)]
 struct Halves {
@@ -450,6 +449,7 @@ impl From<Halves> for Gid {
     }
 }
 
+/// Those of several.
 mod gids_doc {
     use heartbeatpb::Gid;
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -466,6 +466,7 @@ mod gids_doc {
     }
 }
 
+/// The identity of a changefeed as documents have it.
 mod gid_doc {
     use heartbeatpb::Gid;
     use serde::{Deserialize, Deserializer, Serialize, Serializer};

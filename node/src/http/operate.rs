@@ -10,7 +10,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use coordinator::CoordinatorHandle;
 use coordinator::operations::{Asked, Begin, End, OperationDoc, OperationState};
-use heartbeatpb::{Gid, WallTime};
+use heartbeatpb::{Gid, WallTime, codes};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use xxhash_rust::xxh3::xxh3_128;
@@ -192,7 +192,7 @@ async fn told_again(state: &Shared, doc: &OperationDoc, old: bool) -> Response {
         Ok(value) if shows => value,
         Ok(_) => json!({}),
         // Removed since.
-        Err(failure) if failure.code == "CDC:ErrChangeFeedNotExists" => json!({}),
+        Err(failure) if failure.code == codes::CHANGEFEED_NOT_EXISTS => json!({}),
         // Whoever asks again hears it.
         Err(failure) => return failure.into_response(),
     };
@@ -206,7 +206,7 @@ fn gone(doc: &OperationDoc, old: bool) -> Response {
         return (status, axum::Json(json!({}))).into_response();
     }
     ApiFailure::new(
-        "CDC:ErrChangeFeedNotExists",
+        codes::CHANGEFEED_NOT_EXISTS,
         format!("the changefeed {} that was meant has been removed since", doc.changefeed),
     )
     .into_response()

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Path, State};
 use heartbeatpb::config::{ChangefeedState, mask_uri};
-use heartbeatpb::{ChangefeedId, Gid, Ts};
+use heartbeatpb::{ChangefeedId, Gid, Ts, codes};
 use logservice::upstream::Upstream;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -252,7 +252,7 @@ pub(in crate::http) async fn remove(State(state): State<Shared>, Path(name): Pat
     note_before(&state, &name).await;
     match leader(&state)?.remove(KEYSPACE, &name).await {
         Ok(_) => Ok(Json(json!({}))),
-        Err(error) if error.code() == "CDC:ErrChangeFeedNotExists" => Ok(Json(json!({}))),
+        Err(error) if error.code() == codes::CHANGEFEED_NOT_EXISTS => Ok(Json(json!({}))),
         Err(error) => Err(error.into()),
     }
 }
