@@ -3,8 +3,8 @@
 //!
 //! Hears `CoordinatorTopic`; tells `MaintainerManagerTopic`; looks at the set of members. `core` decides (no
 //! clock, no I/O), [`Coordinator`] is the task around it, [`meta`] changes the stored documents by
-//! compare-and-set, [`backend`] is the metadata store, [`Election`] says who leads. What it needs from upstreams it declares as [`RetentionHook`] and [`UpstreamClock`]; the node plugs
-//! them in. Start reading at `core.rs`.
+//! compare-and-set, [`backend`] is the metadata store, [`Election`] says who leads. What it needs from upstreams
+//! it declares as [`RetentionHook`] and [`UpstreamClock`]; the node plugs them in. Start reading at `core.rs`.
 //!
 //! - **CO-1** Durable before effective: no command carries an epoch, state or checkpoint that is not stored.
 //! - **CO-2** A stored epoch never becomes smaller; a stored checkpoint only by a resume under a newer epoch.
