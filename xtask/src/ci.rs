@@ -1,7 +1,6 @@
 //! What CI runs: what takes seconds first, then what is built once and run, with lints and documentation beside it.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Result, anyhow};
@@ -51,21 +50,14 @@ pub(crate) fn run(root: &Path) -> Result<()> {
 /// The rules of the workspace, for everything that is compiled in it.
 fn lint(root: &Path) -> Result<()> {
     let everything = ["clippy", "--workspace", "--all-targets", "--quiet", "--features", programs::FEATURES];
-    in_background(root, &[&everything[..], &["--", "-D", "warnings"]].concat(), &[])
+    let strict = [&everything[..], &["--", "-D", "warnings"]].concat();
+    crate::finish(crate::in_background("cargo"), root, &strict, &[])
 }
 
 /// The pages of every crate, without a warning.
 fn document(root: &Path) -> Result<()> {
-    in_background(root, &["doc", "--workspace", "--no-deps", "--quiet"], &[("RUSTDOCFLAGS", "-D warnings")])
-}
-
-/// Cargo, with the processors that nobody else wants. A compiler that is only nice finishes its turn before a server that
-/// has just got a message goes on; one in the idle class gives way at once.
-fn in_background(root: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Result<()> {
-    let idle = ["chrt", "--idle", "0"];
-    let knows = Command::new(idle[0]).args(&idle[1..]).arg("true").stderr(Stdio::null()).status();
-    let first = if knows.is_ok_and(|status| status.success()) { &idle[..] } else { &["nice", "-n", "19"] };
-    crate::run(root, first[0], &[&first[1..], &["cargo"], arguments].concat(), environment)
+    let arguments = ["doc", "--workspace", "--no-deps", "--quiet"];
+    crate::finish(crate::in_background("cargo"), root, &arguments, &[("RUSTDOCFLAGS", "-D warnings")])
 }
 
 /// The tests alone; with arguments those that cargo picks by them.

@@ -3,7 +3,6 @@
 
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 
@@ -51,14 +50,12 @@ pub(crate) fn control_growth(root: &Path, programs: &Path) -> Result<()> {
 /// first. What it says is shown when it has ended.
 pub(crate) fn sim_built(root: &Path, programs: &Path, arguments: &[&str]) -> Result<()> {
     let program = programs.join("sim");
-    eprintln!("> nice -n 19 {} {}", program.display(), arguments.join(" "));
-    let output = Command::new("nice")
-        .args(["-n", "19"])
-        .arg(&program)
+    eprintln!("> {} {}", program.display(), arguments.join(" "));
+    let output = crate::in_background(&program)
         .args(arguments)
         .current_dir(root)
         .output()
-        .context("cannot start nice")?;
+        .with_context(|| format!("cannot start {}", program.display()))?;
     eprint!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     if !output.status.success() {
         bail!("the simulated clusters failed");
@@ -105,7 +102,7 @@ pub(crate) fn chaos(root: &Path, rest: &[String]) -> Result<()> {
 pub(crate) fn become_dev(root: &Path, rest: &[String]) -> Result<()> {
     servers::ensure()?;
     crate::run(root, "cargo", &["build", "-p", "node", "-p", "testkit"], &[])?;
-    let error = Command::new("cargo")
+    let error = crate::program("cargo")
         .args(["run", "--quiet", "-p", "testkit", "--bin", "dev", "--"])
         .args(rest)
         .current_dir(root)

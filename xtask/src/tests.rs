@@ -176,7 +176,7 @@ fn build(root: &Path, arguments: &[&str]) -> Result<Vec<Program>> {
         "json-render-diagnostics",
     ];
     eprintln!("> cargo test --workspace --exclude xtask --no-run {}", arguments.join(" "));
-    let output = Command::new("cargo")
+    let output = crate::program("cargo")
         .args(all)
         .args(arguments)
         .current_dir(root)
