@@ -51,11 +51,15 @@ pub enum Rule {
     /// The checkpoint is computed over one state: no look at it comes between the end of a node's watermark and the
     /// constraint of its spans.
     OneSnapshot,
+    /// Of a node that is gone nothing can be written before somebody else is given its spans.
+    FenceFirst,
+    /// A process whose lease is not confirmed in time writes nothing.
+    PermitEnds,
 }
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::OwnerFence,
         Self::Tombstone,
         Self::StoppedEpochs,
@@ -79,6 +83,8 @@ impl Rule {
         Self::EveryNodeAnswers,
         Self::ClearOnce,
         Self::OneSnapshot,
+        Self::FenceFirst,
+        Self::PermitEnds,
     ];
 
     /// The rule that stops what this one is for nearly every time. Alone, the absence of this one can hardly be noticed;
@@ -89,6 +95,7 @@ impl Rule {
             Self::Quiesce => Some(Self::OwnerFence),
             Self::StoppedEpochs | Self::Tombstone | Self::JournalClearing => Some(Self::CommandOrder),
             Self::NewTableHolds => Some(Self::AbsentHolds),
+            Self::PermitEnds => Some(Self::FenceFirst),
             Self::OwnerFence
             | Self::OperatorResend
             | Self::BlockResend
@@ -106,7 +113,8 @@ impl Rule {
             | Self::DrainCountsMoves
             | Self::EveryNodeAnswers
             | Self::ClearOnce
-            | Self::OneSnapshot => None,
+            | Self::OneSnapshot
+            | Self::FenceFirst => None,
         }
     }
 

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use heartbeatpb::{MaintainerEpoch, NodeId, RunningError};
+use heartbeatpb::{MaintainerEpoch, NodeId, Rule, RunningError};
 
 use crate::fence::{FenceOutcome, Whom};
 
@@ -103,7 +103,8 @@ impl Fencing {
 
     /// Whether nobody but these nodes can write. If not, that is wanted from now on.
     pub(crate) fn only_these_write(&mut self, members: &BTreeSet<NodeId>) -> bool {
-        if !self.applies || self.swept.as_ref().is_some_and(|swept| swept.is_subset(members)) {
+        let done = self.swept.as_ref().is_some_and(|swept| swept.is_subset(members));
+        if !self.applies || done || !Rule::FenceFirst.holds() {
             return true;
         }
         self.sweep = Some(members.clone());
@@ -113,7 +114,8 @@ impl Fencing {
     /// A node is gone. `false`: nothing of it can be written, and its spans are free.
     pub(crate) fn lose(&mut self, node: &NodeId) -> bool {
         if self.applies && !self.gone.contains(node) {
-            self.lost.insert(node.clone());
+            let waits = if Rule::FenceFirst.holds() { &mut self.lost } else { &mut self.gone };
+            waits.insert(node.clone());
         }
         self.is_lost(node)
     }

@@ -15,11 +15,24 @@
 //! - `STALL`, `EQUAL`: a while after the faults have ended the checkpoint has reached the end, every key is covered by
 //!   exactly one dispatcher, and both ends are equal.
 //!
-//! The downstream refuses a process whose lease has ended, as the fence of a database does; leases and members are
-//! kept by the simulation. Start reading at `run.rs`; `plan.rs` says what can happen.
+//! A process joins through its lease and its registration, follows the others with `coordinator::membership`, gives up
+//! whom `coordinator::reach` does not reach, and watches over its lease with `coordinator::watchdog`; what a lost process
+//! had begun is fenced by maintainers, and refused by a target that keeps the rules of the PostgreSQL sink's registrations.
+//!
+//! ```text
+//!   metadata store ── leases, registrations ──► members.rs: Membership ──► greet.rs: Reach ──► maintainers, coordinator
+//!     │                                                                                           │
+//!     └── when it confirmed the lease ──► process.rs: Watchdog ── permit ──► sinks.rs              │ fence
+//!                                                                              │                  ▼
+//!                                                                              └── rows ──► feed/target.rs, feed/writers.rs
+//! ```
+//!
+//! Start reading at `run.rs`; `plan.rs` says what can happen.
 
 mod coverage;
 mod feed;
+mod greet;
+mod members;
 mod people;
 mod plan;
 mod process;

@@ -7,10 +7,12 @@ use super::world::World;
 
 /// What is not covered, or covered twice.
 pub(super) fn gap(world: &World, feed: &Feed) -> Option<String> {
+    // Dispatchers whose node is fenced go when their node hears of it, and replicate nothing.
     let mut spans: Vec<&TableSpan> = world
         .processes
-        .values()
-        .flat_map(|process| process.streams.streams.iter())
+        .iter()
+        .filter(|(node, _)| feed.takes_from(node))
+        .flat_map(|(_, process)| process.streams.streams.iter())
         .filter(|((gid, _), _)| *gid == feed.id.gid)
         .map(|(_, stream)| &stream.subscription.span)
         .collect();

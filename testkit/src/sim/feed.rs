@@ -2,9 +2,10 @@
 //!
 //! A commit ts is a number that grows with every transaction; a row is a key with the commit ts of its last change
 //! as its value. The downstream (`target.rs`) works as a transactional database does: rows are written idempotently, a
-//! schema change is executed once.
+//! schema change is executed once, and who is fenced (`writers.rs`) writes nothing.
 
 mod target;
+mod writers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use heartbeatpb::{
 
 use self::target::Session;
 pub(super) use self::target::Wrong;
+use self::writers::Writers;
 
 /// Keys of a table are the numbers below this one.
 pub(super) const KEYS: u64 = 24;
@@ -140,6 +142,7 @@ pub(super) struct Feed {
     /// Sessions by who holds them.
     by_holder: BTreeMap<(NodeId, u64, DispatcherId), u64>,
     pub(super) rows_written: u64,
+    writers: Writers,
 }
 
 impl Feed {
@@ -160,6 +163,7 @@ impl Feed {
             sessions: BTreeMap::new(),
             by_holder: BTreeMap::new(),
             rows_written: 0,
+            writers: Writers::default(),
         }
     }
 

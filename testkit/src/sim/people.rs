@@ -212,7 +212,9 @@ impl People {
                 )| {
                     format!("{:?} of feed {} ({id:?})", stream.subscription.span, gid.low - 1)
                 };
-                process.streams.streams.iter().map(show).collect()
+                let writes =
+                    |gid: &heartbeatpb::Gid| world.feeds.get(gid).is_some_and(|feed| feed.takes_from(&node));
+                process.streams.streams.iter().filter(|((gid, _), _)| writes(gid)).map(show).collect()
             });
             if !left.is_empty() {
                 let text = format!("{node} is said to be empty and has {left:?}");

@@ -1,31 +1,60 @@
 //! One process of the cluster: the real shells on a runtime of their own, whose clock the simulation moves.
 //!
 //! A crash drops the runtime, and with it every task where it stands. A stopped process is not run for a while, and
-//! finds its clock advanced when it wakes.
+//! finds its clock advanced when it wakes. Its lease is watched over by the project's [`Watchdog`], on a clock that does
+//! not stop: before the process has looked, sinks ask until when it may write.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use coordinator::backend::{LeaseId, LocalStore, Store};
-use coordinator::{CoordinatorConfig, CoordinatorHandle, Election, Layout, Members, Neighbours};
+use coordinator::backend::{LocalStore, PermittedStore, Session};
+use coordinator::watchdog::{Verdict, Watchdog};
+use coordinator::{CoordinatorConfig, CoordinatorHandle, Election, Layout, Neighbours};
 use dispatcher_orchestrator::{Orchestrator, OrchestratorHandle};
-use heartbeatpb::{NodeId, WallTime, simulated};
+use heartbeatpb::{NodeId, NodeLiveness, Rule, WallTime, WritePermit, simulated};
 use maintainer::{LivenessCell, MaintainerManager, ManagerConfig, PlacementHandle};
 use messaging::{MessageCenter, MessagingConfig};
+use parking_lot::Mutex;
 use tokio::runtime::Runtime;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::sinks::Sinks;
+use super::greet::Greeter;
+use super::members::{Entry, Follower, LEASE};
+use super::sinks::{Fences, Sinks};
 use super::store::NodeStore;
-use super::streams::{Source, Streams};
+use super::streams::Source;
 use super::upstream::Hub;
 use super::wire::Plug;
 use super::world::{Process, Shared};
 
 /// The simulation begins at this time of day: 2026-01-01 in microseconds.
 const DAWN: i64 = 1_767_225_600_000_000;
+
+/// Between two questions for the registration.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
+
+/// What the tasks of a process and its watchdog tell each other.
+#[derive(Default)]
+struct Told {
+    session: Mutex<Option<Session>>,
+    /// Rung when the store is to be asked for the registration.
+    wanted: Notify,
+    /// When it was asked, and whether it has the registration.
+    registered: Mutex<Option<(Instant, bool)>>,
+    /// It cannot go on.
+    failed: AtomicBool,
+    /// It has said goodbye.
+    left: AtomicBool,
+}
+
+/// A task that is asked to end, and waited for.
+struct Part {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
 
 /// A running process.
 pub(super) struct Node {
@@ -34,17 +63,16 @@ pub(super) struct Node {
     pub(super) machine: u32,
     runtime: Runtime,
     pub(super) leader: watch::Receiver<Option<CoordinatorHandle>>,
-    nodes: watch::Sender<BTreeSet<NodeId>>,
-    members: watch::Sender<Members>,
-    pub(super) lease: LeaseId,
-    done: CancellationToken,
+    told: Arc<Told>,
+    dog: Option<Watchdog>,
+    permit: WritePermit,
+    entry: Entry,
+    liveness: Arc<LivenessCell>,
     fence: OrchestratorHandle,
     /// Ends its maintainers.
     manager: CancellationToken,
-    /// When its lease was renewed last.
-    pub(super) renewed: u64,
-    /// Its view of the members is of this version.
-    pub(super) seen: u64,
+    /// In the order in which they stop.
+    parts: Vec<Part>,
     /// Microseconds that its clock is wrong.
     pub(super) skew: i64,
     /// It runs again at this time.
@@ -55,7 +83,9 @@ pub(super) struct Node {
     pub(super) blind_until: u64,
     pub(super) placements: PlacementHandle,
     /// It has lost its lease and waits for its end.
-    pub(super) fenced: bool,
+    pub(super) lost: bool,
+    /// A person has told it to stop, and ends it at this time at the latest.
+    pub(super) leaving: Option<u64>,
 }
 
 /// What a process is started with.
@@ -67,14 +97,13 @@ pub(super) struct Birth<'a> {
     pub(super) world: &'a Shared,
     pub(super) now: u64,
     pub(super) uncertain: u64,
-    pub(super) members: &'a Members,
     pub(super) skew: i64,
 }
 
 impl Node {
     /// Starts a process as `node::Node::start` does.
     pub(super) fn start(birth: &Birth<'_>) -> Self {
-        let Birth { machine, incarnation, store, layout, world, now, uncertain, members, skew } = *birth;
+        let Birth { machine, incarnation, store, layout, world, now, uncertain, skew } = *birth;
         simulated::set_wall(wall(now, skew));
         let id = NodeId::from(format!("n{machine}.{incarnation}"));
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -84,80 +113,74 @@ impl Node {
             .expect("a runtime without input and output needs nothing");
         let entered = runtime.enter();
         let center = MessageCenter::new(id.clone(), MessagingConfig::default());
-        let process = Process {
-            center: center.clone(),
-            streams: Streams::default(),
-            paused: false,
-            fenced: false,
-            store_cut_until: 0,
-            sink_fails_until: 0,
-            sink_slow: (0, 0),
-        };
-        world.lock().processes.insert(id.clone(), process);
+        let permit = world.lock().permit();
+        world.lock().processes.insert(id.clone(), Process::new(center.clone(), permit.clone()));
         center.connect(Arc::new(Plug { from: id.clone(), world: Arc::clone(world) }));
-        let lease = runtime.block_on(store.grant(Duration::ZERO)).expect("the store itself does not fail");
-        let done = CancellationToken::new();
-        let hub = Arc::new(Hub { node: id.clone(), world: Arc::clone(world) });
+        let hub = Arc::new(Hub { node: id.clone(), world: Arc::clone(world), permit: permit.clone() });
         let source = Arc::new(Source { node: id.clone(), world: Arc::clone(world) });
-        let sinks = Arc::new(Sinks { node: id.clone(), world: Arc::clone(world) });
-        let (orchestrator, fence) = Orchestrator::new(center.clone(), source, sinks);
-        let (nodes, nodes_view) = watch::channel(members.keys().cloned().collect::<BTreeSet<_>>());
-        let (members, members_view) = watch::channel(Arc::clone(members));
+        let sinks = Sinks { node: id.clone(), world: Arc::clone(world), permit: permit.clone() };
+        let (orchestrator, fence) = Orchestrator::new(center.clone(), source, Arc::new(sinks));
+        let node_store =
+            NodeStore { inner: store.clone(), node: id.clone(), world: Arc::clone(world), uncertain };
+        let (follower, views) = Follower::new(node_store.clone(), layout);
         let liveness = Arc::<LivenessCell>::default();
-        let liveness_view = liveness.watch();
         let managed: Arc<dyn maintainer::Upstream> = Arc::clone(&hub) as Arc<dyn maintainer::Upstream>;
         let node_epoch = u64::from(machine) * 1_000 + u64::from(incarnation) + 1;
-        let config = ManagerConfig { node_epoch, liveness: Arc::clone(&liveness), nodes: nodes_view };
-        let manager = MaintainerManager::new(center.clone(), managed, config);
+        let config =
+            ManagerConfig { node_epoch, liveness: Arc::clone(&liveness), nodes: views.nodes.clone() };
+        let fences = Fences { node: id.clone(), world: Arc::clone(world), permit: permit.clone() };
+        let (greeter, unreached, reached) = Greeter::new(center.clone(), views.members.clone());
+        let manager = MaintainerManager::new(center.clone(), managed, config)
+            .with_fence(Arc::new(fences))
+            .with_unreached(unreached);
         let placements = manager.placements();
-        let node_store = NodeStore {
-            inner: store.clone(),
-            node: id.clone(),
-            world: Arc::clone(world),
-            done: done.clone(),
-            lease,
-            uncertain,
-        };
-        let confirmed = coordinator::backend::Confirmations::always();
-        let session = coordinator::backend::Session { lease, done: done.clone(), confirmed };
         let neighbours = Neighbours {
             center,
-            members: members_view,
+            members: reached,
             retention: Arc::clone(&hub) as Arc<dyn coordinator::RetentionHook>,
             clock: hub,
         };
-        let settings = CoordinatorConfig::default();
-        let (election, leader) =
-            Election::new(Arc::new(node_store), layout.clone(), neighbours, settings, liveness_view);
-        runtime.spawn(orchestrator.run(CancellationToken::new()));
+        let settings = CoordinatorConfig { session_ttl: LEASE, ..CoordinatorConfig::default() };
+        let (election, leader) = Election::new(
+            Arc::new(PermittedStore::new(Arc::new(node_store.clone()), permit.clone())),
+            layout.clone(),
+            neighbours,
+            settings,
+            liveness.watch(),
+        );
+        let entry = Entry::new(node_store, layout.clone());
+        let told = Arc::<Told>::default();
+        runtime.spawn(follower.run());
+        runtime.spawn(greeter.run(leader.clone()));
+        runtime.spawn(ask_registration(entry.clone(), Arc::clone(&told)));
         let manager_stop = CancellationToken::new();
-        runtime.spawn(manager.run(manager_stop.clone()));
-        let last = fence.clone();
-        runtime.spawn(async move {
-            if election.run(session, CancellationToken::new()).await.is_err() {
-                last.local_fence();
-            }
-        });
+        let lead = |stop| lead(entry.clone(), views.known.clone(), election, Arc::clone(&told), stop);
+        let parts = vec![
+            Part::start(&runtime, CancellationToken::new(), lead),
+            Part::start(&runtime, manager_stop.clone(), |stop| manager.run(stop)),
+            Part::start(&runtime, CancellationToken::new(), |stop| orchestrator.run(stop)),
+        ];
         drop(entered);
         Self {
             id,
             machine,
             runtime,
             leader,
-            nodes,
-            members,
-            lease,
-            done,
+            told,
+            dog: None,
+            permit,
+            entry,
+            liveness,
             fence,
             manager: manager_stop,
-            renewed: now,
-            seen: 0,
+            parts,
             skew,
             paused_until: None,
             missed: 0,
             blind_until: 0,
             placements,
-            fenced: false,
+            lost: false,
+            leaving: None,
         }
     }
 
@@ -178,20 +201,76 @@ impl Node {
         });
     }
 
-    /// Tells it who lives.
-    pub(super) fn tell_members(&mut self, version: u64, members: &Members) {
-        self.seen = version;
-        let alive: BTreeSet<NodeId> = members.keys().cloned().collect();
-        self.nodes.send_replace(alive);
-        self.members.send_replace(Arc::clone(members));
+    /// Looks at its lease as the thread of a node does, and says what has changed. `micros` turns a moment into the
+    /// permit's time.
+    pub(super) fn watch(&mut self, now: Instant, micros: impl Fn(Instant) -> u64) -> Vec<Verdict> {
+        let Some(session) = self.told.session.lock().clone() else { return Vec::new() };
+        let asked = session.confirmed.last(now);
+        let dog = self.dog.get_or_insert_with(|| Watchdog::new(LEASE, asked));
+        let mut verdicts = Vec::new();
+        if session.done.is_cancelled() {
+            verdicts.extend(dog.on_done());
+        }
+        verdicts.extend(dog.on_confirmed(asked));
+        if let Some((asked, found)) = self.told.registered.lock().take() {
+            verdicts.extend(dog.on_registration(asked, found));
+        }
+        verdicts.extend(dog.on_time(now));
+        if dog.wants_registration() {
+            self.told.wanted.notify_one();
+        }
+        if !Rule::PermitEnds.holds() {
+            self.permit.hold_until(u64::MAX);
+        } else if dog.may_write(now) {
+            self.permit.hold_until(micros(dog.deadline()));
+        } else if !verdicts.is_empty() {
+            self.permit.hold_until(0);
+        }
+        verdicts
     }
 
-    /// Its lease may have ended: it must not write any more.
+    /// Whether it cannot go on, whatever its lease says.
+    pub(super) fn has_failed(&self) -> bool {
+        self.told.failed.load(Ordering::Acquire)
+    }
+
+    /// It must not write any more.
     pub(super) fn lose_lease(&mut self) {
-        self.fenced = true;
-        self.done.cancel();
+        self.lost = true;
+        self.permit.hold_until(0);
+        self.liveness.advance(NodeLiveness::Draining);
+        self.liveness.advance(NodeLiveness::Stopping);
         self.fence.local_fence();
+        if let Some(session) = &*self.told.session.lock() {
+            session.done.cancel();
+        }
         self.manager.cancel();
+    }
+
+    /// A person tells it to stop: it ends what it has begun, and says goodbye when nothing of it can write any more.
+    pub(super) fn leave(&mut self, deadline: u64) {
+        self.leaving = Some(deadline);
+        self.liveness.advance(NodeLiveness::Draining);
+        self.liveness.advance(NodeLiveness::Stopping);
+        let (parts, fence) = (std::mem::take(&mut self.parts), self.fence.clone());
+        let (entry, told) = (self.entry.clone(), Arc::clone(&self.told));
+        self.runtime.spawn(async move {
+            for part in parts {
+                part.stop.cancel();
+                drop(part.task.await);
+            }
+            fence.local_fence();
+            let lease = told.session.lock().as_ref().map(|session| session.lease);
+            if let Some(lease) = lease {
+                entry.leave(lease).await;
+            }
+            told.left.store(true, Ordering::Release);
+        });
+    }
+
+    /// Whether it has said goodbye.
+    pub(super) fn has_left(&self) -> bool {
+        self.told.left.load(Ordering::Acquire)
     }
 
     /// Runs something of a person beside the process's own tasks.
@@ -202,6 +281,54 @@ impl Node {
     /// The coordinator, if this process has it.
     pub(super) fn coordinator(&self) -> Option<CoordinatorHandle> {
         self.leader.borrow().clone()
+    }
+}
+
+impl Part {
+    fn start<F>(runtime: &Runtime, stop: CancellationToken, run: impl FnOnce(CancellationToken) -> F) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let task = runtime.spawn(run(stop.clone()));
+        Self { stop, task }
+    }
+}
+
+/// Joins the cluster, and stands for election until `stop`.
+async fn lead(
+    entry: Entry,
+    known: watch::Receiver<u64>,
+    election: Election,
+    told: Arc<Told>,
+    stop: CancellationToken,
+) {
+    let opened = |session| *told.session.lock() = Some(session);
+    let joined = tokio::select! {
+        biased;
+        () = stop.cancelled() => return,
+        joined = entry.join(known, opened) => joined,
+    };
+    let result = match joined {
+        Ok(session) => election.run(session, stop).await,
+        Err(error) => Err(error.into()),
+    };
+    if result.is_err() {
+        told.failed.store(true, Ordering::Release);
+    }
+}
+
+/// Asks the store for the registration whenever it is wanted, as long as the process lives.
+async fn ask_registration(entry: Entry, told: Arc<Told>) {
+    loop {
+        told.wanted.notified().await;
+        let lease = told.session.lock().as_ref().map(|session| session.lease);
+        let asked = entry.store.world.lock().clock();
+        if let Some(lease) = lease
+            && let Ok(found) = entry.is_registered(lease).await
+        {
+            *told.registered.lock() = Some((asked, found));
+        }
+        tokio::time::sleep(ASK_AGAIN).await;
     }
 }
 

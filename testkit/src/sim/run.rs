@@ -8,9 +8,9 @@ mod verdict;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use coordinator::Layout;
+use coordinator::backend::LocalStore;
 use coordinator::backend::memory::{Disk, open};
-use coordinator::backend::{LeaseId, LocalStore};
-use coordinator::{Layout, Members};
 use heartbeatpb::config::{ChangefeedInfo, ReplicaConfig, UpstreamInfo};
 use heartbeatpb::{ChangefeedId, Gid, NodeId, Ts, WallTime, simulated};
 use parking_lot::Mutex;
@@ -78,12 +78,8 @@ struct Simulation<'a> {
     incarnations: BTreeMap<u32, u32>,
     /// Machines whose process starts again, and when.
     starting: BTreeMap<u32, u64>,
-    members: Members,
-    members_version: u64,
     feeds: Vec<ChangefeedId>,
     people: People,
-    /// Leases of processes that were killed: when they were renewed last.
-    leases: BTreeMap<NodeId, (LeaseId, u64)>,
     /// Machines whose process ends by itself at a time.
     doomed: Vec<(u32, u64)>,
     next_rows: u64,
@@ -115,11 +111,8 @@ impl<'a> Simulation<'a> {
             nodes: BTreeMap::new(),
             incarnations: BTreeMap::new(),
             starting: BTreeMap::new(),
-            members: Arc::default(),
-            members_version: 0,
             feeds,
             people: People::default(),
-            leases: BTreeMap::new(),
             doomed: Vec::new(),
             next_rows: 0,
             gaps: (0, 0),
@@ -142,19 +135,10 @@ impl<'a> Simulation<'a> {
             world: &self.world,
             now,
             uncertain: self.plan.uncertain,
-            members: &self.members,
             skew: 0,
         });
         self.note(format!("{} starts", node.id));
-        let mut members = (*self.members).clone();
-        members.insert(node.id.clone(), format!("{}:8300", node.id));
-        self.set_members(members);
         self.nodes.insert(machine, node);
-    }
-
-    fn set_members(&mut self, members: BTreeMap<NodeId, String>) {
-        self.members = Arc::new(members);
-        self.members_version += 1;
     }
 
     fn note(&self, what: String) {
@@ -173,7 +157,7 @@ impl<'a> Simulation<'a> {
         let mut calm = false;
         while now < end && self.world.lock().violation.is_none() {
             now += GRAIN;
-            self.world.lock().now = now;
+            self.world.lock().set_now(now);
             while events.last().is_some_and(|(at, _)| *at <= now) {
                 if let Some((_, event)) = events.pop() {
                     self.happen(&event, now);
@@ -270,9 +254,12 @@ impl<'a> Simulation<'a> {
             let mut wrong = Wrong::new();
             let processes = &world.processes;
             let refused =
-                |node: &NodeId| processes.get(node).is_none_or(|p| p.fenced || p.sink_fails_until > now);
+                |node: &NodeId| processes.get(node).is_none_or(|process| process.sink_fails_until > now);
+            let permitted = |node: &NodeId| {
+                processes.get(node).is_some_and(|process| !process.paused && process.permit.holds())
+            };
             for feed in world.feeds.values_mut() {
-                flushed.extend(feed.apply_due(now, refused, &mut wrong));
+                flushed.extend(feed.apply_due(now, &refused, &permitted, &mut wrong));
             }
             world.all_violated(wrong);
         }

@@ -77,8 +77,8 @@ impl EventSource for Source {
             self.node, subscription.span, subscription.dispatcher, subscription.event_service
         );
         world.note(text);
-        let fenced = world.processes.get(&self.node).is_none_or(|process| process.fenced);
-        if start < retained && !fenced {
+        let takes = world.feeds.get(&gid).is_some_and(|feed| feed.takes_from(&self.node));
+        if start < retained && takes && world.is_trusted(&self.node) {
             let text =
                 format!("{:?} wants the log from {start}, which ends at {retained}", subscription.span);
             world.violated("RETENTION", &text);

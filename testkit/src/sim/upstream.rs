@@ -6,16 +6,22 @@ use async_trait::async_trait;
 use heartbeatpb::config::ChangefeedInfo;
 use heartbeatpb::{
     ChangefeedId, MaintainerEpoch, NodeId, RunningError, SchemaId, TableId, TableSpan, Ts, WallTime,
+    WritePermit,
 };
 use maintainer::{SourceTable, SplitPoints, Upstream};
 
 use super::feed::{KEYS, Reader};
 use super::world::Shared;
 
+/// How long a log reader waits for the permit to take the log over.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// A node's upstreams.
 pub(super) struct Hub {
     pub(super) node: NodeId,
     pub(super) world: Shared,
+    /// A node whose lease is in doubt takes no log over and confirms nothing.
+    pub(super) permit: WritePermit,
 }
 
 impl Hub {
@@ -37,10 +43,13 @@ impl Upstream for Hub {
         epoch: Option<MaintainerEpoch>,
         checkpoint: Ts,
     ) -> Result<Vec<SourceTable>, RunningError> {
+        if tokio::time::timeout(PATIENCE, self.permit.granted()).await.is_err() {
+            return Err(self.failure("CDC:ErrUpstreamUnreachable", "the lease of this node is not confirmed"));
+        }
         let latency = self.world.lock().random.between(1, 150);
         tokio::time::sleep(Duration::from_millis(latency)).await;
         let mut world = self.world.lock();
-        if world.processes.get(&self.node).is_none_or(|process| process.fenced) {
+        if world.processes.get(&self.node).is_none_or(|process| process.lost) {
             return Err(self.failure("CDC:ErrUpstreamUnreachable", "this process has lost its lease"));
         }
         let Some(feed) = world.feeds.get_mut(&info.id.gid) else {
@@ -65,7 +74,7 @@ impl Upstream for Hub {
             .collect();
         let text = format!("{}: reads the log of {} from {checkpoint} as {epoch:?}", self.node, info.id.name);
         world.note(text);
-        if checkpoint.0 < retained {
+        if checkpoint.0 < retained && world.is_trusted(&self.node) {
             let text = format!("the log is read from {checkpoint}, but ends at {retained}");
             world.violated("RETENTION", &text);
         }
@@ -95,7 +104,7 @@ impl Upstream for Hub {
         let mut world = self.world.lock();
         let Some(feed) = world.feeds.get_mut(&changefeed.gid) else { return };
         let mine = Reader { node: self.node.clone(), epoch };
-        if feed.reader.as_ref() != Some(&mine) {
+        if feed.reader.as_ref() != Some(&mine) || !self.permit.holds() {
             return;
         }
         feed.retained = feed.retained.max(persisted.0);

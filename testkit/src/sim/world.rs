@@ -2,8 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-use heartbeatpb::{Gid, NodeId};
+use coordinator::backend::LeaseId;
+use heartbeatpb::{Gid, NodeId, WritePermit};
 use messaging::MessageCenter;
 use parking_lot::Mutex;
 
@@ -24,8 +27,10 @@ pub(super) struct Process {
     pub(super) streams: Streams,
     /// It is stopped (SIGSTOP): it hears nothing and does nothing.
     pub(super) paused: bool,
-    /// The downstream refuses it.
-    pub(super) fenced: bool,
+    /// It has lost its lease and knows it.
+    pub(super) lost: bool,
+    /// What it looks at before it writes.
+    pub(super) permit: WritePermit,
     /// It does not reach the metadata store before this time.
     pub(super) store_cut_until: u64,
     /// Its sinks fail writes before this time.
@@ -34,10 +39,32 @@ pub(super) struct Process {
     pub(super) sink_slow: (u64, u64),
 }
 
+impl Process {
+    /// A process that has no lease yet.
+    pub(super) fn new(center: MessageCenter, permit: WritePermit) -> Self {
+        Self {
+            center,
+            streams: Streams::default(),
+            paused: false,
+            lost: false,
+            permit,
+            store_cut_until: 0,
+            sink_fails_until: 0,
+            sink_slow: (0, 0),
+        }
+    }
+}
+
 /// Everything outside of the nodes.
 pub(super) struct World {
     /// Milliseconds since the beginning.
     pub(super) now: u64,
+    /// The beginning, on a clock that does not stop while a process does.
+    dawn: Instant,
+    /// That clock, in microseconds since the beginning.
+    ticks: Arc<AtomicU64>,
+    /// Leases, and when they were renewed last, by the metadata store.
+    pub(super) leases: BTreeMap<LeaseId, u64>,
     pub(super) random: Random,
     pub(super) processes: BTreeMap<NodeId, Process>,
     /// Pairs that cannot talk before a time, both ways; the smaller id first.
@@ -65,6 +92,9 @@ impl World {
     pub(super) fn new(seed: u64) -> Self {
         Self {
             now: 0,
+            dawn: Instant::now(),
+            ticks: Arc::default(),
+            leases: BTreeMap::new(),
             random: Random::new(seed, 1),
             processes: BTreeMap::new(),
             cuts: BTreeMap::new(),
@@ -80,6 +110,43 @@ impl World {
             history: VecDeque::new(),
             verbose: false,
         }
+    }
+
+    /// Now, on the clock that does not stop.
+    pub(super) fn clock(&self) -> Instant {
+        self.dawn + Duration::from_millis(self.now)
+    }
+
+    /// A moment of that clock in microseconds since the beginning.
+    pub(super) fn micros(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.dawn).as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// Time passes.
+    pub(super) fn set_now(&mut self, now: u64) {
+        self.now = now;
+        self.ticks.store(now * 1_000, Ordering::Release);
+    }
+
+    /// A permit to write that nobody has given yet.
+    pub(super) fn permit(&self) -> WritePermit {
+        let ticks = Arc::clone(&self.ticks);
+        WritePermit::new(move || ticks.load(Ordering::Acquire))
+    }
+
+    /// The metadata store was asked to renew a lease that it has, or gives a new one.
+    pub(super) fn renew(&mut self, lease: LeaseId, new: bool) {
+        let now = self.now;
+        if new {
+            self.leases.insert(lease, now);
+        } else if let Some(renewed) = self.leases.get_mut(&lease) {
+            *renewed = now;
+        }
+    }
+
+    /// Whether a process is one of the cluster, as far as anybody can say.
+    pub(super) fn is_trusted(&self, node: &NodeId) -> bool {
+        self.processes.get(node).is_some_and(|process| !process.lost && process.permit.holds())
     }
 
     /// Adds to the history.
@@ -180,7 +247,7 @@ impl World {
 
     /// A process is gone: what it wrote and nobody confirmed may or may not be there.
     pub(super) fn bury(&mut self, node: &NodeId) {
-        let fenced = self.processes.remove(node).is_none_or(|process| process.fenced);
+        self.processes.remove(node);
         self.emptied.remove(node);
         self.slow.retain(|(from, to), _| from != node && to.as_ref() != Some(node));
         self.echoes.remove(node);
@@ -188,7 +255,7 @@ impl World {
         self.wire.forget(node);
         let mut wrong = Wrong::new();
         for feed in self.feeds.values_mut() {
-            feed.bury(node, fenced, &mut self.random, &mut wrong);
+            feed.bury(node, &mut self.random, &mut wrong);
         }
         self.all_violated(wrong);
     }

@@ -15,7 +15,7 @@ pub(in crate::sim) type Wrong = Vec<(&'static str, String)>;
 /// A dispatcher at a sink, from its opening to its closing.
 pub(in crate::sim) struct Session {
     node: NodeId,
-    sink: u64,
+    pub(super) sink: u64,
     table: i64,
     open: bool,
     /// The database refused something of it.
@@ -24,8 +24,10 @@ pub(in crate::sim) struct Session {
     pending: VecDeque<Pending>,
 }
 
-/// A batch on its way into the database.
+/// A batch on its way into the database: what was sent may get there although its process may not write any more.
 struct Pending {
+    starts: u64,
+    sent: bool,
     due: u64,
     changes: Vec<Change>,
     flushed: Flushed,
@@ -72,7 +74,7 @@ impl Feed {
     pub(in crate::sim) fn write(
         &mut self,
         holder: &(NodeId, u64, DispatcherId),
-        due: u64,
+        (starts, due): (u64, u64),
         changes: Vec<Change>,
         flushed: Flushed,
     ) -> bool {
@@ -80,28 +82,36 @@ impl Feed {
             return false;
         };
         session.last_due = session.last_due.max(due);
-        session.pending.push_back(Pending { due: session.last_due, changes, flushed });
+        let due = session.last_due;
+        session.pending.push_back(Pending { starts, sent: false, due, changes, flushed });
         true
     }
 
     /// Whether all rows of a dispatcher are durable; `None` when some were refused.
     pub(in crate::sim) fn is_durable(&self, holder: &(NodeId, u64, DispatcherId)) -> Option<bool> {
         let session = self.by_holder.get(holder).and_then(|n| self.sessions.get(n))?;
-        (!session.failed).then_some(session.pending.is_empty())
+        (!session.failed && self.may_write(holder.1)).then_some(session.pending.is_empty())
     }
 
-    /// Writes what is due; answers who has to be told, and what was wrong.
+    /// Sends what can be sent and writes what is due; answers who has to be told.
     pub(in crate::sim) fn apply_due(
         &mut self,
         now: u64,
-        refused: impl Fn(&NodeId) -> bool,
+        refused: &impl Fn(&NodeId) -> bool,
+        permitted: &impl Fn(&NodeId) -> bool,
         wrong: &mut Wrong,
     ) -> Vec<Flushed> {
         let mut done = Vec::new();
+        let writers = &self.writers;
+        let sends = |session: &&mut Session| writers.may_write(session.sink) && permitted(&session.node);
+        for session in self.sessions.values_mut().filter(sends) {
+            let waits = session.pending.iter_mut().filter(|pending| !pending.sent);
+            waits.take_while(|pending| pending.starts <= now).for_each(|pending| pending.sent = true);
+        }
         let numbers: Vec<u64> = self.sessions.keys().copied().collect();
         for number in numbers {
             while let Some(session) = self.sessions.get_mut(&number) {
-                if session.pending.front().is_none_or(|pending| pending.due > now) {
+                if session.pending.front().is_none_or(|pending| !pending.sent || pending.due > now) {
                     break;
                 }
                 if refused(&session.node) {
@@ -199,15 +209,8 @@ impl Feed {
     }
 
     /// A process is gone, and with it its sessions.
-    pub(in crate::sim) fn bury(
-        &mut self,
-        node: &NodeId,
-        fenced: bool,
-        random: &mut Random,
-        wrong: &mut Wrong,
-    ) {
-        let of_node = |session: &Session| session.node == *node;
-        self.end_sessions(of_node, fenced, random, wrong);
+    pub(in crate::sim) fn bury(&mut self, node: &NodeId, random: &mut Random, wrong: &mut Wrong) {
+        self.end_sessions(|session: &Session| session.node == *node, random, wrong);
         self.by_holder.retain(|(n, ..), _| n != node);
         if self.reader.as_ref().is_some_and(|reader| reader.node == *node) {
             self.reader = None;
@@ -217,21 +220,27 @@ impl Feed {
     /// A sink has ended, and with it its sessions: nothing of it reaches the target any more.
     pub(in crate::sim) fn retire(
         &mut self,
-        (node, sink): (&NodeId, u64),
+        sink: u64,
         refused: bool,
         random: &mut Random,
         wrong: &mut Wrong,
     ) {
-        let of_sink = |session: &Session| session.node == *node && session.sink == sink;
-        self.end_sessions(of_sink, refused, random, wrong);
-        self.by_holder.retain(|(n, s, _), _| !(n == node && *s == sink));
+        for session in self.sessions.values_mut().filter(|session| refused && session.sink == sink) {
+            session.pending.clear();
+        }
+        self.remove_writer(sink, random, wrong);
     }
 
-    /// Of what a session had sent, a first part may still be committed, unless it is refused.
-    fn end_sessions(
+    /// Whether something of a sink is on its way.
+    pub(super) fn has_pending(&self, sink: u64) -> bool {
+        let sent = |session: &Session| session.pending.front().is_some_and(|pending| pending.sent);
+        self.sessions.values().any(|session| session.sink == sink && sent(session))
+    }
+
+    /// Of what a session had sent, a first part may still be committed.
+    pub(super) fn end_sessions(
         &mut self,
         which: impl Fn(&Session) -> bool,
-        refused: bool,
         random: &mut Random,
         wrong: &mut Wrong,
     ) {
@@ -240,8 +249,8 @@ impl Feed {
         for number in ended {
             let Some(session) = self.sessions.remove(&number) else { continue };
             let table = session.table;
-            let most = if refused { 0 } else { session.pending.len() as u64 };
-            let survive = usize::try_from(random.between(0, most)).unwrap_or(0);
+            let sent = session.pending.iter().take_while(|pending| pending.sent).count();
+            let survive = usize::try_from(random.between(0, sent as u64)).unwrap_or(0);
             for pending in session.pending.into_iter().take(survive) {
                 self.apply(number, table, &pending.changes, wrong);
             }

@@ -90,8 +90,6 @@ impl Simulation<'_> {
         self.note(format!("{} is killed", node.id));
         self.world.lock().bury(&node.id);
         self.starting.insert(machine, now + restart);
-        // Its lease goes on until it ends.
-        self.leases.insert(node.id.clone(), (node.lease, node.renewed));
     }
 
     fn pause(&mut self, machine: u32, now: u64, millis: u64) {

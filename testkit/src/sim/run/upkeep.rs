@@ -1,40 +1,30 @@
 //! What goes on beside the plan: leases and members, processes that wake or start again, and people.
 
-use std::sync::Arc;
-
 use coordinator::backend::{LeaseId, Store};
+use coordinator::watchdog::Verdict;
 use futures_util::FutureExt;
 use heartbeatpb::NodeId;
 
 use super::Simulation;
+use crate::sim::members::LEASE;
 use crate::sim::process::Node;
+use crate::sim::world::World;
 
-/// A lease ends when it was not renewed for so long.
-const LEASE: u64 = 3_000;
-/// A process that could not renew its lease for so long stops writing by itself.
-const LOCAL_FENCE: u64 = 2_000;
+/// A process that was told to stop is killed after this time.
+const GRACE: u64 = 8_000;
 
 impl Simulation<'_> {
     /// Leases, members, processes that wake or start, and people.
     pub(super) fn housekeeping(&mut self, now: u64) {
         self.wake(now);
-        self.renew_leases(now);
+        self.end_leases(now);
+        self.watch_leases(now);
         let starting: Vec<u32> =
             self.starting.iter().filter(|(_, at)| **at <= now).map(|(m, _)| *m).collect();
         for machine in starting {
             self.starting.remove(&machine);
             if !self.nodes.contains_key(&machine) {
                 self.start(machine, now);
-            }
-        }
-        let (version, members) = (self.members_version, Arc::clone(&self.members));
-        let awake = |node: &&mut Node| node.paused_until.is_none() && node.blind_until <= now;
-        for node in self.nodes.values_mut().filter(|node| node.seen < version).filter(awake) {
-            let mut world = self.world.lock();
-            let told = world.reaches_store(&node.id) && world.chance(20);
-            drop(world);
-            if told {
-                node.tell_members(version, &members);
             }
         }
         if self.paused_feeds_until.is_some_and(|until| until <= now) {
@@ -64,11 +54,19 @@ impl Simulation<'_> {
         }
     }
 
-    /// A person ends a process, and another one starts in its place.
+    /// A person ends a process, and another one starts in its place: in good order, or not.
     fn stop(&mut self, node: &NodeId, machine: u32, now: u64, why: &str) {
-        if self.nodes.get(&machine).is_some_and(|present| present.id == *node) {
-            self.note(format!("{node} {why}"));
+        let Some(present) = self.nodes.get_mut(&machine).filter(|present| present.id == *node) else {
+            return;
+        };
+        let mut world = self.world.lock();
+        world.note(format!("{node} {why}"));
+        let orderly = world.chance(50) && present.paused_until.is_none() && !present.lost;
+        drop(world);
+        if !orderly {
             self.crash(machine, now, 500);
+        } else if present.leaving.is_none() {
+            present.leave(now + GRACE);
         }
     }
 
@@ -87,67 +85,74 @@ impl Simulation<'_> {
         }
     }
 
-    fn renew_leases(&mut self, now: u64) {
+    /// The metadata store gives up leases that were not renewed. While nobody reaches it, it gives up none, and all of
+    /// them begin anew afterwards, as those of an etcd without a leader do.
+    fn end_leases(&mut self, now: u64) {
+        let ttl = u64::try_from(LEASE.as_millis()).unwrap_or(u64::MAX);
+        let ended: Vec<LeaseId> = {
+            let mut world = self.world.lock();
+            let is_down = world.store_down_until > now;
+            let leases = &mut world.leases;
+            if is_down {
+                leases.values_mut().for_each(|renewed| *renewed = now);
+            }
+            let ended: Vec<LeaseId> = leases
+                .iter()
+                .filter(|(_, renewed)| now >= **renewed + ttl)
+                .map(|(lease, _)| *lease)
+                .collect();
+            leases.retain(|lease, _| !ended.contains(lease));
+            ended
+        };
+        for lease in ended {
+            self.note(format!("the lease {:x} ends", lease.0));
+            drop(self.store.revoke(lease).now_or_never());
+        }
+    }
+
+    /// Every process that runs looks at its lease. One that may not write any more ends by itself and is started again.
+    fn watch_leases(&mut self, now: u64) {
         let mut ended = Vec::new();
-        let mut dead = Vec::new();
-        for node in self.nodes.values_mut() {
-            let reaches = node.paused_until.is_none() && self.world.lock().reaches_store(&node.id);
-            if reaches && !node.fenced && now < node.renewed + LEASE {
-                node.renewed = now;
-            }
-            let silent = now - node.renewed;
-            if silent >= LEASE && self.members.contains_key(&node.id) {
-                ended.push((node.id.clone(), node.lease));
-            }
-            // The process's own clock stood still while it was stopped: it learns of its loss when it runs.
-            if silent >= LOCAL_FENCE && node.paused_until.is_none() && !node.fenced && node.blind_until <= now
-            {
+        for node in self.nodes.values_mut().filter(|node| node.paused_until.is_none()) {
+            let why = watch_lease(node, &mut self.world.lock(), now);
+            if let Some(why) = why.filter(|_| !node.lost) {
+                self.world.lock().note(format!("{} fences itself: {why}", node.id));
                 node.lose_lease();
-                dead.push(node.machine);
+                self.doomed.push((node.machine, now + 200));
+            } else if node.has_left() || node.leaving.is_some_and(|deadline| deadline <= now) {
+                ended.push(node.machine);
             }
         }
-        let orphans: Vec<(NodeId, LeaseId)> = self
-            .leases
-            .iter()
-            .filter(|(_, (_, renewed))| now - renewed >= LEASE)
-            .map(|(node, (lease, _))| (node.clone(), *lease))
-            .collect();
-        for (node, lease) in orphans {
-            self.leases.remove(&node);
-            ended.push((node, lease));
-        }
-        for (node, lease) in ended {
-            self.end_lease(&node, lease);
-        }
-        for machine in dead {
-            if let Some(node) = self.nodes.get(&machine) {
-                self.note(format!("{} fences itself", node.id));
-            }
-            // The process ends by itself and is started again.
-            self.doomed.push((machine, now + 200));
+        for machine in ended {
+            self.crash(machine, now, 500);
         }
         let doomed: Vec<u32> =
             self.doomed.iter().filter(|(_, at)| *at <= now).map(|(machine, _)| *machine).collect();
         self.doomed.retain(|(_, at)| *at > now);
         for machine in doomed {
-            if self.nodes.get(&machine).is_some_and(|node| node.fenced) {
+            if self.nodes.get(&machine).is_some_and(|node| node.lost) {
                 self.crash(machine, now, 300);
             }
         }
     }
+}
 
-    /// A lease is over: the downstream refuses the process from now on, and only then the others learn of it.
-    fn end_lease(&mut self, node: &NodeId, lease: LeaseId) {
-        {
-            let mut world = self.world.lock();
-            world.note(format!("the lease of {node} ends"));
-            if let Some(process) = world.processes.get_mut(node) {
-                process.fenced = true;
+/// Looks at a process's lease; says why it may not write any more.
+fn watch_lease(node: &mut Node, world: &mut World, now: u64) -> Option<String> {
+    let mut why = node.has_failed().then(|| "it cannot stand for election any more".to_owned());
+    if node.blind_until <= now {
+        for verdict in node.watch(world.clock(), |at| world.micros(at)) {
+            match verdict {
+                Verdict::Suspended => world.note(format!("{} writes nothing for now", node.id)),
+                Verdict::Resumed { after } => world.note(format!("{} writes again after {after:?}", node.id)),
+                Verdict::Lost(lost) => why = Some(lost.to_string()),
             }
         }
-        drop(self.store.revoke(lease).now_or_never());
-        let mut members = (*self.members).clone();
-        members.remove(node);
-        self.set_members(members);
     }
+    if why.is_some()
+        && let Some(process) = world.processes.get_mut(&node.id)
+    {
+        process.lost = true;
+    }
+    why
 }
