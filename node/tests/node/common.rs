@@ -6,7 +6,7 @@ use node::Node;
 use node::cli::{ApiError, Client};
 use node::config::ServerConfig;
 use serde_json::{Value, json};
-use testkit::PgServer;
+use testkit::{Millrace, PgServer};
 
 /// How long a state may take to come: the machines that run this are busy.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -103,6 +103,19 @@ pub(crate) async fn caught_up(client: &Client, source: &PgServer) {
     let least = end.max(feed["start_ts"].as_u64().unwrap() + u64::from(copies));
     eventually("the checkpoint reaches the source's position", async || checkpoint(client).await >= least)
         .await;
+}
+
+/// The same for a node that is a process of its own, and for a changefeed that copies. A process that is being started
+/// again may not know of it yet.
+pub(crate) async fn process_caught_up(millrace: &Millrace, source: &PgServer) {
+    let (api, end) = (millrace.api(), position(&source.client("postgres").await.unwrap()).await);
+    eventually("everything is at the target", async || {
+        let feed = api.get("/api/v2/changefeeds/f").await.unwrap_or(Value::Null);
+        assert_ne!(feed["state"], "failed", "{}\n{}", feed["error"], millrace.log_tail(30));
+        let (at, start) = (feed["checkpoint_ts"].as_u64(), feed["start_ts"].as_u64());
+        at > start && at >= Some(end)
+    })
+    .await;
 }
 
 /// State of the changefeed `f`, empty where there is none.

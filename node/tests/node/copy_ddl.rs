@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use testkit::{Api, Millrace, PgServer};
 
-use crate::common::{TARGET, assert_same, content, eventually, position, servers};
+use crate::common::{TARGET, assert_same, content, eventually, process_caught_up, servers};
 
 /// Key of the lock for which copies wait.
 const HELD: i64 = 4242;
@@ -68,18 +68,6 @@ impl Rig {
         self.api.get("/api/v2/changefeeds/f").await.unwrap_or(Value::Null)
     }
 
-    /// Waits until everything that the source has committed is at the target.
-    async fn caught_up(&self) {
-        let end = position(&self.source.client("postgres").await.unwrap()).await;
-        eventually("everything is at the target", async || {
-            let feed = self.feed().await;
-            assert_ne!(feed["state"], "failed", "{}\n{}", feed["error"], self.millrace.log_tail(30));
-            let (at, start) = (feed["checkpoint_ts"].as_u64(), feed["start_ts"].as_u64());
-            at > start && at >= Some(end)
-        })
-        .await;
-    }
-
     async fn tables(&self) -> Vec<String> {
         let sql = "SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' \
                    ORDER BY 1";
@@ -120,9 +108,9 @@ async fn tables_that_are_altered_while_their_copy_is_cut_off_are_copied_in_their
         }
         rig.release().await;
         rig.millrace.start().await.unwrap();
-        rig.caught_up().await;
+        process_caught_up(&rig.millrace, &rig.source).await;
         rig.source.sql("postgres", "UPDATE t SET w = 'changed' WHERE id % 10 = 0").await.unwrap();
-        rig.caught_up().await;
+        process_caught_up(&rig.millrace, &rig.source).await;
         let expected: &[&str] =
             if capture == "auto" { &["moved", "renamed", "same", "t"] } else { &["moved", "same", "t"] };
         assert_eq!(rig.tables().await, expected, "nothing is left of what is gone");
@@ -147,7 +135,7 @@ async fn tables_that_are_altered_before_their_turn_make_the_copy_begin_again_and
         rig.held(1).await;
         rig.source.sql("postgres", change).await.unwrap();
         rig.release().await;
-        rig.caught_up().await;
+        process_caught_up(&rig.millrace, &rig.source).await;
         for table in ["t", "moved", "dropped", "same", "another"] {
             let want = content(&rig.source, "postgres", table).await;
             let have = content(&rig.target, TARGET, table).await;
@@ -196,7 +184,7 @@ async fn a_table_that_somebody_else_has_made_or_written_to_is_never_dropped() {
     fails("CDC:ErrTargetNotEmpty").await;
     rig.target.sql(TARGET, "DELETE FROM written").await.unwrap();
     rig.api.resume("f").await.unwrap();
-    rig.caught_up().await;
+    process_caught_up(&rig.millrace, &rig.source).await;
     for table in ["made", "written"] {
         assert_same(&rig.source, &rig.target, table, "after people have seen to it").await;
     }

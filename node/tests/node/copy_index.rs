@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use serde_json::{Value, json};
-use testkit::{Api, Millrace, PgServer};
+use serde_json::json;
+use testkit::{Millrace, PgServer};
 
-use crate::common::{TARGET, assert_same, eventually, position, servers};
+use crate::common::{TARGET, assert_same, eventually, process_caught_up, servers};
 
 /// Tables with indexes of every kind.
 const TABLES: &str = "\
@@ -63,17 +63,6 @@ async fn indexes(server: &PgServer, database: &str, table: &str) -> Vec<String> 
     rows.iter().map(|row| row.get::<_, String>(0).replace(" ON ONLY ", " ON ")).collect()
 }
 
-async fn caught_up(api: &Api, millrace: &Millrace, source: &PgServer) {
-    let end = position(&source.client("postgres").await.unwrap()).await;
-    eventually("everything is at the target", async || {
-        let feed = api.get("/api/v2/changefeeds/f").await.unwrap_or(Value::Null);
-        assert_ne!(feed["state"], "failed", "{}\n{}", feed["error"], millrace.log_tail(30));
-        let (at, start) = (feed["checkpoint_ts"].as_u64(), feed["start_ts"].as_u64());
-        at > start && at >= Some(end)
-    })
-    .await;
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn indexes_are_made_when_the_rows_are_there_and_once_also_when_the_copy_is_killed_among_them() {
     let (source, target) = servers().await;
@@ -107,7 +96,7 @@ async fn indexes_are_made_when_the_rows_are_there_and_once_also_when_the_copy_is
     millrace.start().await.unwrap();
     waiting(2).await;
     holder.execute("SELECT pg_advisory_unlock(4243)", &[]).await.unwrap();
-    caught_up(&api, &millrace, &source).await;
+    process_caught_up(&millrace, &source).await;
     for table in ["many", "pages", "found"] {
         assert_eq!(
             indexes(&source, "postgres", table).await,
@@ -145,7 +134,7 @@ async fn indexes_are_made_when_the_rows_are_there_and_once_also_when_the_copy_is
                   DELETE FROM pages WHERE v > 5000; DROP INDEX many_json; ALTER INDEX many_lower RENAME TO many_small; \
                   ALTER TABLE many DROP CONSTRAINT many_u_key; UPDATE many SET u = 1 WHERE id < 10";
     source.sql("postgres", change).await.unwrap();
-    caught_up(&api, &millrace, &source).await;
+    process_caught_up(&millrace, &source).await;
     for table in ["many", "pages", "parted", "found", "theirs"] {
         assert_same(&source, &target, table, "changed").await;
     }
