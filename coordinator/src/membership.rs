@@ -11,11 +11,19 @@
 //!      +-------------------+            the delay is over          |
 //!      +-----------------------------------------------------------+
 //! ```
+//!
+//! The shell around it is [`Registry`], which follows the registrations; a node makes its own with [`Registration`].
+
+mod registration;
+mod registry;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use heartbeatpb::NodeId;
+
+pub use self::registration::{NodeInfo, Registration};
+pub use self::registry::{Registry, Views, follow_leader};
 
 /// How long a node that disappeared is kept when its lease had this time to live.
 #[must_use]

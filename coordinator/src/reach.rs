@@ -5,7 +5,7 @@
 //! names those whom its sender hears. Who was heard both ways and is not any more is *unreached*: whatever it does here
 //! may be given to others, if what it still writes can be refused.
 //!
-//! A core: greetings and time in, changes out.
+//! A core: greetings and time in, changes out. The shell around it is [`Greeter`].
 //!
 //! ```text
 //!             heard, and says that it hears this node        not so for `after`, and a majority is reached
@@ -19,10 +19,14 @@
 //! - **RE-2** Time for which this node did not run is no silence of others.
 //! - **RE-3** A member that was never heard both ways is not judged: it may be of a version that does not greet.
 
+mod greeter;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use heartbeatpb::NodeId;
+
+pub use self::greeter::{Greeter, ReachViews};
 
 /// Between two greetings.
 pub const PERIOD: Duration = Duration::from_millis(500);

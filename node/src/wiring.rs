@@ -17,10 +17,7 @@
 //! ```
 
 mod lease;
-mod members;
 mod parts;
-mod reach;
-mod registration;
 mod start;
 mod stop;
 mod store;
@@ -28,6 +25,7 @@ mod store;
 use std::sync::Arc;
 
 use coordinator::backend::Store;
+use coordinator::membership::Registration;
 use coordinator::watchdog::Lost;
 use dispatcher_orchestrator::OrchestratorHandle;
 use heartbeatpb::{NodeId, NodeLiveness, codes};
@@ -37,7 +35,6 @@ use tokio_util::sync::CancellationToken;
 
 use self::lease::Guard;
 use self::parts::Part;
-use self::registration::Registration;
 use crate::upstream::UpstreamHub;
 
 pub(crate) use lease::Lease;

@@ -20,18 +20,17 @@
 //! had begun is fenced by maintainers, and refused by a target that keeps the rules of the PostgreSQL sink's registrations.
 //!
 //! ```text
-//!   metadata store ── leases, registrations ──► members.rs: Membership ──► greet.rs: Reach ──► maintainers, coordinator
-//!     │                                                                                           │
-//!     └── when it confirmed the lease ──► process.rs: Watchdog ── permit ──► sinks.rs              │ fence
-//!                                                                              │                  ▼
-//!                                                                              └── rows ──► feed/target.rs, feed/writers.rs
+//!   metadata store ── registrations (members.rs) ──► Registry ──► Greeter, over wire.rs ──► maintainers, coordinator
+//!     │                                                                                        │
+//!     └── when it confirmed the lease ──► Watchdog (process.rs) ── permit ──► sinks.rs          │ fence
+//!                                                                               │              ▼
+//!                                                                               └── rows ──► feed/target.rs, feed/writers.rs
 //! ```
 //!
 //! Start reading at `run.rs`; `plan.rs` says what can happen.
 
 mod coverage;
 mod feed;
-mod greet;
 mod members;
 mod people;
 mod plan;

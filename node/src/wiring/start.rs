@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use coordinator::backend::{PermittedStore, Session, Store};
+use coordinator::membership::{NodeInfo, Registration, Registry, Views, follow_leader};
+use coordinator::reach::{Greeter, ReachViews};
 use coordinator::{CoordinatorConfig, CoordinatorHandle, Election, Layout, Neighbours};
 use dispatcher_orchestrator::{Orchestrator, OrchestratorHandle};
 use heartbeatpb::{NodeId, WallTime, error_chain};
@@ -18,10 +20,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::lease::{Guard, Lease};
-use super::members::{Registry, Views, follow_leader};
 use super::parts::Part;
-use super::reach::{Greeter, ReachViews};
-use super::registration::{NodeInfo, Registration};
 use super::{Node, WritePath, store};
 use crate::config::{ServerConfig, StoreKind};
 use crate::copies::Copies;
@@ -420,8 +419,9 @@ impl Entry<'_> {
             self.lease,
             move |lost| fenced.on_lost(lost),
         )?;
-        let (registration, at) =
-            Registration::new(self.store.as_ref(), self.layout, info, session.lease).await?;
+        let (registration, at) = Registration::new(self.store.as_ref(), self.layout, info, session.lease)
+            .await
+            .context("the node cannot be registered")?;
         guard.on_registered(registration.key());
         // Who leads must know who is there, itself first of all.
         let seen = known.wait_for(|known| *known >= at);

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use coordinator::backend::{LocalStore, PermittedStore, Session};
+use coordinator::backend::{LocalStore, PermittedStore, Session, Store};
+use coordinator::membership::Registry;
+use coordinator::reach::Greeter;
 use coordinator::watchdog::{Verdict, Watchdog};
 use coordinator::{CoordinatorConfig, CoordinatorHandle, Election, Layout, Neighbours};
 use dispatcher_orchestrator::{Orchestrator, OrchestratorHandle};
@@ -21,8 +23,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::greet::Greeter;
-use super::members::{Entry, Follower, LEASE};
+use super::members::{DELAY, Entry, LEASE, UNREACHED_AFTER, address};
 use super::sinks::{Fences, Sinks};
 use super::store::NodeStore;
 use super::streams::Source;
@@ -122,27 +123,28 @@ impl Node {
         let (orchestrator, fence) = Orchestrator::new(center.clone(), source, Arc::new(sinks));
         let node_store =
             NodeStore { inner: store.clone(), node: id.clone(), world: Arc::clone(world), uncertain };
-        let (follower, views) = Follower::new(node_store.clone(), layout);
+        let shared: Arc<dyn Store> = Arc::new(node_store.clone());
+        let (registry, views) = Registry::new(Arc::clone(&shared), layout, (id.clone(), address(&id)), DELAY);
         let liveness = Arc::<LivenessCell>::default();
         let managed: Arc<dyn maintainer::Upstream> = Arc::clone(&hub) as Arc<dyn maintainer::Upstream>;
         let node_epoch = u64::from(machine) * 1_000 + u64::from(incarnation) + 1;
         let config =
             ManagerConfig { node_epoch, liveness: Arc::clone(&liveness), nodes: views.nodes.clone() };
         let fences = Fences { node: id.clone(), world: Arc::clone(world), permit: permit.clone() };
-        let (greeter, unreached, reached) = Greeter::new(center.clone(), views.members.clone());
+        let (greeter, reach) = Greeter::new(center.clone(), views.members.clone(), UNREACHED_AFTER);
         let manager = MaintainerManager::new(center.clone(), managed, config)
             .with_fence(Arc::new(fences))
-            .with_unreached(unreached);
+            .with_unreached(reach.unreached);
         let placements = manager.placements();
         let neighbours = Neighbours {
             center,
-            members: reached,
+            members: reach.reached,
             retention: Arc::clone(&hub) as Arc<dyn coordinator::RetentionHook>,
             clock: hub,
         };
         let settings = CoordinatorConfig { session_ttl: LEASE, ..CoordinatorConfig::default() };
         let (election, leader) = Election::new(
-            Arc::new(PermittedStore::new(Arc::new(node_store.clone()), permit.clone())),
+            Arc::new(PermittedStore::new(shared, permit.clone())),
             layout.clone(),
             neighbours,
             settings,
@@ -150,11 +152,12 @@ impl Node {
         );
         let entry = Entry::new(node_store, layout.clone());
         let told = Arc::<Told>::default();
-        runtime.spawn(follower.run());
-        runtime.spawn(greeter.run(leader.clone()));
+        runtime.spawn(registry.run(CancellationToken::new()));
+        runtime.spawn(greeter.run(leader.clone(), CancellationToken::new()));
         runtime.spawn(ask_registration(entry.clone(), Arc::clone(&told)));
         let manager_stop = CancellationToken::new();
-        let lead = |stop| lead(entry.clone(), views.known.clone(), election, Arc::clone(&told), stop);
+        let joining = Joining { entry: entry.clone(), epoch: node_epoch, known: views.known.clone() };
+        let lead = |stop| lead(joining, election, Arc::clone(&told), stop);
         let parts = vec![
             Part::start(&runtime, CancellationToken::new(), lead),
             Part::start(&runtime, manager_stop.clone(), |stop| manager.run(stop)),
@@ -260,10 +263,7 @@ impl Node {
                 drop(part.task.await);
             }
             fence.local_fence();
-            let lease = told.session.lock().as_ref().map(|session| session.lease);
-            if let Some(lease) = lease {
-                entry.leave(lease).await;
-            }
+            entry.leave().await;
             told.left.store(true, Ordering::Release);
         });
     }
@@ -294,19 +294,22 @@ impl Part {
     }
 }
 
-/// Joins the cluster, and stands for election until `stop`.
-async fn lead(
+/// A process on its way into the cluster.
+struct Joining {
     entry: Entry,
+    epoch: u64,
+    /// Up to where it knows the registrations.
     known: watch::Receiver<u64>,
-    election: Election,
-    told: Arc<Told>,
-    stop: CancellationToken,
-) {
+}
+
+/// Joins the cluster, and stands for election until `stop`.
+async fn lead(joining: Joining, election: Election, told: Arc<Told>, stop: CancellationToken) {
     let opened = |session| *told.session.lock() = Some(session);
+    let Joining { entry, epoch, known } = joining;
     let joined = tokio::select! {
         biased;
         () = stop.cancelled() => return,
-        joined = entry.join(known, opened) => joined,
+        joined = entry.join(epoch, known, opened) => joined,
     };
     let result = match joined {
         Ok(session) => election.run(session, stop).await,

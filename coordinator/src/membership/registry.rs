@@ -14,14 +14,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coordinator::backend::{KeyValue, Revision, Snapshot, Store, StoreError, WatchEvent};
-use coordinator::membership::{Change, Membership};
-use coordinator::{Layout, Members};
 use heartbeatpb::NodeId;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::registration::NodeInfo;
+use super::{Change, Membership};
+use crate::backend::{KeyValue, Revision, Snapshot, Store, StoreError, WatchEvent};
+use crate::{Layout, Members};
 
 /// What was seen and is not looked at yet.
 const SEEN: usize = 64;
@@ -97,17 +97,18 @@ fn seen(store: &Arc<dyn Store>, prefix: String) -> mpsc::Receiver<Seen> {
 }
 
 /// What the rest of the process is told.
-pub(super) struct Views {
+#[derive(Clone, Debug)]
+pub struct Views {
     /// Members with their addresses.
-    pub(super) members: watch::Receiver<Members>,
+    pub members: watch::Receiver<Members>,
     /// The same without addresses.
-    pub(super) nodes: watch::Receiver<BTreeSet<NodeId>>,
+    pub nodes: watch::Receiver<BTreeSet<NodeId>>,
     /// Up to where the registrations are known.
-    pub(super) known: watch::Receiver<Revision>,
+    pub known: watch::Receiver<Revision>,
 }
 
 /// Keeps the set of members.
-pub(super) struct Registry {
+pub struct Registry {
     store: Arc<dyn Store>,
     prefix: String,
     /// This node, which is a member as long as it lives.
@@ -121,7 +122,7 @@ pub(super) struct Registry {
 
 impl Registry {
     /// Knows nobody but this node yet.
-    pub(super) fn new(
+    pub fn new(
         store: Arc<dyn Store>,
         layout: &Layout,
         own: (NodeId, String),
@@ -144,7 +145,7 @@ impl Registry {
     }
 
     /// Follows the registrations until `stop`.
-    pub(super) async fn run(mut self, stop: CancellationToken) {
+    pub async fn run(mut self, stop: CancellationToken) {
         let mut seen = seen(&self.store, self.prefix.clone());
         loop {
             let wakeup = self.membership.next_wakeup();
@@ -250,7 +251,7 @@ impl Registry {
 }
 
 /// Follows the election until `stop`: who leads, as far as the store says.
-pub(super) async fn follow_leader(
+pub async fn follow_leader(
     store: Arc<dyn Store>,
     prefix: String,
     leader: watch::Sender<Option<NodeId>>,

@@ -1,4 +1,4 @@
-//! Greets the other members and says whom this node does not reach: the shell around `coordinator::reach`.
+//! Greets the other members and says whom this node does not reach: the shell around [`Reach`].
 //!
 //! ```text
 //!   members (store) --+                    +--> unreached --> maintainer manager: fences them, moves their tables
@@ -10,13 +10,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coordinator::reach::{PERIOD, Reach, ReachChange};
-use coordinator::{CoordinatorHandle, Members};
 use heartbeatpb::{DecodeError, NodeId};
 use messaging::codec::io_type::FIRST_OWN;
 use messaging::{Inbox, MessageCenter, StreamClass, Topic, WireMessage};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+use super::{PERIOD, Reach, ReachChange};
+use crate::{CoordinatorHandle, Members};
 
 /// Greetings that wait: some from each member. What does not fit is as good as lost.
 const INBOX: usize = 1024;
@@ -65,15 +66,15 @@ impl WireMessage for Greeting {
 
 /// What the rest of the process is told.
 #[derive(Clone)]
-pub(super) struct ReachViews {
+pub struct ReachViews {
     /// Members that are not reached.
-    pub(super) unreached: watch::Receiver<BTreeSet<NodeId>>,
+    pub unreached: watch::Receiver<BTreeSet<NodeId>>,
     /// The other members, with their addresses.
-    pub(super) reached: watch::Receiver<Members>,
+    pub reached: watch::Receiver<Members>,
 }
 
 /// Greets and listens.
-pub(super) struct Greeter {
+pub struct Greeter {
     center: MessageCenter,
     inbox: Inbox<ReachTopic>,
     reach: Reach,
@@ -87,7 +88,7 @@ pub(super) struct Greeter {
 
 impl Greeter {
     /// A member that is not heard for `after` is given up; none is when that is nothing.
-    pub(super) fn new(
+    pub fn new(
         center: MessageCenter,
         members: watch::Receiver<Members>,
         after: Duration,
@@ -108,11 +109,7 @@ impl Greeter {
     }
 
     /// Greets until `stop`. A leader that reaches no majority lets another node lead.
-    pub(super) async fn run(
-        mut self,
-        leader: watch::Receiver<Option<CoordinatorHandle>>,
-        stop: CancellationToken,
-    ) {
+    pub async fn run(mut self, leader: watch::Receiver<Option<CoordinatorHandle>>, stop: CancellationToken) {
         let mut tick = tokio::time::interval(PERIOD);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut members = self.members.clone();

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use anyhow::Context;
-use coordinator::Layout;
-use coordinator::backend::{LeaseId, Op, Revision, Store, StoreError, Txn};
 use heartbeatpb::{NodeId, WallTime};
 use serde::{Deserialize, Serialize};
+
+use crate::Layout;
+use crate::backend::{LeaseId, Op, Revision, Store, StoreError, Txn};
 
 /// A registration that takes longer is given up, and with it the start of the process.
 const REGISTER: Duration = Duration::from_secs(10);
@@ -18,33 +18,34 @@ const FEATURES: [&str; 2] = ["maintainer-epoch", "drain-1"];
 /// What a node says of itself in the store. Readers do without what older nodes leave out.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
-pub(crate) struct NodeInfo {
+pub struct NodeInfo {
     /// Its id.
-    pub(crate) id: String,
+    pub id: String,
     /// `host:port` where others reach it.
-    pub(crate) address: String,
+    pub address: String,
     /// Version of its program.
-    pub(crate) version: String,
+    pub version: String,
     /// Commit that its program was built from.
-    pub(crate) git_hash: String,
+    pub git_hash: String,
     /// Path of its program.
-    pub(crate) deploy_path: String,
+    pub deploy_path: String,
     /// When it started, in seconds since 1970.
-    pub(crate) start_timestamp: i64,
+    pub start_timestamp: i64,
     /// Tells nodes of this architecture from older ones.
-    pub(crate) is_new_arch: bool,
+    pub is_new_arch: bool,
     /// Epoch of the process; 0 when it does not say.
-    pub(crate) epoch: u64,
+    pub epoch: u64,
     /// What it can do.
-    pub(crate) features: Vec<String>,
+    pub features: Vec<String>,
     /// It has stopped to write and says goodbye: nobody need wait for it.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub(crate) leaving: bool,
+    pub leaving: bool,
 }
 
 impl NodeInfo {
     /// This process.
-    pub(crate) fn own(id: &NodeId, address: &str, epoch: u64) -> Self {
+    #[must_use]
+    pub fn own(id: &NodeId, address: &str, epoch: u64) -> Self {
         let program = std::env::current_exe().map(|path| path.display().to_string());
         Self {
             id: id.to_string(),
@@ -61,17 +62,19 @@ impl NodeInfo {
     }
 
     /// Reads a registration; `None` when it is not one.
-    pub(crate) fn read(value: &[u8]) -> Option<Self> {
+    #[must_use]
+    pub fn read(value: &[u8]) -> Option<Self> {
         serde_json::from_slice(value).ok().filter(|info: &Self| !info.id.is_empty())
     }
 
-    fn value(&self) -> anyhow::Result<Vec<u8>> {
-        serde_json::to_vec(self).context("the registration cannot be written down")
+    fn value(&self) -> Result<Vec<u8>, StoreError> {
+        serde_json::to_vec(self).map_err(|_| StoreError::Invalid("the registration cannot be written down"))
     }
 }
 
 /// A registration under a lease.
-pub(super) struct Registration {
+#[derive(Debug)]
+pub struct Registration {
     key: String,
     info: NodeInfo,
     lease: LeaseId,
@@ -79,12 +82,15 @@ pub(super) struct Registration {
 
 impl Registration {
     /// Makes this node known to the others. Returns the revision at which they see it.
-    pub(super) async fn new(
+    ///
+    /// # Errors
+    /// When the store does not take it within 10 seconds, or not at all.
+    pub async fn new(
         store: &dyn Store,
         layout: &Layout,
         info: NodeInfo,
         lease: LeaseId,
-    ) -> anyhow::Result<(Self, Revision)> {
+    ) -> Result<(Self, Revision), StoreError> {
         let key = layout.capture(&NodeId::from(info.id.as_str()));
         let put = Op::Put { key: key.clone(), value: info.value()?, lease: Some(lease) };
         let deadline = tokio::time::Instant::now() + REGISTER;
@@ -96,23 +102,27 @@ impl Registration {
                     tracing::warn!(%error, "the node cannot be registered yet");
                     tokio::time::sleep(PAUSE).await;
                 }
-                Err(error) => return Err(error).context("the node cannot be registered"),
+                Err(error) => return Err(error),
             }
         };
         Ok((Self { key, info, lease }, revision))
     }
 
     /// Where it is.
-    pub(super) fn key(&self) -> &str {
+    #[must_use]
+    pub fn key(&self) -> &str {
         &self.key
     }
 
     /// Takes the registration back, and with the lease everything else that hangs on it. To be called only when
     /// nothing in this process can write downstream any more: others take over at once.
-    pub(super) async fn take_back(self, store: &dyn Store) -> Result<(), StoreError> {
+    ///
+    /// # Errors
+    /// When the store did not take the lease back: it ends by itself then.
+    pub async fn take_back(self, store: &dyn Store) -> Result<(), StoreError> {
         // First the word that this is meant: a registration that is merely gone is waited for.
         let leaving = NodeInfo { leaving: true, ..self.info };
-        let value = serde_json::to_vec(&leaving).unwrap_or_default();
+        let value = leaving.value()?;
         let say = Op::Put { key: self.key, value, lease: Some(self.lease) };
         let say = Txn { then: vec![say], ..Txn::default() };
         match store.txn(say).await {
