@@ -7,6 +7,10 @@
 //! network between the processes that can be cut. The programs
 //! in `src/bin` put these together: `crash` kills, `drain`, `copy`, `apply` and `lag` measure (the last two with a
 //! [`Pair`]), `dev` is for a person to play with.
+//!
+//! With the feature `sim` there is a module `sim`: whole clusters in one thread, on virtual time and without any server,
+//! made of what nodes are made of; a seed says what goes wrong, and what must always hold is checked by what the simulated
+//! databases see. Its front page lists the checks, `docs/testing.md` also what it cannot see.
 
 pub mod api;
 pub mod compare;

@@ -10,7 +10,7 @@
 //! - `ONE-WRITER`, `OPEN`: a key is written by one dispatcher at a time, and only while that is open.
 //! - `CHECKPOINT`, `CHECKPOINT-BACK`: what is stored never passes a change that is not downstream, and never goes back.
 //! - `DDL-ORDER`: a schema change is executed after the earlier and before the later rows of the tables it concerns.
-//! - `RETENTION`: nobody needs a part of the log that was confirmed.
+//! - `RETENTION`, `FLOOR`: nobody needs a part of the log that was confirmed upstream, or dropped where it is read.
 //! - `DRAIN-ZERO`: a node of which a drain says that nothing is left has nothing, and gets nothing.
 //! - `STALL`, `EQUAL`: a while after the faults have ended the checkpoint has reached the end, every key is covered by
 //!   exactly one dispatcher, and both ends are equal.

@@ -4,6 +4,7 @@
 //! as its value. The downstream (`target.rs`) works as a transactional database does: rows are written idempotently, a
 //! schema change is executed once, and who is fenced (`writers.rs`) writes nothing.
 
+mod kept;
 mod target;
 mod writers;
 
@@ -16,6 +17,7 @@ use heartbeatpb::{
     SchemaId, TableId, Ts,
 };
 
+pub(super) use self::kept::Kept;
 use self::target::Session;
 pub(super) use self::target::Wrong;
 use self::writers::Writers;
@@ -131,6 +133,8 @@ pub(super) struct Feed {
     pub(super) ddls: Vec<Arc<DdlEvent>>,
     next_table: i64,
     pub(super) reader: Option<Reader>,
+    /// What is kept of the log where it is read.
+    pub(super) kept: Kept,
     /// The upstream has forgotten what is at or before.
     pub(super) retained: u64,
     /// The largest checkpoint that was stored.
@@ -156,6 +160,7 @@ impl Feed {
             ddls: Vec::new(),
             next_table: 101 + tables,
             reader: None,
+            kept: Kept::default(),
             retained: start,
             persisted: start,
             outstanding: BTreeSet::new(),

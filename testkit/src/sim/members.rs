@@ -18,8 +18,8 @@ const AGAIN: Duration = Duration::from_millis(200);
 pub(super) const LEASE: Duration = Duration::from_secs(3);
 /// A registration that disappeared is waited for so long.
 pub(super) const DELAY: Duration = Duration::from_millis(500);
-/// A member that is not heard for so long is given up: what a node does unless it is configured otherwise.
-pub(super) const UNREACHED_AFTER: Duration = Duration::from_secs(3);
+/// A member that is not heard for so many milliseconds is given up: what a node does unless it is configured otherwise.
+pub(super) const UNREACHED_AFTER: u64 = 3_000;
 
 /// A process's place in the cluster.
 #[derive(Clone)]

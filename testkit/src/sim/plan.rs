@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::feed::DdlChoice;
+use super::members::UNREACHED_AFTER;
 use super::wire::Faults;
 use crate::Random;
 
@@ -36,6 +37,8 @@ pub enum Event {
     EchoMaintainer(u64, u64),
     /// Cut two machines off from each other; the metadata store stays reachable.
     Cut(u32, u32, u64),
+    /// Cut the process that has a changefeed's maintainer off from one machine; the metadata store stays reachable.
+    CutPath(u32, u64),
     /// Cut one machine off from all others.
     Isolate(u32, u64),
     /// Cut one machine off from the metadata store.
@@ -95,6 +98,8 @@ pub struct Plan {
     pub faults: Faults,
     /// Chance in percent that the answer to a write to the metadata store is lost.
     pub uncertain: u64,
+    /// A member that is not heard for so many milliseconds is given up.
+    pub unreached_after: u64,
     /// Milliseconds until faults end.
     pub chaos: u64,
     /// Rules of the control plane that are switched off.
@@ -125,6 +130,7 @@ impl Plan {
             tables: i64::try_from(random.between(1, 5)).unwrap_or(3),
             faults,
             uncertain: [0, 0, 5, 20][usize::try_from(random.between(0, 3)).unwrap_or(0)],
+            unreached_after: UNREACHED_AFTER,
             chaos,
             without: [None; 2],
             events: Vec::new(),
@@ -145,11 +151,12 @@ impl Plan {
             };
             plan.events.push((random.between(1_000, chaos), event));
         }
-        match random.between(0, 5) {
+        match random.between(0, 6) {
             0 | 1 => maintainer_replaced(&mut random, &mut plan),
             2 => leader_replaced(&mut random, &mut plan),
             3 => maintainer_leaves(&mut random, &mut plan),
             4 => to_and_fro(&mut random, &mut plan),
+            5 => given_up(&mut random, &mut plan),
             _ if random.between(0, 1) == 0 => come_again(&mut random, &mut plan),
             _ => {}
         }
@@ -314,6 +321,41 @@ fn come_again(random: &mut Random, plan: &mut Plan) {
         at += random.between(500, 4_000);
     }
     plan.chaos = plan.chaos.max(at + 4_000);
+}
+
+/// A maintainer does not reach one machine, which everybody else does, and gives it up; then it is followed by another one,
+/// or reaches that machine again for long enough to use it.
+fn given_up(random: &mut Random, plan: &mut Plan) {
+    plan.machines = plan.machines.max(3);
+    let far = any(random, plan.machines);
+    let begin = random.between(2_000, 5_000);
+    let cut = random.between(4_000, 9_000);
+    plan.events.push((begin, Event::CutPath(far, cut)));
+    for _ in 0..random.between(0, 3) {
+        let event = match random.between(0, 2) {
+            0 => Event::MoveTable(far),
+            1 => Event::SplitTable(2),
+            _ => Event::Ddl(ddl(random)),
+        };
+        plan.events.push((begin + random.between(0, cut), event));
+    }
+    let mut end = begin + cut;
+    if random.between(0, 3) > 0 {
+        end = begin + random.between(3_000, cut + 3_000);
+        let successor = match random.between(0, 3) {
+            0 => Event::DrainMaintainer,
+            1 => Event::PauseMaintainer(random.between(2_500, 6_000)),
+            _ => Event::CrashMaintainer(random.between(200, 2_500)),
+        };
+        plan.events.push((end, successor));
+    } else {
+        // Whoever was given up is believed after it was heard for long.
+        plan.unreached_after = 2_000;
+        end += 42_000 + random.between(0, 5_000);
+        plan.events.push((end, Event::MoveTable(far)));
+        plan.events.push((end + random.between(0, 1_000), Event::CutPath(far, random.between(500, 5_000))));
+    }
+    plan.chaos = plan.chaos.max(end + 6_000);
 }
 
 fn fault(random: &mut Random, machines: u32) -> Event {

@@ -23,7 +23,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::members::{DELAY, Entry, LEASE, UNREACHED_AFTER, address};
+use super::members::{DELAY, Entry, LEASE, address};
 use super::sinks::{Fences, Sinks};
 use super::store::NodeStore;
 use super::streams::Source;
@@ -98,13 +98,15 @@ pub(super) struct Birth<'a> {
     pub(super) world: &'a Shared,
     pub(super) now: u64,
     pub(super) uncertain: u64,
+    pub(super) unreached_after: Duration,
     pub(super) skew: i64,
 }
 
 impl Node {
     /// Starts a process as `node::Node::start` does.
     pub(super) fn start(birth: &Birth<'_>) -> Self {
-        let Birth { machine, incarnation, store, layout, world, now, uncertain, skew } = *birth;
+        let Birth { machine, incarnation, store, layout, world, now, uncertain, unreached_after, skew } =
+            *birth;
         simulated::set_wall(wall(now, skew));
         let id = NodeId::from(format!("n{machine}.{incarnation}"));
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -131,7 +133,7 @@ impl Node {
         let config =
             ManagerConfig { node_epoch, liveness: Arc::clone(&liveness), nodes: views.nodes.clone() };
         let fences = Fences { node: id.clone(), world: Arc::clone(world), permit: permit.clone() };
-        let (greeter, reach) = Greeter::new(center.clone(), views.members.clone(), UNREACHED_AFTER);
+        let (greeter, reach) = Greeter::new(center.clone(), views.members.clone(), unreached_after);
         let manager = MaintainerManager::new(center.clone(), managed, config)
             .with_fence(Arc::new(fences))
             .with_unreached(reach.unreached);

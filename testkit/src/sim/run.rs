@@ -7,6 +7,7 @@ mod verdict;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use coordinator::Layout;
 use coordinator::backend::LocalStore;
@@ -135,6 +136,7 @@ impl<'a> Simulation<'a> {
             world: &self.world,
             now,
             uncertain: self.plan.uncertain,
+            unreached_after: Duration::from_millis(self.plan.unreached_after),
             skew: 0,
         });
         self.note(format!("{} starts", node.id));
@@ -174,6 +176,7 @@ impl<'a> Simulation<'a> {
             self.apply(now);
             if now.is_multiple_of(LOOK) {
                 self.check_checkpoints();
+                super::streams::trim(&mut self.world.lock());
                 if calm && now > self.plan.chaos + CALM_LOAD && events.is_empty() && self.is_done() {
                     converged = Some(now - self.plan.chaos);
                     break;

@@ -29,6 +29,7 @@ impl Scenario {
             tables,
             faults: self.faults,
             uncertain: 0,
+            unreached_after: 2_000,
             chaos: last + 4_000,
             without: [None; 2],
             events: self.events.clone(),
@@ -162,6 +163,35 @@ pub fn scenarios() -> Vec<Scenario> {
                 (2_500, Event::Gaps(10, 3_000)),
                 (4_000, Event::Crash(1, 400)),
                 (5_000, Event::SinkFails(2, 1_000)),
+            ],
+        },
+        Scenario {
+            name: "a node that was given up has work again",
+            size: (3, 1, 4),
+            faults: Faults { loss: 0, duplication: 0, disorder: 0, delay: 20, late: 0 },
+            events: vec![
+                (1_500, Event::CutPath(2, 5_000)),
+                (1_500, Event::CutPath(0, 5_000)),
+                (2_500, ddl(Create)),
+                (4_500, Event::MoveTable(2)),
+                // It is believed after 40 seconds.
+                (49_000, Event::MoveTable(2)),
+                (49_000, Event::MoveTable(0)),
+                (50_000, ddl(Alter)),
+                (51_000, Event::CutPath(2, 4_000)),
+            ],
+        },
+        Scenario {
+            name: "who was given up by one maintainer works for the next one",
+            size: (4, 2, 4),
+            faults: SLOW,
+            events: vec![
+                (1_500, Event::CutPath(1, 6_000)),
+                (1_500, Event::CutPath(3, 6_000)),
+                (5_000, Event::SplitTable(2)),
+                (6_000, Event::CrashMaintainer(500)),
+                (6_500, ddl(Alter)),
+                (12_000, Event::DrainMaintainer),
             ],
         },
         Scenario {

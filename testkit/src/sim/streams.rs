@@ -9,7 +9,9 @@ use event::{
     BlockEvent, Column, ColumnType, Datum, IdentityKind, ReplicaIdentity, RowBatch, RowOp, TableInfo,
     TupleWriter, TxnMark, TypeKind, UniqueKey, put_row,
 };
-use heartbeatpb::{ChangefeedId, DispatcherId, Gid, NodeId, SchemaId, TableId, Ts, WallTime};
+use heartbeatpb::{
+    ChangefeedId, DispatcherId, Gid, NodeId, SchemaId, TableId, TableSpan, Ts, WallTime, codes,
+};
 use logservice::event_store::Position;
 use logservice::{Credit, Delivery, DispatcherEvent, Subscription};
 use tokio::sync::mpsc;
@@ -19,6 +21,8 @@ use super::world::{Shared, World};
 
 /// Room of a changefeed's queue: more than a step delivers.
 const QUEUE: usize = 4_096;
+/// Whoever says nothing for so long, in milliseconds, is not waited for where the log is read.
+const SILENCE: u64 = 60_000;
 /// Events that a stream gets in one step.
 const BURST: usize = 12;
 
@@ -30,6 +34,16 @@ pub(super) struct Stream {
     resolved: u64,
     /// It stands still until its dispatcher has passed this schema change.
     at_ddl: Option<u64>,
+    /// What is next for it is gone.
+    failed: bool,
+    /// How far its dispatcher said last that it is, where the log is read, and when.
+    told: Option<(u64, u64)>,
+}
+
+impl Stream {
+    fn new(subscription: Subscription, position: u64) -> Self {
+        Self { subscription, begun: false, position, resolved: 0, at_ddl: None, failed: false, told: None }
+    }
 }
 
 /// The subscriptions of one node.
@@ -91,7 +105,7 @@ impl EventSource for Source {
             world.violated("DRAIN-ZERO", &text);
         }
         let key = (gid, subscription.dispatcher);
-        let stream = Stream { subscription, begun: false, position: start, resolved: 0, at_ddl: None };
+        let stream = Stream::new(subscription, start);
         if let Some(process) = world.processes.get_mut(&self.node) {
             process.streams.streams.insert(key, stream);
         }
@@ -108,6 +122,7 @@ impl EventSource for Source {
 /// begin again at their dispatcher's checkpoint, as after a gap.
 pub(super) fn serve(world: &mut World, percent: u64, restart: u64) {
     let nodes: Vec<NodeId> = world.processes.keys().cloned().collect();
+    let mut refused = Vec::new();
     for node in nodes {
         let Some(process) = world.processes.get_mut(&node) else { continue };
         if process.paused {
@@ -127,22 +142,79 @@ pub(super) fn serve(world: &mut World, percent: u64, restart: u64) {
                 continue;
             }
             if begin_again && stream.begun {
-                *stream = Stream {
-                    position: stream.subscription.checkpoint.get().0.max(stream.subscription.start_ts.0),
-                    subscription: stream.subscription.clone(),
-                    begun: false,
-                    resolved: 0,
-                    at_ddl: None,
-                };
+                let position = stream.subscription.checkpoint.get().0.max(stream.subscription.start_ts.0);
+                *stream = Stream::new(stream.subscription.clone(), position);
             }
             if let Some(queue) = streams.queues.get(&key.0) {
                 serve_one(feed, queue, stream);
+            }
+            if stream.begun {
+                stream.told = Some((stream.subscription.checkpoint.get().0, world.now));
+            }
+            if stream.failed && feed.takes_from(&node) && world.is_trusted(&node) {
+                let text = format!(
+                    "{:?} on {node} wants the log from {}, and it is kept from {}",
+                    stream.subscription.span,
+                    stream.position,
+                    feed.kept.starts_at(stream.subscription.span.table.0)
+                );
+                refused.push(text);
             }
         }
         if let Some(process) = world.processes.get_mut(&node) {
             process.streams = streams;
         }
     }
+    refused.iter().for_each(|text| world.violated("FLOOR", text));
+}
+
+/// Drops of the logs, where they are read, what nobody needs again.
+pub(super) fn trim(world: &mut World) {
+    let World { feeds, processes, now, .. } = world;
+    for (gid, feed) in feeds {
+        let Some(reader) = feed.reader.as_ref().filter(|reader| processes.contains_key(&reader.node)) else {
+            continue;
+        };
+        let mut tables: BTreeMap<i64, Vec<(&NodeId, &Stream)>> = BTreeMap::new();
+        for (node, process) in &*processes {
+            let of_feed = process.streams.streams.range((*gid, DispatcherId::new(0, 0))..);
+            for (_, stream) in of_feed.take_while(|((of, _), _)| of == gid) {
+                let known = stream.told.is_none_or(|(_, heard)| heard + SILENCE > *now);
+                if known && stream.subscription.event_service == reader.node {
+                    tables.entry(stream.subscription.span.table.0).or_default().push((node, stream));
+                }
+            }
+        }
+        // Of the schema changes that the table trigger reads something is always kept.
+        for (table, streams) in tables.into_iter().filter(|(table, _)| *table != 0) {
+            let told = streams.iter().map(|(_, stream)| stream.told.map(|(ts, _)| ts));
+            let slowest =
+                told.reduce(|one, other| one.zip(other).map(|(one, other)| one.min(other))).flatten();
+            let all_here = streams.iter().all(|(node, _)| **node == reader.node);
+            if let Some(slowest) =
+                slowest.filter(|_| is_covered(streams.iter().map(|(_, stream)| &stream.subscription.span)))
+            {
+                feed.kept.trim(table, slowest, all_here);
+            }
+        }
+    }
+}
+
+/// Whether spans of a table cover all of it.
+fn is_covered<'a>(spans: impl Iterator<Item = &'a TableSpan>) -> bool {
+    let mut spans: Vec<&TableSpan> = spans.collect();
+    spans.sort_unstable_by(|one, other| one.start.cmp(&other.start));
+    let mut end: Option<&[u8]> = Some(&[]);
+    for span in spans {
+        match end {
+            Some(reached) if span.start.as_slice() <= reached => {
+                end = (!span.end.is_empty()).then(|| reached.max(&span.end));
+            }
+            Some(_) => return false,
+            None => return true,
+        }
+    }
+    end.is_none()
 }
 
 fn serve_one(feed: &Feed, queue: &mpsc::Sender<Delivery>, stream: &mut Stream) {
@@ -153,7 +225,18 @@ fn serve_one(feed: &Feed, queue: &mpsc::Sender<Delivery>, stream: &mut Stream) {
         return;
     }
     let table = stream.subscription.span.table.0;
+    if stream.failed {
+        return;
+    }
+    if !stream.begun && feed.kept.refuses(table, stream.position) {
+        let (code, message) =
+            (codes::EVENT_STORE_OUT_OF_RANGE.to_owned(), "the log is not kept from there".to_owned());
+        stream.failed = send(DispatcherEvent::Failed { code, message });
+        return;
+    }
     if !stream.begun {
+        // What the reader has not read nobody gets.
+        stream.position = stream.position.max(feed.kept.starts_at(table));
         let info = feed
             .tables
             .get(&table)

@@ -10,7 +10,7 @@ use heartbeatpb::{
 };
 use maintainer::{SourceTable, SplitPoints, Upstream};
 
-use super::feed::{KEYS, Reader};
+use super::feed::{KEYS, Kept, Reader};
 use super::world::Shared;
 
 /// How long a log reader waits for the permit to take the log over.
@@ -60,6 +60,7 @@ impl Upstream for Hub {
         }
         let retained = feed.retained;
         feed.reader = Some(Reader { node: self.node.clone(), epoch });
+        feed.kept = Kept::begin_at(checkpoint.0);
         let tables = feed
             .tables
             .values()
@@ -108,6 +109,9 @@ impl Upstream for Hub {
             return;
         }
         feed.retained = feed.retained.max(persisted.0);
+        if feed.kept.has_begun_before(persisted.0) {
+            feed.kept.raise_floor(persisted.0);
+        }
         if feed.first_outstanding().is_some_and(|(first, ..)| first <= persisted.0) {
             let text = format!(
                 "{persisted} is confirmed upstream, and {:?} is not downstream",

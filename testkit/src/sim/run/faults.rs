@@ -45,6 +45,14 @@ impl Simulation<'_> {
                     self.world.lock().cut(&one, &other, millis);
                 }
             }
+            Event::CutPath(to, millis) => {
+                let from = self.maintainer().and_then(|machine| self.node_of(machine));
+                if let (Some(from), Some(to)) = (from, self.node_of(to))
+                    && from != to
+                {
+                    self.world.lock().cut(&from, &to, millis);
+                }
+            }
             Event::Isolate(machine, millis) => self.isolate(machine, millis),
             Event::CutStore(machine, millis) => {
                 self.with_process(machine, |process| process.store_cut_until = now + millis);
