@@ -7,6 +7,7 @@
 mod check;
 mod feed;
 pub mod metrics;
+mod pieces;
 mod task;
 
 use std::sync::Arc;
@@ -133,6 +134,16 @@ impl Credit {
     pub(crate) fn take(quota: &Arc<Quota>, bytes: u64) -> Self {
         quota.received.fetch_add(bytes, Ordering::AcqRel);
         Self(Some((Arc::clone(quota), bytes)))
+    }
+
+    /// Keeps the room of another one too. One of an account that is closed is given back.
+    fn join(&mut self, mut other: Self) {
+        match (&mut self.0, &mut other.0) {
+            (Some((quota, bytes)), Some((same, more))) if Arc::ptr_eq(quota, same) => {
+                *bytes += std::mem::take(more);
+            }
+            _ => std::mem::swap(self, &mut other),
+        }
     }
 }
 

@@ -8,6 +8,7 @@ mod credit;
 mod early;
 mod feed;
 mod measure;
+mod pieces;
 mod pump;
 mod range;
 mod reads;

@@ -68,6 +68,11 @@ impl Position {
     pub const fn after(ts: Ts) -> Self {
         Self { commit_ts: ts, rows: u64::MAX }
     }
+
+    /// The place behind a transaction's share of a batch.
+    pub(crate) const fn behind(mark: &event::TxnMark) -> Self {
+        Self { commit_ts: mark.commit_ts, rows: mark.first_row + mark.rows as u64 }
+    }
 }
 
 /// What a scan found.

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use event::{DdlEvent, RowBatch, TableInfo};
 use heartbeatpb::{ChangefeedId, DecodeError, DispatcherId, Gid, TableSpan, Ts, WallTime};
 use messaging::{StreamClass, Topic, WireMessage};
@@ -133,6 +134,18 @@ pub enum ToEventCollector {
         head: EventHead,
         /// The rows, by reference.
         batch: SharedBatch,
+    },
+    /// A piece of [`ToEventCollector::Rows`] that are too large for one message between nodes: of their byte form. The
+    /// pieces of an event follow each other.
+    Piece {
+        /// Head of the event.
+        head: EventHead,
+        /// Bytes of the whole.
+        total: u64,
+        /// Where this piece begins.
+        offset: u64,
+        /// The piece.
+        bytes: Bytes,
     },
     /// A schema change.
     Ddl {

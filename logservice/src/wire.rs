@@ -227,6 +227,61 @@ pub(crate) fn get_to_event_service(bytes: &[u8]) -> Option<ToEventService> {
     r.finish(message)
 }
 
+/// The byte form of rows up to the rows themselves, which are its end.
+pub(crate) fn put_rows(head: &EventHead, batch: &RowBatch, out: &mut Vec<u8>) -> Bytes {
+    let (rows, numbers) = batch.packed();
+    out.put_u8(if numbers.is_none() { 4 } else { 8 });
+    put_head(head, out);
+    put_table(&batch.table, out);
+    out.put_u32(u32::try_from(batch.txns().len()).expect("a batch is at most a few hundred KiB, or one row"));
+    for txn in batch.txns() {
+        out.put_u64(txn.commit_ts.0);
+        out.put_u64(txn.start_ts.0);
+        out.put_i64(txn.commit_time.0);
+        out.put_u32(txn.rows);
+        out.put_u64(txn.first_row);
+    }
+    if let Some(numbers) = numbers {
+        out.put_u32(u32::try_from(numbers.len()).expect("as many as there are rows"));
+        numbers.iter().for_each(|number| out.put_u64(*number));
+    }
+    out.put_u32(u32::try_from(rows.len()).expect("a row is at most a message of the server"));
+    rows
+}
+
+/// Reads the byte form of rows; the batch shares its bytes.
+pub(crate) fn get_rows(bytes: &Bytes) -> Option<(EventHead, RowBatch)> {
+    let mut r = Reader(bytes);
+    let kind = r.u8()?;
+    let rows = rows(&mut r, kind, |rows| bytes.slice_ref(rows))?;
+    r.finish(rows)
+}
+
+fn rows(r: &mut Reader<'_>, kind: u8, keep: impl FnOnce(&[u8]) -> Bytes) -> Option<(EventHead, RowBatch)> {
+    if !matches!(kind, 4 | 8) {
+        return None;
+    }
+    let (head, table) = (r.head()?, r.table()?);
+    let count = r.count(36)?;
+    let mut txns = Vec::with_capacity(count);
+    for _ in 0..count {
+        txns.push(TxnMark {
+            commit_ts: Ts(r.u64()?),
+            start_ts: Ts(r.u64()?),
+            commit_time: WallTime(r.i64()?),
+            rows: r.u32()?,
+            first_row: r.u64()?,
+        });
+    }
+    let numbers = if kind == 8 { Some(r.numbers()?) } else { None };
+    let rows = keep(r.bytes()?);
+    let batch = match numbers {
+        None => RowBatch::new(table, txns, rows),
+        Some(numbers) => RowBatch::numbered(table, txns, rows, &numbers),
+    };
+    Some((head, batch.ok()?))
+}
+
 pub(crate) fn put_to_event_collector(message: &ToEventCollector, out: &mut Vec<u8>) {
     match message {
         ToEventCollector::Ready { changefeed, dispatcher } => {
@@ -249,23 +304,15 @@ pub(crate) fn put_to_event_collector(message: &ToEventCollector, out: &mut Vec<u
             }
         }
         ToEventCollector::Rows { head, batch: SharedBatch(batch) } => {
-            let (rows, numbers) = batch.packed();
-            out.put_u8(if numbers.is_none() { 4 } else { 8 });
+            let rows = put_rows(head, batch, out);
+            out.put_slice(&rows);
+        }
+        ToEventCollector::Piece { head, total, offset, bytes } => {
+            out.put_u8(9);
             put_head(head, out);
-            put_table(&batch.table, out);
-            out.put_u32(u32::try_from(batch.txns().len()).expect("a batch is at most a few hundred KiB"));
-            for txn in batch.txns() {
-                out.put_u64(txn.commit_ts.0);
-                out.put_u64(txn.start_ts.0);
-                out.put_i64(txn.commit_time.0);
-                out.put_u32(txn.rows);
-                out.put_u64(txn.first_row);
-            }
-            if let Some(numbers) = numbers {
-                out.put_u32(u32::try_from(numbers.len()).expect("a batch is at most a few hundred KiB"));
-                numbers.iter().for_each(|number| out.put_u64(*number));
-            }
-            put_bytes(&rows, out);
+            out.put_u64(*total);
+            out.put_u64(*offset);
+            put_bytes(bytes, out);
         }
         ToEventCollector::Ddl { head, ddl } => {
             out.put_u8(5);
@@ -302,26 +349,15 @@ pub(crate) fn get_to_event_collector(bytes: &[u8]) -> Option<ToEventCollector> {
             ToEventCollector::Handshake { head, start_ts, table }
         }
         kind @ (4 | 8) => {
-            let (head, table) = (r.head()?, r.table()?);
-            let count = r.count(36)?;
-            let mut txns = Vec::with_capacity(count);
-            for _ in 0..count {
-                txns.push(TxnMark {
-                    commit_ts: Ts(r.u64()?),
-                    start_ts: Ts(r.u64()?),
-                    commit_time: WallTime(r.i64()?),
-                    rows: r.u32()?,
-                    first_row: r.u64()?,
-                });
-            }
-            let numbers = if kind == 8 { Some(r.numbers()?) } else { None };
-            let rows = Bytes::copy_from_slice(r.bytes()?);
-            let batch = match numbers {
-                None => RowBatch::new(table, txns, rows),
-                Some(numbers) => RowBatch::numbered(table, txns, rows, &numbers),
-            };
-            ToEventCollector::Rows { head, batch: SharedBatch(batch.ok()?) }
+            let (head, batch) = rows(&mut r, kind, Bytes::copy_from_slice)?;
+            ToEventCollector::Rows { head, batch: SharedBatch(batch) }
         }
+        9 => ToEventCollector::Piece {
+            head: r.head()?,
+            total: r.u64()?,
+            offset: r.u64()?,
+            bytes: Bytes::copy_from_slice(r.bytes()?),
+        },
         5 => ToEventCollector::Ddl { head: r.head()?, ddl: Arc::new(get_ddl(&mut r)?) },
         6 => {
             let time = WallTime(r.i64()?);

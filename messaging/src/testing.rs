@@ -57,6 +57,8 @@ struct Link {
 struct State {
     seed: u64,
     capacity: usize,
+    /// Bytes of the largest payload that a link takes.
+    largest: usize,
     faults: Faults,
     nodes: BTreeMap<NodeId, MessageCenter>,
     links: BTreeMap<LinkKey, Link>,
@@ -99,6 +101,7 @@ impl Network {
         let state = State {
             seed,
             capacity: capacity.max(1),
+            largest: usize::MAX,
             faults: Faults::NONE,
             nodes: BTreeMap::new(),
             links: BTreeMap::new(),
@@ -130,6 +133,11 @@ impl Network {
         for key in gone {
             state.links.remove(&key);
         }
+    }
+
+    /// Makes every link refuse envelopes whose payload has more bytes, as a real one does beyond its limit.
+    pub fn set_largest(&self, bytes: usize) {
+        self.shared.state.lock().largest = bytes;
     }
 
     /// Faults of every link that has none of its own.
@@ -215,6 +223,11 @@ impl Transport for Endpoint {
                 SendErrorKind::ConnectionNotFound,
                 format!("{} stream to {to} is not open", class.as_str()),
             ));
+        }
+        let bytes: usize = envelope.payload.iter().map(bytes::Bytes::len).sum();
+        if bytes > state.largest {
+            let reason = format!("a message of {bytes} bytes for {to} is larger than a peer takes");
+            return Err(SendError::new(SendErrorKind::InvalidMessage, reason));
         }
         let key = (self.from.clone(), to.clone(), class);
         if !state.links.contains_key(&key) {

@@ -75,6 +75,14 @@ impl StreamCheck {
         Verdict::Deliver
     }
 
+    /// A piece of an event: `Deliver` when the event is the next one. One that came before may come again.
+    pub(crate) fn on_piece(&self, epoch: u64, seq: u64) -> Verdict {
+        if epoch == self.epoch && seq <= self.last_seq {
+            return Verdict::Ignore;
+        }
+        Self { ..*self }.next(epoch, seq)
+    }
+
     /// Rows up to `last`. Rows at the last commit ts may come again: sinks are idempotent.
     pub(crate) fn on_rows(&mut self, epoch: u64, seq: u64, last: Ts) -> Verdict {
         let verdict = self.next(epoch, seq);
@@ -147,6 +155,17 @@ mod tests {
         let mut check = started();
         assert_eq!(check.on_rows(1, 2, Ts(110)), Verdict::Deliver);
         assert_eq!(check.on_resolved(1, 2, Ts(120)), Verdict::Deliver);
+    }
+
+    #[test]
+    fn a_piece_is_taken_of_the_next_event_only_and_counts_as_none() {
+        let check = started();
+        assert_eq!(check.on_piece(1, 2), Verdict::Deliver);
+        assert_eq!(check.on_piece(1, 2), Verdict::Deliver, "the event has not come yet");
+        assert_eq!(check.on_piece(1, 1), Verdict::Ignore);
+        assert_eq!(check.on_piece(1, 3), Verdict::Reset);
+        assert_eq!(check.on_piece(7, 2), Verdict::Ignore);
+        assert_eq!(StreamCheck::new(0).on_piece(0, 1), Verdict::Reset, "a piece before the handshake");
     }
 
     // behaviour: dispatcher-90

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::check::StreamCheck;
 use super::metrics::FeedMetrics;
+use super::pieces::Assembly;
 use super::{Delivery, Quota, Subscription};
 use crate::event_store::Position;
 use crate::topic::{DispatcherProgress, EventServiceTopic, ToEventService};
@@ -40,6 +41,8 @@ pub(super) struct Stream {
     pub(super) patience: Duration,
     /// Schema change whose passing the event service waits for.
     pub(super) at_ddl: Option<Ts>,
+    /// The event of which pieces have come.
+    pub(super) assembly: Assembly,
 }
 
 impl Stream {
@@ -56,6 +59,7 @@ impl Stream {
             asked: Instant::now(),
             patience: REGISTER_AGAIN,
             at_ddl: None,
+            assembly: Assembly::default(),
         }
     }
 
@@ -74,6 +78,7 @@ impl Stream {
         self.begun = false;
         self.late = None;
         self.at_ddl = None;
+        self.assembly = Assembly::default();
         self.asked = Instant::now();
         self.check.reset(self.start_ts);
     }

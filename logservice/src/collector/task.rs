@@ -15,12 +15,14 @@ use tokio_util::sync::CancellationToken;
 use super::check::{StreamCheck, Verdict};
 use super::feed::{Feed, REGISTER_AGAIN, Stream};
 use super::metrics::{CollectorMetrics, FeedMetrics};
+use super::pieces::{Added, Piece};
 use super::{CollectorHandle, Credit, Delivery, DispatcherEvent, Subscription};
 use crate::event_store::Position;
 use crate::topic::{
     DispatcherProgress, EventCollectorTopic, EventHead, EventServiceTopic, SharedBatch, ToEventCollector,
     ToEventService,
 };
+use crate::wire;
 
 /// Messages waiting for the collector; rows among them are bounded by credits.
 const INBOX: usize = 65_536;
@@ -220,22 +222,20 @@ impl Collector {
                 }
             }
             ToEventCollector::Handshake { head, start_ts: _, table } => {
-                let event = Arrival::Handshake(table);
-                self.deliver(from, head, event);
+                self.deliver(from, head, Arrival::Handshake(table), None);
             }
             ToEventCollector::Rows { head, batch: SharedBatch(batch) } => {
-                self.metrics.rows.increment(batch.row_count());
-                if let Some(last) = batch.txns().last() {
-                    self.metrics.arrived(last.commit_time);
-                }
-                self.deliver(from, head, Arrival::Rows(batch));
+                self.on_rows(from, head, batch, None)
             }
-            ToEventCollector::Ddl { head, ddl } => self.deliver(from, head, Arrival::Ddl(ddl)),
+            ToEventCollector::Piece { head, total, offset, bytes } => {
+                self.on_piece(from, &Piece { head, total, offset, bytes });
+            }
+            ToEventCollector::Ddl { head, ddl } => self.deliver(from, head, Arrival::Ddl(ddl), None),
             ToEventCollector::Resolved { entries, time } => {
                 self.metrics.resolved.increment(entries.len() as u64);
                 self.metrics.arrived(time);
                 for (head, ts) in entries.iter() {
-                    self.deliver(from, *head, Arrival::Resolved(*ts, time));
+                    self.deliver(from, *head, Arrival::Resolved(*ts, time), None);
                 }
             }
             ToEventCollector::Failed { changefeed, dispatcher, code, message } => {
@@ -250,14 +250,53 @@ impl Collector {
             }
         }
     }
-    /// Checks an event and hands it on, or starts its stream again.
-    fn deliver(&mut self, from: &NodeId, head: EventHead, event: Arrival) {
+
+    /// Rows, and the room that they have taken already if they came in pieces.
+    fn on_rows(&mut self, from: &NodeId, head: EventHead, batch: RowBatch, credit: Option<Credit>) {
+        self.metrics.rows.increment(batch.row_count());
+        if let Some(last) = batch.txns().last() {
+            self.metrics.arrived(last.commit_time);
+        }
+        self.deliver(from, head, Arrival::Rows(batch), credit);
+    }
+
+    fn on_piece(&mut self, from: &NodeId, piece: &Piece) {
+        let head = piece.head;
+        let Some(feed) = self.feeds.get_mut(&head.changefeed) else { return };
+        let credit = Credit::take(&feed.quota(from, &self.wake), piece.bytes.len() as u64);
+        let Some(stream) = feed.stream(from, head.dispatcher) else {
+            return tell_removed(&self.center, from, feed.id.clone(), head.dispatcher);
+        };
+        let added = match stream.check.on_piece(head.epoch, head.seq) {
+            Verdict::Deliver => stream.assembly.add(piece, credit),
+            Verdict::Ignore => return,
+            Verdict::Reset => Added::Gap,
+        };
+        let rows = match added {
+            Added::Waits => return,
+            Added::Whole(bytes, credit) => wire::get_rows(&bytes).map(|(head, batch)| (head, batch, credit)),
+            Added::Gap => None,
+        };
+        match rows {
+            Some((head, batch, credit)) => self.on_rows(from, head, batch, Some(credit)),
+            None if stream.overflowed || !stream.ready => {}
+            None => {
+                tracing::debug!(dispatcherID = %head.dispatcher, seq = head.seq, "gap in the pieces of an event");
+                self.metrics.dropped.increment(1);
+                reset(&self.center, stream);
+                self.unanswered = true;
+            }
+        }
+    }
+
+    /// Checks an event and hands it on, or starts its stream again. `credit` is the room that it has taken already.
+    fn deliver(&mut self, from: &NodeId, head: EventHead, event: Arrival, credit: Option<Credit>) {
         let Some(feed) = self.feeds.get_mut(&head.changefeed) else { return };
         // Whatever becomes of it, the event service counts its bytes until they are freed.
-        let credit = match &event {
+        let credit = credit.unwrap_or_else(|| match &event {
             Arrival::Rows(batch) => Credit::take(&feed.quota(from, &self.wake), batch.bytes() as u64),
             Arrival::Handshake(_) | Arrival::Ddl(_) | Arrival::Resolved(..) => Credit::default(),
-        };
+        });
         let Some(stream) =
             feed.streams.get_mut(&head.dispatcher).filter(|s| s.subscription.event_service == *from)
         else {

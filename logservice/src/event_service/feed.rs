@@ -7,6 +7,7 @@ use heartbeatpb::{DispatcherId, NodeId, TableId, TableSpan, Ts, WallTime};
 use rustc_hash::FxHashMap;
 use tokio::time::Instant;
 
+use super::pieces::Pieces;
 use super::range::{RangeFilter, cover};
 use super::reads::Loaded;
 use crate::event_store::{Position, Store};
@@ -36,6 +37,8 @@ pub(super) struct Stream {
     pub(super) reading: Option<u64>,
     /// What the last read brought.
     pub(super) loaded: Option<Loaded>,
+    /// Rows that are being sent piece by piece.
+    pub(super) pieces: Option<Pieces>,
     pub(super) resolved_sent: Ts,
     /// Checkpoint and durable position that its receiver told in this registration.
     pub(super) progress: Option<(Ts, Position)>,
@@ -65,6 +68,7 @@ impl Stream {
             wants_room: false,
             reading: None,
             loaded: None,
+            pieces: None,
             resolved_sent: Ts::ZERO,
             progress: None,
             ready_sent: Instant::now(),
@@ -89,6 +93,7 @@ impl Stream {
         self.wants_room = false;
         self.reading = None;
         self.loaded = None;
+        self.pieces = None;
         self.resolved_sent = Ts::ZERO;
         self.failed = false;
     }

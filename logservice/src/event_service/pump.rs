@@ -1,7 +1,7 @@
 //! Sends one stream's next events.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use event::{RowBatch, TxnMark};
 use heartbeatpb::{DispatcherId, Gid, Ts};
@@ -9,6 +9,7 @@ use messaging::MessageCenter;
 
 use super::credit::Credit;
 use super::feed::Stream;
+use super::pieces::{PIECE_BYTES, Pieces};
 use super::reads::{Reads, Ticket};
 use crate::Error;
 use crate::event_store::{Position, Scan, Store};
@@ -86,6 +87,13 @@ impl Pump<'_> {
             if stream.reading.is_some() {
                 return Ok(Pumped::Reading);
             }
+            if let Some(pieces) = &mut stream.pieces {
+                if !pieces.send(self.center, &stream.node, credit) {
+                    return Ok(Pumped::Congested);
+                }
+                (stream.seq, stream.sent, stream.position) = (pieces.head.seq, pieces.end, pieces.next);
+                stream.pieces = None;
+            }
             if stream.wants_room && !credit.available() {
                 return Ok(Pumped::NoRoom);
             }
@@ -137,12 +145,18 @@ impl Pump<'_> {
                     (stream.wants_room, stream.loaded) = (true, all);
                     return Ok(Pumped::NoRoom);
                 }
-                if !self.send_rows(head, stream, own, credit) {
+                if own.bytes() > PIECE_BYTES && stream.node != *self.center.node() {
+                    // The next turn of the loop sends it.
+                    stream.pieces = Some(Pieces::new(head, &own, next));
+                    self.metrics.sent(own.row_count(), Duration::ZERO);
+                } else if !self.send_rows(head, stream, own, credit) {
                     stream.loaded = all;
                     return Ok(Pumped::Congested);
                 }
             }
-            stream.position = next;
+            if stream.pieces.is_none() {
+                stream.position = next;
+            }
             turn.chunks += 1;
             turn.rows += wanted.0;
             turn.txns += txns;
@@ -154,10 +168,7 @@ impl Pump<'_> {
 
     fn send_rows(&self, head: EventHead, stream: &mut Stream, batch: RowBatch, credit: &mut Credit) -> bool {
         let (rows, bytes) = (batch.row_count(), batch.bytes() as u64);
-        let end = batch.txns().last().map_or(stream.sent, |last| Position {
-            commit_ts: last.commit_ts,
-            rows: last.first_row + u64::from(last.rows),
-        });
+        let end = batch.txns().last().map_or(stream.sent, Position::behind);
         let message = ToEventCollector::Rows { head, batch: SharedBatch(batch) };
         let begun = Instant::now();
         if self.center.send::<EventCollectorTopic>(&stream.node, message).is_err() {

@@ -149,10 +149,7 @@ impl State {
     pub(super) fn add_chunk(&mut self, table: Arc<TableInfo>, marks: Vec<TxnMark>, data: ChunkData) {
         let id = table.id;
         self.next_seq += 1;
-        let last = marks.last().map_or_else(Position::default, |mark| Position {
-            commit_ts: mark.commit_ts,
-            rows: mark.first_row + u64::from(mark.rows),
-        });
+        let last = marks.last().map_or_else(Position::default, Position::behind);
         let chunk = Chunk { seq: self.next_seq, table, last, marks: Some(marks.into()), data };
         match chunk.data {
             ChunkData::Memory(_) => {
@@ -464,7 +461,7 @@ impl Group {
 /// The rows of a batch after `from`, and the place after them; `None` when there are none.
 pub(super) fn slice(whole: &RowBatch, from: Position) -> Option<(RowBatch, Position)> {
     let last = whole.txns().last()?;
-    let next = Position { commit_ts: last.commit_ts, rows: last.first_row + u64::from(last.rows) };
+    let next = Position::behind(last);
     let sent = |mark: &TxnMark| -> u32 {
         if mark.commit_ts < from.commit_ts {
             mark.rows

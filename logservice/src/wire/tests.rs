@@ -182,6 +182,9 @@ fn to_event_collector() -> impl Strategy<Value = ToEventCollector> {
         }),
         (head(), batch())
             .prop_map(|(head, batch)| ToEventCollector::Rows { head, batch: SharedBatch(batch) }),
+        (head(), any::<(u64, u64)>(), vec(any::<u8>(), 0..9)).prop_map(|(head, (total, offset), bytes)| {
+            ToEventCollector::Piece { head, total, offset, bytes: bytes.into() }
+        }),
         (head(), ddl()).prop_map(|(head, ddl)| ToEventCollector::Ddl { head, ddl: Arc::new(ddl) }),
         (vec((head(), ts()), 0..5), any::<i64>()).prop_map(|(entries, time)| ToEventCollector::Resolved {
             entries: entries.into(),
@@ -221,7 +224,20 @@ proptest! {
     }
 
     #[test]
-    fn random_bytes_are_refused_or_read_but_never_panic(kind in 0u8..9, bytes in vec(any::<u8>(), 0..300)) {
+    fn rows_read_back_from_the_pieces_of_their_byte_form(head in head(), batch in batch()) {
+        let mut bytes = Vec::new();
+        let rows = put_rows(&head, &batch, &mut bytes);
+        bytes.extend_from_slice(&rows);
+        let bytes = Bytes::from(bytes);
+        let (same, read) = get_rows(&bytes).expect("it was written here");
+        prop_assert!(same == head && read.is_same(&batch));
+        for len in 0..bytes.len() {
+            prop_assert!(get_rows(&bytes.slice(..len)).is_none());
+        }
+    }
+
+    #[test]
+    fn random_bytes_are_refused_or_read_but_never_panic(kind in 0u8..10, bytes in vec(any::<u8>(), 0..300)) {
         let bytes: Vec<u8> = std::iter::once(kind).chain(bytes).collect();
         let _ = get_to_event_service(&bytes);
         let _ = get_to_event_collector(&bytes);

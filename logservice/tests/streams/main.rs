@@ -5,6 +5,7 @@
 mod barrier;
 mod disk;
 mod early;
+mod large;
 mod neighbours;
 mod ranges;
 mod reset;

@@ -165,6 +165,11 @@ impl Rig {
         self.log.stats(&self.changefeed).unwrap()
     }
 
+    /// Bytes of the largest message between nodes.
+    pub(crate) fn set_largest_message(&self, bytes: usize) {
+        self.network().set_largest(bytes);
+    }
+
     pub(crate) fn set_faults(&self, faults: Faults) {
         self.network().set_faults(faults);
     }
@@ -567,7 +572,11 @@ fn text(value: u64) -> String {
 }
 
 pub(crate) fn image(value: u64) -> impl FnMut(&mut BytesMut) {
-    let text = text(value);
+    image_of(text(value))
+}
+
+/// The image of a row with one text.
+pub(crate) fn image_of(text: String) -> impl FnMut(&mut BytesMut) {
     move |out| {
         let mut tuple = TupleWriter::new(out);
         tuple.push(Datum::Text(text.as_bytes()));
