@@ -41,6 +41,7 @@ mod registration;
 mod route;
 mod shared;
 mod sql;
+mod stage;
 mod target;
 mod worker;
 

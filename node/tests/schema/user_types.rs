@@ -52,13 +52,19 @@ async fn a_value_that_the_targets_type_does_not_have_stops_the_changefeed_until_
     rig.feed(config()).await;
     rows(&rig, "the copy").await;
     let code = "CDC:ErrSinkData";
-    until_mended(&rig, "(2, 'good', NULL, 1)", code, &["22P02"], "ALTER TYPE app.mood ADD VALUE 'good'")
-        .await;
+    until_mended(
+        &rig,
+        "(2, 'good', NULL, 1)",
+        code,
+        &["22P02", "type app.mood"],
+        "ALTER TYPE app.mood ADD VALUE 'good'",
+    )
+    .await;
     until_mended(
         &rig,
         "(3, 'bad', '(1,x)', 1)",
         code,
-        &["22P02"],
+        &["22P02", "app.pair"],
         "ALTER TYPE app.pair ADD ATTRIBUTE b text",
     )
     .await;

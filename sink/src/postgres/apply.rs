@@ -11,14 +11,15 @@ use tokio_postgres::Statement;
 use tokio_postgres::types::ToSql;
 
 use super::config::OnExistingRows;
-use super::connection::{Connection, Failure, classify};
+use super::connection::{Connection, Failure, classify, classify_values};
 use super::keys;
 use super::pieces::Range;
-use super::plan::{self, Group, Kind, Mode};
+use super::plan::{self, Group, Kind, Mode, Source};
 use super::progress::{self, Advance, Copied, Join};
 use super::registration::Registration;
 use super::route::{Change, Holds};
 use super::sql::TextArray;
+use super::stage::{self, STAGED_BYTES};
 use super::target::Target;
 use crate::Error;
 use crate::metrics::{RowType, TxnMetrics};
@@ -47,12 +48,21 @@ pub(crate) struct TableChanges<'b, B> {
 /// How a transaction moves the progress of its queues.
 type Moves<'p> = (&'p [Advance], &'p [Join]);
 
-/// A prepared statement with its rows.
+/// A group of rows, and how they reach the server.
 struct Step<'p, 'b, B> {
     target: &'p Target,
     group: &'p Group<'b, B>,
-    statement: Statement,
-    params: Vec<TextArray>,
+    way: Way,
+}
+
+/// How the rows of a statement reach the server.
+enum Way {
+    /// As its parameters.
+    Params(Statement, Vec<TextArray>),
+    /// As the data of a `COPY` into the table.
+    Copy(Statement),
+    /// As the rows of the staging table.
+    Stage,
 }
 
 fn row_type(kind: &Kind) -> RowType {
@@ -96,9 +106,7 @@ impl Writer<'_> {
         let mut prepared = Vec::new();
         for (target, groups) in &plans {
             for group in groups {
-                let params = if group.kind == Kind::Copy { Vec::new() } else { plan::params(target, group) };
-                let statement = connection.prepare(&plan::sql(target, &group.kind), params.len()).await?;
-                prepared.push(Step { target, group, statement, params });
+                prepared.push(prepare(connection, target, group).await?);
             }
         }
         let deferrable = tables.iter().any(|table| table.target.deferrable);
@@ -107,9 +115,8 @@ impl Writer<'_> {
         let counts = match mode {
             Mode::Batched => {
                 // The first statements leave together with the beginning: one round trip less.
-                let (first, rest) = prepared.split_at(pipelined(&prepared));
                 let begin = self.begin(connection, deferrable, &advance, steps);
-                let (begun, counts) = join(begin, run_together(connection, first)).await;
+                let (begun, counts) = join(begin, run_together(connection, &prepared)).await;
                 let mut counts = match (begun, counts) {
                     // The statements were ahead of what joins pieces: that only says that one of them has failed.
                     (Err(Failure::Again(_)), Err(cause)) => return Err(cause),
@@ -118,6 +125,7 @@ impl Writer<'_> {
                         counts?
                     }
                 };
+                let rest = &prepared[counts.len()..];
                 run_pipelined(connection, rest, &mut counts).await?;
                 counts
             }
@@ -288,9 +296,24 @@ pub(crate) async fn clear(connection: &Connection, target: &Target, range: &Rang
     connection.client.batch_execute(&sql).await.map_err(|e| classify(e, &writing(target)))
 }
 
-/// How many of the next statements are sent without waiting.
-fn pipelined<B: Holds>(steps: &[Step<'_, '_, B>]) -> usize {
-    steps.iter().take(PIPELINE).take_while(|step| step.group.kind != Kind::Copy).count()
+/// Gets everything ready that can be before the transaction begins.
+async fn prepare<'p, 'b, B: Holds>(
+    connection: &mut Connection,
+    target: &'p Target,
+    group: &'p Group<'b, B>,
+) -> Result<Step<'p, 'b, B>, Failure> {
+    let way = if group.bytes() >= STAGED_BYTES && connection.may_stage().await? {
+        Way::Stage
+    } else {
+        let sql = plan::sql(target, &group.kind, Source::Params);
+        if group.kind == Kind::Copy {
+            Way::Copy(connection.prepare(&sql, 0).await?)
+        } else {
+            let params = plan::params(target, group);
+            Way::Params(connection.prepare(&sql, params.len()).await?, params)
+        }
+    };
+    Ok(Step { target, group, way })
 }
 
 async fn run_pipelined<B: Holds>(
@@ -299,44 +322,66 @@ async fn run_pipelined<B: Holds>(
     counts: &mut Vec<u64>,
 ) -> Result<(), Failure> {
     let mut rest = steps;
-    while let Some(first) = rest.first() {
-        if first.group.kind == Kind::Copy {
-            counts.push(copy(connection, first).await?);
+    while !rest.is_empty() {
+        let done = run_together(connection, rest).await?;
+        if let Some(alone) = rest.get(done.len()).filter(|_| done.is_empty()) {
+            counts.push(run(connection, alone).await?);
             rest = &rest[1..];
         } else {
-            let (now, later) = rest.split_at(pipelined(rest));
-            counts.extend(run_together(connection, now).await?);
-            rest = later;
+            rest = &rest[done.len()..];
+            counts.extend(done);
         }
     }
     Ok(())
 }
 
-/// Sends statements in order without waiting in between. Polling the futures in order sends them in order.
+/// Sends the first statements in order without waiting in between, up to one whose rows do not come as parameters.
+/// Polling the futures in order sends them in order.
 async fn run_together<B: Holds>(
     connection: &Connection,
     steps: &[Step<'_, '_, B>],
 ) -> Result<Vec<u64>, Failure> {
-    let params: Vec<_> = steps.iter().map(|step| refs(&step.params)).collect();
-    let sent =
-        steps.iter().zip(&params).map(|(step, params)| connection.client.execute(&step.statement, params));
-    let mut counts = Vec::with_capacity(steps.len());
+    let with_params = steps.iter().take(PIPELINE).map_while(|step| match &step.way {
+        Way::Params(statement, params) => Some((statement, refs(params))),
+        Way::Copy(_) | Way::Stage => None,
+    });
+    let with_params: Vec<_> = with_params.collect();
+    let sent = with_params.iter().map(|(statement, params)| connection.client.execute(*statement, params));
+    let mut counts = Vec::with_capacity(with_params.len());
     for (step, result) in steps.iter().zip(join_all(sent).await) {
-        let count = result.map_err(|e| classify(e, &writing(step.target)))?;
-        if matches!(step.group.kind, Kind::Update(_)) && count != step.group.rows() {
-            return Err(Failure::Missing);
-        }
-        counts.push(count);
+        let count = result.map_err(|e| classify_values(e, &writing(step.target), &step.target.info))?;
+        counts.push(step.checked(count)?);
     }
     Ok(counts)
 }
 
-async fn copy<B: Holds>(connection: &Connection, step: &Step<'_, '_, B>) -> Result<u64, Failure> {
-    let failed = |e| classify(e, &writing(step.target));
-    let sink = connection.client.copy_in(&step.statement).await.map_err(failed)?;
-    pin_mut!(sink);
-    sink.send(plan::copy_text(step.target, step.group)).await.map_err(failed)?;
-    sink.finish().await.map_err(failed)
+impl<B: Holds> Step<'_, '_, B> {
+    /// How many rows it has changed, if that is what it should have.
+    fn checked(&self, count: u64) -> Result<u64, Failure> {
+        let missing = matches!(self.group.kind, Kind::Update(_)) && count != self.group.rows();
+        if missing { Err(Failure::Missing) } else { Ok(count) }
+    }
+
+    /// Executes it, whatever the way of its rows.
+    async fn execute(&self, connection: &Connection) -> Result<u64, Failure> {
+        let failed = |e| classify_values(e, &writing(self.target), &self.target.info);
+        match &self.way {
+            Way::Params(statement, params) => {
+                connection.client.execute(statement, &refs(params)).await.map_err(failed)
+            }
+            Way::Copy(statement) => {
+                let sink = connection.client.copy_in(statement).await.map_err(failed)?;
+                pin_mut!(sink);
+                sink.send(plan::copy_text(self.target, self.group)).await.map_err(failed)?;
+                sink.finish().await.map_err(failed)
+            }
+            Way::Stage => stage::execute(connection, self.target, self.group).await.map_err(failed),
+        }
+    }
+}
+
+async fn run<B: Holds>(connection: &Connection, step: &Step<'_, '_, B>) -> Result<u64, Failure> {
+    step.checked(step.execute(connection).await?)
 }
 
 /// One statement after the other; a row that an update does not find is inserted when it is known as a whole.
@@ -346,8 +391,7 @@ async fn run_singly<B: Holds>(
 ) -> Result<Vec<u64>, Failure> {
     let mut counts = Vec::with_capacity(steps.len());
     for step in steps {
-        let failed = |e| classify(e, &writing(step.target));
-        let count = connection.client.execute(&step.statement, &refs(&step.params)).await.map_err(failed)?;
+        let count = step.execute(connection).await?;
         counts.push(count);
         if count > 0 || !matches!(step.group.kind, Kind::Update(_)) {
             continue;
@@ -366,9 +410,7 @@ async fn run_singly<B: Holds>(
         }
         let kind = if target.key.is_empty() { Kind::Insert } else { Kind::Upsert };
         let whole = step.group.with_kind(kind);
-        let params = plan::params(target, &whole);
-        let statement = connection.prepare(&plan::sql(target, &whole.kind), params.len()).await?;
-        connection.client.execute(&statement, &refs(&params)).await.map_err(failed)?;
+        prepare(connection, target, &whole).await?.execute(connection).await?;
     }
     Ok(counts)
 }

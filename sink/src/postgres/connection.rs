@@ -1,7 +1,9 @@
 //! One connection: how it is opened, what its session is set to, and what its failures mean.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use event::TableInfo;
 use rand::Rng;
 use rustc_hash::FxHashMap;
 use tokio::task::JoinHandle;
@@ -75,11 +77,48 @@ fn describe(db: &tokio_postgres::error::DbError) -> String {
     } else {
         format!("SQLSTATE {code}")
     };
+    if let Some(name) = refused_type(db) {
+        text.push_str(&format!(", type {name}"));
+    }
     let parts = [("table", db.table()), ("column", db.column()), ("constraint", db.constraint())];
     for (what, name) in parts.into_iter().filter_map(|(what, name)| Some((what, name?))) {
         text.push_str(&format!(", {what} {name:?}"));
     }
     text
+}
+
+/// The type to which the server could not read a value, as far as its words tell it in front of the value.
+fn refused_type(db: &tokio_postgres::error::DbError) -> Option<&str> {
+    if *db.code() != SqlState::INVALID_TEXT_REPRESENTATION {
+        return None;
+    }
+    type_in(db.message())
+}
+
+fn type_in(message: &str) -> Option<&str> {
+    let begin = ["invalid input value for enum ", "invalid input syntax for type "];
+    let rest = begin.iter().find_map(|begin| message.strip_prefix(begin))?;
+    rest.split_once(": \"").map(|(name, _)| name)
+}
+
+/// As [`classify`], of values of a table. Where the server does not name the type that lacks one, the types of the table
+/// that are not built in are named.
+pub(super) fn classify_values(error: tokio_postgres::Error, doing: &str, info: &TableInfo) -> Failure {
+    let unnamed = error.as_db_error().is_some_and(|db| {
+        *db.code() == SqlState::INVALID_TEXT_REPRESENTATION && type_in(db.message()).is_none()
+    });
+    let failure = classify(error, doing);
+    let own = info.columns.iter().flat_map(|column| &column.ty.definitions);
+    let own: BTreeSet<String> = own.map(|ty| format!("{}.{}", ty.schema, ty.name)).collect();
+    match failure {
+        Failure::Fatal(Error::Rejected { code, what }) if unnamed && !own.is_empty() => {
+            let own = own.into_iter().collect::<Vec<_>>().join(", ");
+            let what = format!("{what}; one of the types that are not the same in the target: {own}");
+            Failure::Fatal(Error::Rejected { code, what })
+        }
+        Failure::Lost(_) | Failure::Again(_) | Failure::Conflict(_) | Failure::Fatal(_) => failure,
+        Failure::Overtaken | Failure::Missing | Failure::Suspended => failure,
+    }
 }
 
 /// Sorts an error of the driver by what to do about it. `doing` says what was tried, without values.
@@ -120,6 +159,8 @@ pub(crate) struct Connection {
     pub(crate) client: Client,
     driver: JoinHandle<()>,
     statements: FxHashMap<String, Statement>,
+    /// Whether temporary tables may be created; `None`: nobody has asked.
+    pub(super) may_stage: Option<bool>,
 }
 
 impl Drop for Connection {
@@ -151,7 +192,7 @@ impl Connection {
                 tracing::debug!(%error, "connection to the downstream database ended");
             }
         });
-        let this = Self { client, driver, statements: FxHashMap::default() };
+        let this = Self { client, driver, statements: FxHashMap::default(), may_stage: None };
         this.client.batch_execute(SESSION).await.map_err(|e| classify(e, "setting up the session"))?;
         let role = format!("SET session_replication_role = '{}'", config.replication_role);
         if let Err(error) = this.client.batch_execute(&role).await {
@@ -258,6 +299,14 @@ mod tests {
         let pauses: Vec<_> = (0..12).map(|_| backoff.advance()).collect();
         assert!(pauses[0] < FIRST_PAUSE && pauses[11] > LONGEST_PAUSE / 3);
         assert!(pauses.iter().all(|pause| *pause <= LONGEST_PAUSE));
+    }
+
+    #[test]
+    fn a_type_is_named_without_the_value_that_it_lacks() {
+        assert_eq!(type_in("invalid input value for enum app.mood: \"secret: \"x\"\""), Some("app.mood"));
+        assert_eq!(type_in("invalid input syntax for type integer: \"secret\""), Some("integer"));
+        assert_eq!(type_in("malformed record literal: \"(1,secret)\""), None);
+        assert_eq!(type_in("ungültiger Eingabewert für Enum app.mood: »secret«"), None);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use tokio_postgres::CopyInSink;
 
 use super::apply;
 use super::config::{OnExistingRows, PgConfig};
-use super::connection::{Connection, Failure, classify};
+use super::connection::{Connection, Failure, classify, classify_values};
 use super::created::Notes;
 use super::pieces::Range;
 use super::registration::{self, Registration};
@@ -394,7 +394,7 @@ struct Part {
 
 impl Part {
     async fn done(mut self, rows: u64) -> Result<(), Failure> {
-        let failed = |e| classify(e, &self.doing);
+        let failed = |e| classify_values(e, &self.doing, &self.opened.target.info);
         let client = &self.connection.client;
         let written = match &mut self.input {
             Some(input) => input.as_mut().finish().await.map_err(failed)?,
@@ -438,7 +438,8 @@ impl PartWriter for Part {
     async fn write(&mut self, data: Bytes) -> Result<(), CopyError> {
         self.part.bytes += data.len() as u64;
         let Some(input) = &mut self.input else { return Ok(()) };
-        Ok(input.send(data).await.map_err(|e| classify(e, &self.doing))?)
+        let failed = |e| classify_values(e, &self.doing, &self.opened.target.info);
+        Ok(input.send(data).await.map_err(failed)?)
     }
 
     async fn commit(self: Box<Self>, rows: u64) -> Result<(), CopyError> {

@@ -11,6 +11,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::route::{Change, Holds, Image, Locate};
 use super::sql::{TextArray, copy_value};
+use super::stage::{self, STAGED_BYTES};
 use super::target::Target;
 use crate::Error;
 
@@ -35,7 +36,7 @@ pub(crate) struct Group<'a, B> {
     changes: Vec<Option<&'a Change<B>>>,
 }
 
-impl<'a, B> Group<'a, B> {
+impl<'a, B: Holds> Group<'a, B> {
     pub(crate) fn changes(&self) -> impl Iterator<Item = &'a Change<B>> + '_ {
         self.changes.iter().copied().flatten()
     }
@@ -47,6 +48,11 @@ impl<'a, B> Group<'a, B> {
 
     pub(crate) fn rows(&self) -> u64 {
         self.changes().count() as u64
+    }
+
+    /// Bytes of the images of its rows.
+    pub(crate) fn bytes(&self) -> usize {
+        self.changes().map(Change::bytes).sum()
     }
 }
 
@@ -182,7 +188,7 @@ pub(crate) fn plan<'a, B: Holds>(
     for change in changes {
         for kind in kinds(target, change)? {
             let kind = match kind {
-                Kind::Copy if copy && mode == Mode::Batched => Kind::Copy,
+                Kind::Copy if copy && mode == Mode::Batched && change.bytes() < STAGED_BYTES => Kind::Copy,
                 Kind::Copy if target.key.is_empty() => Kind::Insert,
                 Kind::Copy => Kind::Upsert,
                 other @ (Kind::Insert | Kind::Upsert | Kind::Update(_) | Kind::Delete) => other,
@@ -277,8 +283,35 @@ impl<'a, B: Holds> Planner<'_, 'a, B> {
     }
 }
 
-/// The statement of a kind; every parameter is a `text[]`.
-pub(crate) fn sql(target: &Target, kind: &Kind) -> String {
+/// Where a statement finds the values of its rows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Source {
+    /// In its parameters, each a `text[]`.
+    Params,
+    /// In the staging table of the transaction, for so many rows.
+    Staged(u64),
+}
+
+impl Source {
+    /// The values as the rows of a relation `u`.
+    fn from(self, lists: &[(&str, &[usize])]) -> String {
+        let names: Vec<String> = lists
+            .iter()
+            .flat_map(|(prefix, columns)| columns.iter().map(move |at| format!("{prefix}{at}")))
+            .collect();
+        let relation = match self {
+            Source::Params => {
+                let params: Vec<String> = (1..=names.len()).map(|n| format!("${n}::text[]")).collect();
+                format!("unnest({})", params.join(", "))
+            }
+            Source::Staged(rows) => stage::relation(rows, names.len()),
+        };
+        format!("{relation} AS u({})", names.join(", "))
+    }
+}
+
+/// The statement of a kind.
+pub(crate) fn sql(target: &Target, kind: &Kind, source: Source) -> String {
     let names = || target.columns.iter().map(|column| column.name.as_str()).collect::<Vec<_>>().join(", ");
     let all: Vec<usize> = (0..target.columns.len()).collect();
     let insert = || {
@@ -288,7 +321,7 @@ pub(crate) fn sql(target: &Target, kind: &Kind) -> String {
             target.name,
             names(),
             casts.join(", "),
-            unnest(&[("c", &all)])
+            source.from(&[("c", &all)])
         )
     };
     match kind {
@@ -313,7 +346,7 @@ pub(crate) fn sql(target: &Target, kind: &Kind) -> String {
                 .collect();
             let set = set.join(", ");
             if target.key.is_empty() {
-                let (found, from) = (found_row(target), unnest(&[("c", &all), ("n", &columns)]));
+                let (found, from) = (found_row(target), source.from(&[("c", &all), ("n", &columns)]));
                 let found = found.replace("{from}", &from);
                 let values: Vec<String> = columns.iter().map(|at| format!("u.n{at}")).collect();
                 // The row to change is found once and then taken by its place.
@@ -328,13 +361,13 @@ pub(crate) fn sql(target: &Target, kind: &Kind) -> String {
                 format!(
                     "UPDATE {} AS t SET {set} FROM {} WHERE {}",
                     target.name,
-                    unnest(&[("k", &target.key), ("n", &columns)]),
+                    source.from(&[("k", &target.key), ("n", &columns)]),
                     same_key(target)
                 )
             }
         }
         Kind::Delete if target.key.is_empty() => {
-            let found = found_row(target).replace("{from}", &unnest(&[("c", &all)]));
+            let found = found_row(target).replace("{from}", &source.from(&[("c", &all)]));
             format!(
                 "WITH found AS MATERIALIZED (SELECT t.tableoid AS place_of, t.ctid AS place {found}) \
                  DELETE FROM {} AS t USING found AS u WHERE t.ctid = u.place AND t.tableoid = u.place_of",
@@ -344,7 +377,7 @@ pub(crate) fn sql(target: &Target, kind: &Kind) -> String {
         Kind::Delete => format!(
             "DELETE FROM {} AS t USING {} WHERE {}",
             target.name,
-            unnest(&[("k", &target.key)]),
+            source.from(&[("k", &target.key)]),
             same_key(target)
         ),
     }
@@ -359,15 +392,6 @@ fn cast(target: &Target, column: usize, prefix: &str, at: usize) -> String {
         "text" => format!("u.{prefix}{at}"),
         ty => format!("u.{prefix}{at}::{ty}"),
     }
-}
-
-fn unnest(lists: &[(&str, &[usize])]) -> String {
-    let names: Vec<String> = lists
-        .iter()
-        .flat_map(|(prefix, columns)| columns.iter().map(move |at| format!("{prefix}{at}")))
-        .collect();
-    let params: Vec<String> = (1..=names.len()).map(|n| format!("${n}::text[]")).collect();
-    format!("unnest({}) AS u({})", params.join(", "), names.join(", "))
 }
 
 fn same_key(target: &Target) -> String {
@@ -389,17 +413,39 @@ fn found_row(target: &Target) -> String {
     format!("FROM {} AS t, {{from}} WHERE {same} LIMIT 1", target.name)
 }
 
-/// The parameters of a group's statement.
-pub(crate) fn params<B: Holds>(target: &Target, group: &Group<'_, B>) -> Vec<TextArray> {
+/// What a statement of a kind wants of each row: columns of the image that finds it, then columns of the new image.
+fn wanted(target: &Target, kind: &Kind) -> (Vec<usize>, Vec<usize>) {
     let all: Vec<usize> = (0..target.columns.len()).collect();
-    // Columns of the image that finds the row, then columns of the new image.
-    let (found, new) = match &group.kind {
+    match kind {
         Kind::Copy | Kind::Insert | Kind::Upsert => (Vec::new(), all),
         Kind::Delete if target.key.is_empty() => (all, Vec::new()),
         Kind::Delete => (target.key.clone(), Vec::new()),
         Kind::Update(set) if target.key.is_empty() => (all, set_columns(set)),
         Kind::Update(set) => (target.key.clone(), set_columns(set)),
-    };
+    }
+}
+
+/// The values of each row of a group's statement, in the order of its parameters.
+pub(crate) fn values<'a, B: Holds>(
+    target: &Target,
+    group: &Group<'a, B>,
+) -> impl Iterator<Item = Vec<Datum<'a>>> {
+    let (found, new) = wanted(target, &group.kind);
+    let mut values = Vec::new();
+    group.changes().map(move |change| {
+        let mut row = Vec::with_capacity(found.len() + new.len());
+        for (image, columns) in [(found_by(change), &found), (after(change), &new)] {
+            fill(image, &mut values);
+            let value = |&at: &usize| values.get(target.columns[at].source).copied().unwrap_or(Datum::Null);
+            row.extend(columns.iter().map(value));
+        }
+        row
+    })
+}
+
+/// The parameters of a group's statement.
+pub(crate) fn params<B: Holds>(target: &Target, group: &Group<'_, B>) -> Vec<TextArray> {
+    let (found, new) = wanted(target, &group.kind);
     let mut arrays: Vec<TextArray> = (0..found.len() + new.len()).map(|_| TextArray::new()).collect();
     let mut values = Vec::with_capacity(target.info.columns.len());
     for change in group.changes() {

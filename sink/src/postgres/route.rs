@@ -196,6 +196,11 @@ impl<B: Holds> Change<B> {
         self.image(self.new)
     }
 
+    /// Bytes of its images.
+    pub(crate) fn bytes(&self) -> usize {
+        [self.old, self.new].into_iter().flatten().map(|span| span.len as usize).sum()
+    }
+
     /// Whether it concerns the table as a whole and not a row.
     pub(crate) fn is_for_table(&self) -> bool {
         matches!(self.op, RowOp::Truncate | RowOp::CopyStart)

@@ -5,6 +5,7 @@ mod ddl;
 mod faults;
 mod fence;
 mod harness;
+mod large;
 mod order;
 mod parts;
 mod permit;

@@ -178,18 +178,18 @@ fn an_incomplete_insert_and_a_delete_without_its_key_are_refused() {
 fn statements_cast_text_to_the_types_of_the_target() {
     let t = target(|_| {});
     assert_eq!(
-        sql(&t, &Kind::Upsert),
+        sql(&t, &Kind::Upsert, Source::Params),
         "INSERT INTO \"public\".\"t1\" (\"c0\", \"c1\", \"c2\") OVERRIDING SYSTEM VALUE SELECT u.c0::integer, u.c1, u.c2 \
          FROM unnest($1::text[], $2::text[], $3::text[]) AS u(c0, c1, c2) ON CONFLICT (\"c0\") DO UPDATE SET \
          \"c1\" = EXCLUDED.\"c1\", \"c2\" = EXCLUDED.\"c2\""
     );
     assert_eq!(
-        sql(&t, &Kind::Update([false, true, false].into())),
+        sql(&t, &Kind::Update([false, true, false].into()), Source::Params),
         "UPDATE \"public\".\"t1\" AS t SET \"c1\" = u.n1 FROM unnest($1::text[], $2::text[]) AS u(k0, n1) \
          WHERE t.\"c0\" = u.k0::integer"
     );
     assert_eq!(
-        sql(&t, &Kind::Delete),
+        sql(&t, &Kind::Delete, Source::Params),
         "DELETE FROM \"public\".\"t1\" AS t USING unnest($1::text[]) AS u(k0) WHERE t.\"c0\" = u.k0::integer"
     );
 }
