@@ -17,6 +17,9 @@ use crate::Error;
 /// place in the index.
 const WORTH_CUTTING: usize = 16 << 10;
 
+/// A chunk of more bytes, which has a large row, shares its memory with nothing: what is left of the buffer is copied.
+const LARGE_CHUNK: usize = 4 * CHUNK_BYTES;
+
 /// Writes one image of a row.
 pub(crate) type PutImage<'a> = &'a mut dyn FnMut(&mut BytesMut);
 
@@ -417,6 +420,10 @@ impl OpenTable {
     /// Takes the open transaction's rows out of the buffer as a chunk without a commit ts.
     fn cut(&mut self) {
         let bytes = self.rows.split_off(self.txn_offset).freeze();
+        if bytes.len() > LARGE_CHUNK {
+            // The memory of a chunk is given back when nothing else lies in it.
+            self.rows = BytesMut::from(&self.rows[..]);
+        }
         self.cut.push(Cut {
             info: Arc::clone(&self.info),
             data: ChunkData::Memory(bytes),

@@ -364,6 +364,13 @@ impl Connection {
         Ok((self.read.len() >= total).then_some((tag, total)))
     }
 
+    /// Total length of the next message and what is there of it, when that is not all.
+    #[inline]
+    pub(crate) fn coming(&self) -> Option<(usize, &[u8])> {
+        let (_, total) = self.head().ok()??;
+        (self.read.len() < total).then(|| (total, self.read.get(HEAD..).unwrap_or_default()))
+    }
+
     fn head(&self) -> Result<Option<(u8, usize)>, Error> {
         let Some(&[tag, a, b, c, d]) = self.read.first_chunk::<HEAD>() else { return Ok(None) };
         let len = u32::from_be_bytes([a, b, c, d]) as usize;
@@ -378,9 +385,13 @@ impl Connection {
         self.read.get(HEAD..total).unwrap_or_default()
     }
 
-    /// Steps over the message that [`Connection::peek`] has found.
+    /// Steps over the message that [`Connection::peek`] has found. What a huge one has taken is given back at once: who
+    /// took its content may hold that for long.
     pub(crate) fn advance(&mut self, total: usize) {
         self.read.advance(total.min(self.read.len()));
+        if total > KEEP_BUFFER {
+            self.read = BytesMut::from(&self.read[..]);
+        }
     }
 
     /// Waits for more bytes. Loses nothing when it is cancelled.
@@ -398,9 +409,6 @@ impl Connection {
     }
 
     async fn read_more(&mut self, missing: usize) -> Result<(), Error> {
-        if self.read.is_empty() && self.read.capacity() > KEEP_BUFFER {
-            self.read = BytesMut::new();
-        }
         self.read.reserve(missing.max(READ_CHUNK));
         match self.io.read_buf(&mut self.read).await {
             Ok(0) => {

@@ -255,6 +255,19 @@ pub(crate) fn decode_stream(body: &[u8]) -> Result<StreamMessage<'_>, Error> {
     }
 }
 
+/// The table of a row change of which only the beginning is there, as the content of a CopyData message.
+pub(crate) fn relation_of(body: &[u8]) -> Option<u32> {
+    let mut cursor = Cursor(body);
+    if cursor.u8().ok()? != b'w' {
+        return None;
+    }
+    cursor.array::<24>().ok()?;
+    match cursor.u8().ok()? {
+        b'I' | b'U' | b'D' => cursor.u32().ok(),
+        _ => None,
+    }
+}
+
 /// Decodes a `pgoutput` message.
 pub(crate) fn decode(content: &[u8]) -> Result<Message<'_>, Error> {
     let mut cursor = Cursor(content);
@@ -380,6 +393,16 @@ mod tests {
         };
         assert_eq!(old.iter().collect::<Vec<_>>(), [Datum::Text(b"1"), Datum::Null]);
         assert_eq!(new.iter().collect::<Vec<_>>(), [Datum::Text(b"2"), Datum::Unchanged]);
+    }
+
+    #[test]
+    fn the_table_of_a_row_is_known_from_its_beginning() {
+        let body: Vec<u8> = std::iter::once(b'w').chain([0; 24]).chain(update()).collect();
+        assert_eq!(relation_of(&body), Some(7));
+        assert_eq!(relation_of(&body[..30]), Some(7));
+        assert_eq!(relation_of(&body[..29]), None);
+        let body: Vec<u8> = std::iter::once(b'w').chain([0; 24]).chain(relation_message()).collect();
+        assert_eq!(relation_of(&body), None);
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod claim;
 mod copied;
 mod follow;
 mod guard;
+mod huge;
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -450,6 +451,7 @@ impl Stream<'_> {
             if self.drain().await?.is_none() {
                 return Ok(self.stop().await);
             }
+            self.check_size()?;
             let filled = self.link.conn.try_fill().await?;
             if filled {
                 quiet_since = Instant::now();
