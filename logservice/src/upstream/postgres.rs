@@ -26,8 +26,8 @@
 //!                                                         its reader
 //! ```
 //!
-//! What cannot be seen in this log: a TRUNCATE of a single partition. Values of generated columns are not logged; their
-//! place in a row holds [`event::Datum::Unchanged`].
+//! What cannot be seen in this log without event triggers: a TRUNCATE of a single partition. Values of generated columns are
+//! not logged; their place in a row holds [`event::Datum::Unchanged`].
 
 mod admin;
 mod apply;

@@ -6,7 +6,7 @@ use heartbeatpb::config::DdlCapture;
 use logservice::upstream::{FeedSpec, open};
 use testkit::PgServer;
 
-use crate::rig::{Running, eventually, spec};
+use crate::rig::{Running, eventually, slot, spec, version};
 
 const TAKEN: &str = "1 of its tables were taken out: public.t";
 const CONFLICT: &str = "CDC:ErrUpstreamSlotConflict";
@@ -32,16 +32,6 @@ const ALTERATIONS: &[(&str, u32, &str, &str)] = &[
     ("DROP PUBLICATION P CASCADE", 14, "CDC:ErrStartTsBeforeGC", "does not exist any more"),
 ];
 
-fn name(spec: &FeedSpec) -> String {
-    format!("millrace_test_{:08x}", spec.changefeed.gid.high >> 32)
-}
-
-async fn version(server: &PgServer) -> u32 {
-    let client = server.client("postgres").await.expect("client");
-    let row = client.query_one("SELECT current_setting('server_version_num')", &[]).await.expect("version");
-    row.get::<_, &str>(0).parse::<u32>().expect("a number") / 10_000
-}
-
 async fn connected(running: &Running) {
     eventually("the reader follows the log", async || {
         running.progress.connected.load(Ordering::Relaxed).then_some(())
@@ -66,7 +56,7 @@ async fn a_publication_that_somebody_alters_stops_its_reader_and_names_the_table
     }
     // All at once: a reader looks only now and then.
     for (running, alteration, ..) in &readers {
-        let sql = alteration.replace(" P ", &format!(" {} ", name(&running.spec)));
+        let sql = alteration.replace(" P ", &format!(" {} ", slot(&running.spec)));
         server.sql("postgres", &sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
     }
     for (running, alteration, code, words) in readers {
@@ -102,11 +92,159 @@ async fn a_table_that_is_taken_out_is_noticed_where_schema_changes_are_captured(
         .await
         .expect("changes");
     running.catch_up().await;
-    let sql = format!("ALTER PUBLICATION {} DROP TABLE t", name(&running.spec));
+    let sql = format!("ALTER PUBLICATION {} DROP TABLE t", slot(&running.spec));
     server.sql("postgres", &sql).await.expect("alter");
     let error = running.failed().await;
     assert_eq!(error.code(), CONFLICT, "{error}");
     assert!(error.to_string().contains(TAKEN), "{error}");
+}
+
+/// What somebody does to the publication `$P` of a changefeed with captured schema changes and puts right at once, since
+/// which version, and the code and words of the error.
+const PUT_RIGHT: &[(&str, u32, &str, &str)] = &[
+    (
+        "ALTER PUBLICATION $P DROP TABLE t; INSERT INTO t VALUES (2); ALTER PUBLICATION $P ADD TABLE t",
+        14,
+        CONFLICT,
+        TAKEN,
+    ),
+    (
+        "ALTER PUBLICATION $P SET TABLE other; INSERT INTO t VALUES (3); ALTER PUBLICATION $P ADD TABLE t",
+        14,
+        CONFLICT,
+        TAKEN,
+    ),
+    (
+        "ALTER PUBLICATION $P SET (publish = 'insert'); UPDATE t SET id = -id; \
+         ALTER PUBLICATION $P SET (publish = 'insert, update, delete, truncate')",
+        14,
+        CONFLICT,
+        "every kind of change",
+    ),
+    (
+        "ALTER PUBLICATION $P SET TABLE other, t WHERE (id > 5); INSERT INTO t VALUES (4); \
+         ALTER PUBLICATION $P SET TABLE other, t",
+        15,
+        CONFLICT,
+        "public.t",
+    ),
+    (
+        "ALTER PUBLICATION $P RENAME TO gone; INSERT INTO other VALUES (1); ALTER PUBLICATION gone RENAME TO $P",
+        14,
+        "CDC:ErrStartTsBeforeGC",
+        "does not exist any more",
+    ),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publication_that_is_put_right_before_a_reader_looks_is_noticed_where_schema_changes_are_captured()
+{
+    let server = PgServer::start().await.expect("server");
+    let tables = "CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE other (id int PRIMARY KEY)";
+    server.sql("postgres", tables).await.expect("tables");
+    let version = version(&server).await;
+    let mut stopped = Vec::new();
+    for (alteration, since, code, words) in PUT_RIGHT {
+        if *since > version {
+            continue;
+        }
+        let mut spec = spec(&server.uri("postgres"), &["public.*"]);
+        spec.ddl.capture = DdlCapture::On;
+        let running = Running::start(spec).await;
+        connected(&running).await;
+        // While it is paused nobody looks at all.
+        let (spec, start) = (running.spec.clone(), running.start);
+        running.stop().await;
+        stopped.push((spec, start, alteration, code, words));
+    }
+    server.sql("postgres", "INSERT INTO t VALUES (1)").await.expect("insert");
+    for (spec, _, alteration, ..) in &stopped {
+        for sql in alteration.split("; ") {
+            let sql = sql.replace("$P", &slot(spec));
+            server.sql("postgres", &sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+        }
+    }
+    for (spec, start, alteration, code, words) in stopped {
+        let resumed = Running::resume(spec, start, start.start_ts, 1 << 20).await;
+        let store = std::sync::Arc::clone(&resumed.store);
+        let table = resumed.tables["t"].id;
+        let error = resumed.failed().await;
+        assert_eq!(error.code(), *code, "{alteration}: {error}");
+        assert!(error.to_string().contains(words), "{alteration}: {error}");
+        assert!(error.to_string().contains("create it again"), "{alteration}: {error}");
+        let history: Vec<String> =
+            crate::rig::changes(&store, table).iter().map(ToString::to_string).collect();
+        assert_eq!(
+            history.first().map(String::as_str),
+            Some("Insert new 1"),
+            "{alteration}: it has what came before"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publication_that_is_dropped_is_told_of_in_the_log_where_schema_changes_are_captured() {
+    let server = PgServer::start().await.expect("server");
+    server.sql("postgres", "CREATE TABLE t (id int PRIMARY KEY)").await.expect("table");
+    let mut spec = spec(&server.uri("postgres"), &["public.*"]);
+    spec.ddl.capture = DdlCapture::On;
+    let running = Running::start(spec).await;
+    connected(&running).await;
+    let sql = format!("INSERT INTO t VALUES (1); DROP PUBLICATION {}", slot(&running.spec));
+    server.sql("postgres", &sql).await.expect("drop");
+    let error = running.failed().await;
+    assert_eq!(error.code(), "CDC:ErrStartTsBeforeGC", "{error}");
+    assert!(error.to_string().contains("does not exist any more"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn that_a_table_of_a_paused_changefeed_was_taken_out_is_not_forgotten_when_another_one_is_created() {
+    let server = PgServer::start().await.expect("server");
+    let tables = "CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE other (id int PRIMARY KEY)";
+    server.sql("postgres", tables).await.expect("tables");
+    let captured = |rules: &[&str]| {
+        let mut spec = spec(&server.uri("postgres"), rules);
+        spec.ddl.capture = DdlCapture::On;
+        spec
+    };
+    let paused = Running::start(captured(&["public.*"])).await;
+    connected(&paused).await;
+    let (spec, start) = (paused.spec.clone(), paused.start);
+    paused.stop().await;
+    // As somebody who has switched the event triggers off for a moment.
+    let sql = format!(
+        "ALTER EVENT TRIGGER millrace_drop DISABLE; ALTER PUBLICATION {} DROP TABLE t; \
+         ALTER EVENT TRIGGER millrace_drop ENABLE ALWAYS",
+        slot(&spec)
+    );
+    server.sql("postgres", &sql).await.expect("alter");
+    let second = Running::start(captured(&["public.other"])).await;
+    let upstream = open(&spec.upstream_uri).expect("uri");
+    let error =
+        upstream.tables(&FeedSpec { start_ts: start.start_ts, ..spec }).await.expect_err("it is told");
+    assert_eq!(error.code(), CONFLICT, "{error}");
+    assert!(error.to_string().contains(TAKEN), "{error}");
+    second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_not_wanted_any_more_may_be_taken_out_where_schema_changes_are_captured() {
+    let server = PgServer::start().await.expect("server");
+    let tables = "CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE unwanted (id int PRIMARY KEY)";
+    server.sql("postgres", tables).await.expect("tables");
+    let mut wide = spec(&server.uri("postgres"), &["public.*"]);
+    wide.ddl.capture = DdlCapture::On;
+    let running = Running::start(wide).await;
+    connected(&running).await;
+    let (mut narrow, start) = (running.spec.clone(), running.start);
+    running.stop().await;
+    let sql = format!("ALTER PUBLICATION {} DROP TABLE unwanted; INSERT INTO t VALUES (1)", slot(&narrow));
+    server.sql("postgres", &sql).await.expect("alter");
+    narrow.filter = spec("postgres://a@h/d", &["public.*", "!public.unwanted"]).filter;
+    let resumed = Running::resume(narrow, start, start.start_ts, 1 << 20).await;
+    resumed.catch_up().await;
+    assert_eq!(resumed.history("t"), ["Insert new 1"]);
+    resumed.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -122,7 +260,7 @@ async fn a_table_that_was_dropped_or_is_not_wanted_any_more_leaves_the_publicati
     let (mut spec, start) = (running.spec.clone(), running.start);
     running.stop().await;
     // The filter was narrowed while it was paused, and the table taken out, as the error about it says.
-    let sql = format!("ALTER PUBLICATION {} DROP TABLE unwanted", name(&spec));
+    let sql = format!("ALTER PUBLICATION {} DROP TABLE unwanted", slot(&spec));
     spec.filter = crate::rig::spec("postgres://a@h/d", &["public.*", "!public.unwanted"]).filter;
     let early =
         open(&spec.upstream_uri).expect("uri").tables(&spec).await.expect_err("it is still published");

@@ -52,6 +52,45 @@ pub(crate) fn spec(uri: &str, rules: &[&str]) -> FeedSpec {
     }
 }
 
+/// Name of slot and publication of the changefeed `test`.
+pub(crate) fn slot(spec: &FeedSpec) -> String {
+    format!("millrace_test_{:08x}", spec.changefeed.gid.high >> 32)
+}
+
+/// Major version of a server.
+pub(crate) async fn version(server: &PgServer) -> u32 {
+    let client = server.client("postgres").await.expect("client");
+    let row = client.query_one("SELECT current_setting('server_version_num')", &[]).await.expect("version");
+    row.get::<_, &str>(0).parse::<u32>().expect("a number") / 10_000
+}
+
+/// A server that keeps next to no log for slots.
+pub(crate) async fn forgetful_server() -> PgServer {
+    let server = PgServer::builder()
+        .setting("max_slot_wal_keep_size", "1MB")
+        .setting("max_wal_size", "32MB")
+        .setting("min_wal_size", "32MB")
+        .start()
+        .await
+        .expect("server");
+    server.sql("postgres", "CREATE TABLE t (id int PRIMARY KEY)").await.expect("table");
+    server
+}
+
+/// Writes log that nobody wants, until a slot of a [`forgetful_server`] is lost.
+pub(crate) async fn lose_slot(server: &PgServer) {
+    let client = server.client("postgres").await.expect("client");
+    eventually("the slot is lost", async || {
+        let noise = "CREATE TABLE n AS SELECT repeat('x', 1000) FROM generate_series(1, 20000); DROP TABLE n";
+        for sql in [noise, "SELECT pg_switch_wal()", "CHECKPOINT"] {
+            server.sql("postgres", sql).await.expect("noise");
+        }
+        let sql = "SELECT FROM pg_replication_slots WHERE wal_status = 'lost'";
+        (!client.query(sql, &[]).await.expect("slots").is_empty()).then_some(())
+    })
+    .await;
+}
+
 /// One row change in a readable form.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Change {

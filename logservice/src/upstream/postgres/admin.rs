@@ -34,7 +34,8 @@ pub(crate) async fn connect(options: &ConnectOptions) -> Result<Connection, Erro
     Connection::connect(options, Purpose::Admin, "millrace").await
 }
 
-fn selection(spec: &FeedSpec) -> Selection<'_> {
+/// What a changefeed wants of the catalog.
+pub(crate) fn selection(spec: &FeedSpec) -> Selection<'_> {
     Selection {
         filter: &spec.filter,
         force_replicate: spec.force_replicate,
@@ -43,16 +44,14 @@ fn selection(spec: &FeedSpec) -> Selection<'_> {
     }
 }
 
-/// The wanted tables that the publication carries, as they were at `at` where schema changes are captured. Where they are
-/// not, a published table that has become ineligible is an error.
+/// The wanted tables that a usable publication carries, as they were at `at` where schema changes are `captured`. Where they
+/// are not, a published table that has become ineligible is an error.
 pub(crate) async fn published_tables(
     conn: &mut Connection,
     spec: &FeedSpec,
     names: &Names,
-    at: Ts,
+    (at, captured): (Ts, bool),
 ) -> Result<Vec<CatalogTable>, Error> {
-    let captured = install::is_active(conn, names).await?;
-    publication::usable(conn, spec, names, captured).await?;
     if captured {
         let tables = history::tables_at(conn, spec, names, at).await?;
         if let Some((table, obstacle)) =
@@ -110,7 +109,9 @@ pub(crate) async fn tables(options: &ConnectOptions, spec: &FeedSpec) -> Result<
     let names = Names::of(&spec.changefeed);
     let mut conn = connect(options).await?;
     let tables = if publication::find(&mut conn, &names).await?.is_some() {
-        published_tables(&mut conn, spec, &names, spec.start_ts).await?
+        let captured = install::is_active(&mut conn, &names).await?;
+        publication::usable(&mut conn, spec, &names, captured).await?;
+        published_tables(&mut conn, spec, &names, (spec.start_ts, captured)).await?
     } else {
         let mut tables = catalog::load(&mut conn, &selection(spec)).await?;
         tables.retain(|table| table.obstacle.is_none());

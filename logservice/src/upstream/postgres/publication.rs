@@ -12,6 +12,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::conn::Connection;
+use super::ddl::message::Lost;
 use super::names::Names;
 use super::origin::Origin;
 use super::sql::{ident, literal};
@@ -122,10 +123,14 @@ pub(crate) async fn fingerprint(conn: &mut Connection, names: &Names) -> Result<
 /// When the upstream cannot be asked.
 pub(crate) async fn find(conn: &mut Connection, names: &Names) -> Result<Option<Publication>, Error> {
     let Some(fingerprint) = fingerprint(conn, names).await? else { return Ok(None) };
-    let sql = format!("SELECT obj_description({}, 'pg_publication')", fingerprint.id);
+    let sql = format!(
+        "SELECT obj_description(oid, 'pg_publication') FROM pg_publication WHERE oid = {}",
+        fingerprint.id
+    );
     let rows = conn.query("look up a publication", &sql).await?;
-    let comment = rows.first().map(|row| row.text(0)).unwrap_or_default();
-    Ok(Some(Publication { fingerprint, note: Note::read(names, comment) }))
+    // It may have been dropped since.
+    let Some(row) = rows.first() else { return Ok(None) };
+    Ok(Some(Publication { fingerprint, note: Note::read(names, row.text(0)) }))
 }
 
 /// The publication, as it was made. `captured`: the triggers tell which tables belong to it.
@@ -157,10 +162,7 @@ pub(crate) async fn verify(
     captured: bool,
 ) -> Result<(), Error> {
     if !found.complete {
-        return Err(altered(
-            names,
-            "it does not publish every kind of change of exactly its tables any more",
-        ));
+        return Err(altered(names, INCOMPLETE));
     }
     if found.partial {
         let sql = format!(
@@ -170,8 +172,7 @@ pub(crate) async fn verify(
         );
         let rows = conn.query("list filtered tables", &sql).await?;
         let tables: Vec<&str> = rows.iter().map(|row| row.text(0)).collect();
-        let what = format!("it has a row filter or a column list on {}", tables.join(", "));
-        return Err(altered(names, &what));
+        return Err(altered(names, &filtered(&tables.join(", "))));
     }
     let lost = if captured { lost_captured(names, found) } else { lost_noted(found, note) };
     let Some(sql) = lost else { return Ok(()) };
@@ -185,8 +186,36 @@ pub(crate) async fn verify(
     if tables.is_empty() {
         return Ok(());
     }
+    Err(altered(names, &taken_out(&tables)))
+}
+
+/// What is wrong when some kind of change is missing.
+const INCOMPLETE: &str = "it does not publish every kind of change of exactly its tables any more";
+
+fn filtered(tables: &str) -> String {
+    format!("it has a row filter or a column list on {tables}")
+}
+
+fn taken_out(tables: &[String]) -> String {
     let named = &tables[..tables.len().min(NAMED_TABLES)];
-    Err(altered(names, &format!("{} of its tables were taken out: {}", tables.len(), named.join(", "))))
+    format!("{} of its tables were taken out: {}", tables.len(), named.join(", "))
+}
+
+/// What it means that somebody altered the publication, as the log tells it. A table that is not wanted any more may be
+/// taken out.
+///
+/// # Errors
+/// What is missing from the log, and what to do.
+pub(crate) fn judge(names: &Names, filter: &TableFilter, lost: &Lost) -> Result<(), Error> {
+    Err(match lost {
+        Lost::All => gone(names),
+        Lost::Kinds => altered(names, INCOMPLETE),
+        Lost::Rows(schema, name) => altered(names, &filtered(&format!("{schema}.{name}"))),
+        Lost::Table(schema, name) if filter.matches(schema, name) => {
+            altered(names, &taken_out(&[format!("{schema}.{name}")]))
+        }
+        Lost::Table(..) => return Ok(()),
+    })
 }
 
 /// Tables that the triggers have published and that are not published.
@@ -253,11 +282,9 @@ pub(crate) async fn create(conn: &mut Connection, names: &Names, tables: &[Strin
     let tables = if tables.is_empty() { String::new() } else { format!("FOR TABLE {}", tables.join(", ")) };
     let sql = format!(
         "CREATE PUBLICATION {} {tables} \
-         WITH (publish = 'insert, update, delete, truncate', publish_via_partition_root = true); \
-         COMMENT ON PUBLICATION {} IS {}",
+         WITH (publish = 'insert, update, delete, truncate', publish_via_partition_root = true); {}",
         ident(&names.slot),
-        ident(&names.slot),
-        literal(&names.marker)
+        comment(names, &names.marker)
     );
     conn.query("create a publication", &sql).await.map(drop)
 }
@@ -284,13 +311,17 @@ pub(crate) async fn note(
         let tables: Result<Vec<i64>, Error> = rows.iter().map(|row| row.number(0)).collect();
         (note.tables, note.newest) = (Some(tables?), found.fingerprint.newest);
     }
-    let sql = format!("COMMENT ON PUBLICATION {} IS {}", ident(&names.slot), literal(&note.text(names)));
+    let sql = comment(names, &note.text(names));
     conn.query("comment on a publication", &sql).await.map(|_| note)
 }
 
 /// The statement with which a person accepts a publication and its server as they are.
 pub(crate) fn acceptance(names: &Names) -> String {
-    format!("COMMENT ON PUBLICATION {} IS {}", ident(&names.slot), literal(&names.marker))
+    comment(names, &names.marker)
+}
+
+fn comment(names: &Names, text: &str) -> String {
+    format!("COMMENT ON PUBLICATION {} IS {}", ident(&names.slot), literal(text))
 }
 
 /// Drops the publication if this changefeed made it.
@@ -299,7 +330,9 @@ pub(crate) fn acceptance(names: &Names) -> String {
 /// When the upstream refuses it.
 pub(crate) async fn remove(conn: &mut Connection, names: &Names) -> Result<(), Error> {
     if find(conn, names).await?.is_some_and(|publication| publication.is_ours()) {
-        let sql = format!("DROP PUBLICATION IF EXISTS {}", ident(&names.slot));
+        // Nobody is told: its changefeed goes, or was never there.
+        let own = "SELECT set_config('millrace_capture.own', 'on', true)";
+        let sql = format!("{own}; DROP PUBLICATION IF EXISTS {}", ident(&names.slot));
         conn.query("drop a publication", &sql).await?;
     }
     Ok(())

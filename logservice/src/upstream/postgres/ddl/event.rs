@@ -101,6 +101,8 @@ pub(crate) fn meaning(
         Change::Untold { what } => {
             return Err(unsupported(format!("after {}", notice.tag), what.clone()));
         }
+        // Its reader sees to that.
+        Change::Publication { .. } => return known(NOTHING),
         Change::Schema { before, after } => {
             of_schema(notice, before.as_deref(), after.as_deref(), place, feed)
         }

@@ -18,7 +18,7 @@ const LOCK_TIMEOUT: &str = "1s";
 const LOCK_ATTEMPTS: u32 = 40;
 const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(500);
 /// Statements that may change the shape of what is followed.
-const TAGS: [&str; 16] = [
+const TAGS: [&str; 17] = [
     "CREATE TABLE",
     "CREATE TABLE AS",
     "SELECT INTO",
@@ -35,6 +35,7 @@ const TAGS: [&str; 16] = [
     "ALTER TYPE",
     "CREATE DOMAIN",
     "ALTER DOMAIN",
+    "ALTER PUBLICATION",
 ];
 
 /// Event, name of the trigger, function.
@@ -44,13 +45,19 @@ const TRIGGERS: [(&str, &str, &str); 3] = [
     ("table_rewrite", "millrace_rewrite", "on_rewrite"),
 ];
 
-/// Statements that make the event triggers where they are missing. They fire whatever `session_replication_role` says:
+/// Statements that make the event triggers where they are missing, or fire at fewer statements. They fire whatever `session_replication_role` says:
 /// what another replication applies here is in our log too.
 fn triggers() -> String {
     let tags = TAGS.map(literal).join(", ");
     let mut body = String::new();
     for (event, name, function) in TRIGGERS {
         let when = if event == "ddl_command_end" { format!(" WHEN TAG IN ({tags})") } else { String::new() };
+        if !when.is_empty() {
+            body.push_str(&format!(
+                "IF EXISTS (SELECT FROM pg_catalog.pg_event_trigger WHERE evtname = '{name}' \
+                 AND NOT evttags @> ARRAY[{tags}]) THEN DROP EVENT TRIGGER {name}; END IF; "
+            ));
+        }
         body.push_str(&format!(
             "IF NOT EXISTS (SELECT FROM pg_catalog.pg_event_trigger WHERE evtname = '{name}') THEN \
              CREATE EVENT TRIGGER {name} ON {event}{when} EXECUTE FUNCTION millrace_capture.{function}(); \
@@ -176,7 +183,9 @@ async fn patiently(conn: &mut Connection, action: &str, statement: &str) -> Resu
 /// # Errors
 /// As for the locks of partitions, or when the upstream cannot be asked.
 pub(crate) async fn look(conn: &mut Connection) -> Result<(), Error> {
-    conn.query("note the shapes of tables", "SELECT millrace_capture.look()").await?;
+    // A moment for each table, of which there may be very many.
+    let sql = "SELECT set_config('statement_timeout', '0', true); SELECT millrace_capture.look()";
+    conn.query("note the shapes of tables", sql).await?;
     guard(conn).await
 }
 

@@ -218,9 +218,12 @@ BEGIN
         FROM millrace_capture.feeds f JOIN pg_publication p ON p.pubname = f.slot ORDER BY f.slot
     LOOP
         wanted := millrace_capture.wants(feed.rules, (shape ->> 'schema')::name, (shape ->> 'name')::name);
+        -- What follows is no change that anybody made.
+        PERFORM set_config('millrace_capture.own', 'on', true);
         IF feed.member AND NOT (wanted AND is_root) THEN
             EXECUTE format('ALTER PUBLICATION %I DROP TABLE ONLY %s', feed.slot, full_name);
-            CONTINUE;
+            feed.member := false;
+            wanted := false;
         END IF;
         IF NOT feed.member AND wanted AND is_root AND millrace_capture.identified(relation, feed.force) THEN
             IF has_rows IS NULL THEN
@@ -233,6 +236,7 @@ BEGIN
                 feed.member := true;
             END IF;
         END IF;
+        PERFORM set_config('millrace_capture.own', 'off', true);
         IF feed.member THEN
             followed := followed || to_jsonb(feed.slot);
         END IF;
@@ -428,6 +432,43 @@ BEGIN
     RAISE WARNING 'millrace cannot follow this %: %', tag, what;
 END $function$;
 
+-- Changefeeds whose publication somebody has altered learn where in the log: what it does not carry any more is missing
+-- from there on, also if it is put back before a reader looks.
+CREATE OR REPLACE FUNCTION millrace_capture.tell_altered(tag text) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $function$
+    SELECT pg_logical_emit_message(true, 'millrace.ddl', jsonb_build_object('version', 1, 'class', 'publication',
+        'object', 0, 'tag', tag, 'slot', a.slot, 'lost', a.lost, 'schema', a.in_schema, 'name', a.of_name)::text)
+    FROM (
+        SELECT f.slot, CASE WHEN p.oid IS NULL THEN 'gone' ELSE 'changes' END AS lost, NULL AS in_schema, NULL AS of_name
+        FROM millrace_capture.feeds f LEFT JOIN pg_publication p ON p.pubname = f.slot
+        WHERE p.oid IS NULL OR p.puballtables
+            OR NOT (p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate AND p.pubviaroot)
+        UNION ALL
+        SELECT f.slot, 'rows', n.nspname, c.relname
+        FROM millrace_capture.feeds f JOIN pg_publication p ON p.pubname = f.slot
+            JOIN pg_publication_rel r ON r.prpubid = p.oid JOIN pg_class c ON c.oid = r.prrelid
+            JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE COALESCE(to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs') IS NOT NULL) a
+$function$;
+
+-- As tell_altered, of publications that are dropped and of tables that are taken out of them and are still there.
+CREATE OR REPLACE FUNCTION millrace_capture.tell_taken_out(tag text) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $function$
+    SELECT pg_logical_emit_message(true, 'millrace.ddl', jsonb_build_object('version', 1, 'class', 'publication',
+        'object', 0, 'tag', tag, 'slot', a.slot, 'lost', a.lost, 'schema', a.in_schema, 'name', a.of_name)::text)
+    FROM (
+        SELECT f.slot, 'gone' AS lost, NULL AS in_schema, NULL AS of_name
+        FROM pg_event_trigger_dropped_objects() d JOIN millrace_capture.feeds f ON f.slot = d.object_name
+        WHERE d.object_type = 'publication'
+        UNION ALL
+        SELECT f.slot, 'table', n.nspname, c.relname
+        FROM pg_event_trigger_dropped_objects() d JOIN millrace_capture.feeds f ON f.slot = d.address_args[1]
+            JOIN pg_publication p ON p.pubname = f.slot
+            JOIN pg_namespace n ON n.nspname = d.address_names[1]
+            JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = d.address_names[2]
+        WHERE d.object_type = 'publication relation') a
+$function$;
+
 -- At the end of a statement: what it made and altered.
 CREATE OR REPLACE FUNCTION millrace_capture.command_end(tag text, path text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $function$
@@ -438,6 +479,10 @@ DECLARE
     relations oid[] := '{}';
 BEGIN
     IF current_setting('millrace_capture.own', true) = 'on' OR NOT EXISTS (SELECT FROM millrace_capture.feeds) THEN
+        RETURN;
+    END IF;
+    IF tag = 'ALTER PUBLICATION' THEN
+        PERFORM millrace_capture.tell_altered(tag);
         RETURN;
     END IF;
     FOR command IN
@@ -499,9 +544,10 @@ DECLARE
     object record;
     wide boolean;
 BEGIN
-    IF NOT EXISTS (SELECT FROM millrace_capture.feeds) THEN
+    IF current_setting('millrace_capture.own', true) = 'on' OR NOT EXISTS (SELECT FROM millrace_capture.feeds) THEN
         RETURN;
     END IF;
+    PERFORM millrace_capture.tell_taken_out(tag);
     SELECT count(*) FILTER (WHERE d.original) > 1 OR COALESCE(bool_or(d.normal AND NOT d.original), false) INTO wide
     FROM pg_event_trigger_dropped_objects() d;
     SELECT COALESCE(array_agg(DISTINCT c.oid), '{}') INTO relations
@@ -563,13 +609,17 @@ BEGIN
         pg_event_trigger_table_rewrite_oid() || ':' || pg_event_trigger_table_rewrite_reason()), true);
 END $function$;
 
--- Notes the shapes of what was there before, or changed while nobody looked; tells nobody.
+-- Notes the shapes of what was there before, or changed while nobody looked; tells nobody. That a changefeed had published
+-- a table is kept: its reader finds out whether somebody took it out.
 CREATE OR REPLACE FUNCTION millrace_capture.look() RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $function$
     INSERT INTO millrace_capture.shapes (class, object, shape)
     SELECT 'table', c.oid, t.shape || jsonb_build_object('published', COALESCE((
-            SELECT jsonb_agg(f.slot ORDER BY f.slot) FROM millrace_capture.feeds f JOIN pg_publication p ON p.pubname = f.slot
-                JOIN pg_publication_rel r ON r.prpubid = p.oid WHERE r.prrelid = c.oid), '[]'))
+            SELECT jsonb_agg(f.slot ORDER BY f.slot) FROM millrace_capture.feeds f
+            WHERE EXISTS (SELECT FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
+                    WHERE p.pubname = f.slot AND r.prrelid = c.oid)
+                OR EXISTS (SELECT FROM millrace_capture.shapes s
+                    WHERE s.class = 'table' AND s.object = c.oid AND s.shape -> 'published' ? f.slot::text)), '[]'))
     FROM pg_class c CROSS JOIN LATERAL millrace_capture.table_shape(c.oid) AS t (shape)
     WHERE c.relkind IN ('r', 'p') AND t.shape IS NOT NULL
     UNION ALL

@@ -47,7 +47,10 @@ pub(crate) struct Notice {
     values: Vec<SequenceValue>,
     #[serde(default)]
     too_large: bool,
+    schema: Option<String>,
     name: Option<String>,
+    /// What a publication does not carry any more.
+    lost: Option<String>,
 }
 
 /// What a message tells.
@@ -86,11 +89,31 @@ pub(crate) enum Change {
         /// What they are set to.
         values: Vec<SequenceValue>,
     },
+    /// Somebody altered the publication of a changefeed.
+    Publication {
+        /// Slot of the changefeed.
+        slot: String,
+        /// What is missing from the log from here on.
+        lost: Lost,
+    },
     /// The triggers could not tell what happened.
     Untold {
         /// Why.
         what: String,
     },
+}
+
+/// What a publication does not carry any more.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Lost {
+    /// It is gone itself.
+    All,
+    /// Some kinds of changes.
+    Kinds,
+    /// Some rows or columns of a table: schema and name.
+    Rows(String, String),
+    /// A table: schema and name.
+    Table(String, String),
 }
 
 /// A table of the catalog.
@@ -315,6 +338,19 @@ impl Notice {
             "sequences" => {
                 let values = std::mem::take(&mut self.values);
                 Ok(Change::Sequences { slot: std::mem::take(&mut self.slot), values })
+            }
+            "publication" => {
+                let of = (self.schema.take().unwrap_or_default(), self.name.take().unwrap_or_default());
+                let lost = match self.lost.as_deref() {
+                    Some("gone") => Lost::All,
+                    Some("changes") => Lost::Kinds,
+                    Some("rows") => Lost::Rows(of.0, of.1),
+                    Some("table") => Lost::Table(of.0, of.1),
+                    Some(_) | None => {
+                        return Err(Error::protocol("what a publication has lost is not known"));
+                    }
+                };
+                Ok(Change::Publication { slot: std::mem::take(&mut self.slot), lost })
             }
             "failure" => Ok(Change::Untold { what: self.name.clone().unwrap_or_default() }),
             class => Err(Error::protocol(format_args!("a schema change of class {class:?}"))),

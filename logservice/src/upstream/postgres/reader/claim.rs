@@ -53,6 +53,7 @@ impl Session {
     /// Makes sure that the server goes on with the history that was read, and that the publication is as it was made.
     pub(super) async fn recognize(&mut self, conn: &mut Connection) -> Result<(), Error> {
         let captured = install::is_active(conn, &self.names).await?;
+        self.captured = captured;
         let found = publication::usable(conn, &self.spec, &self.names, captured).await?;
         let server = origin::ask(conn).await?;
         let noted = found.note.as_ref().and_then(|note| note.origin);

@@ -6,7 +6,7 @@ use super::Session;
 use super::follow::Followed;
 use crate::Error;
 use crate::upstream::postgres::admin;
-use crate::upstream::postgres::catalog::{self, Selection};
+use crate::upstream::postgres::catalog;
 use crate::upstream::postgres::conn::Connection;
 use crate::upstream::postgres::ddl::{history, install};
 
@@ -57,13 +57,7 @@ impl Session {
         position: Ts,
     ) -> Result<Option<String>, Error> {
         if !self.captured {
-            let selection = Selection {
-                filter: &self.spec.filter,
-                force_replicate: self.spec.force_replicate,
-                version: self.spec.start_ts,
-                only: None,
-            };
-            let current = catalog::load(conn, &selection).await?;
+            let current = catalog::load(conn, &admin::selection(&self.spec)).await?;
             let is_same = |old: &Followed| current.iter().any(|new| new.info == old.0.info);
             let other = copied.iter().find(|old| !is_same(old));
             return Ok(other.map(|(table, _)| format!("{}.{}", table.info.schema, table.info.name)));

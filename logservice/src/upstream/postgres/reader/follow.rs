@@ -18,6 +18,7 @@ use crate::upstream::postgres::ddl::message::{Change, Notice};
 use crate::upstream::postgres::ddl::{install, table};
 use crate::upstream::postgres::names::Names;
 use crate::upstream::postgres::options::ConnectOptions;
+use crate::upstream::postgres::publication;
 use crate::upstream::postgres::shape::Shape;
 
 /// How long a table may take to become one that can be replicated: tools create it first and its key afterwards.
@@ -72,7 +73,7 @@ impl Look<'_> {
         notice: &Notice,
         change: &Change,
     ) -> Result<Found, Error> {
-        if let Change::Untold { .. } | Change::Sequences { .. } = change {
+        if let Change::Untold { .. } | Change::Sequences { .. } | Change::Publication { .. } = change {
             return Ok(Found::default());
         }
         let mut conn = match side.take() {
@@ -98,7 +99,8 @@ impl Look<'_> {
                 found.types = table::field_types(&mut conn, shape).await?;
             }
             Change::Table { .. } | Change::Object { .. } | Change::Schema { .. } => {}
-            Change::Truncate { .. } | Change::Sequences { .. } | Change::Untold { .. } => {}
+            Change::Truncate { .. } | Change::Sequences { .. } => {}
+            Change::Publication { .. } | Change::Untold { .. } => {}
         }
         // An error closes it instead.
         *side = Some(conn);
@@ -170,11 +172,20 @@ impl Stream<'_> {
         // While questions are asked, nothing else is done.
         self.publish();
         let change = notice.change()?;
+        if let Change::Publication { slot, lost } = &change {
+            let Session { names, spec, captured, .. } = &*self.session;
+            return match *captured && *slot == names.slot {
+                true => publication::judge(names, &spec.filter, lost).map(Some),
+                false => Ok(Some(())),
+            };
+        }
         // Those of other changefeeds of the database.
         let ours = match &change {
             Change::Sequences { slot, .. } => *slot == self.session.names.slot,
             Change::Table { .. } | Change::Schema { .. } | Change::Object { .. } => self.session.captured,
-            Change::Truncate { .. } | Change::Untold { .. } => self.session.captured,
+            Change::Truncate { .. } | Change::Publication { .. } | Change::Untold { .. } => {
+                self.session.captured
+            }
         };
         if !ours {
             return Ok(Some(()));
@@ -303,9 +314,8 @@ impl Stream<'_> {
 }
 
 impl Session {
-    /// The tables that the stream begins with.
+    /// The tables that the stream begins with, once the publication was recognized.
     pub(super) async fn current_tables(&mut self, conn: &mut Connection) -> Result<Vec<CatalogTable>, Error> {
-        self.captured = install::is_active(conn, &self.names).await?;
         if self.captured {
             install::refresh(conn, &self.spec, &self.names).await?;
             history::forget(conn).await?;
@@ -318,6 +328,6 @@ impl Session {
                 (at, tables.into_iter().map(|(object, table)| (object, table.map(with_shape))).collect())
             });
         }
-        admin::published_tables(conn, &self.spec, &self.names, self.checkpoint).await
+        admin::published_tables(conn, &self.spec, &self.names, (self.checkpoint, self.captured)).await
     }
 }
