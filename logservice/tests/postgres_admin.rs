@@ -372,7 +372,7 @@ async fn retention_is_adopted_refused_and_dropped() {
     assert_eq!((left.len(), publications.len()), (0, 0));
 
     // What belongs to somebody else is neither used nor removed.
-    let slot = format!("millrace_test_{:08x}", spec.changefeed.gid.high >> 32);
+    let slot = rig::slot(&spec);
     client.batch_execute(&format!("CREATE PUBLICATION {slot}")).await.expect("publication");
     let error = upstream.create_retention(&spec, None).await.expect_err("conflict");
     assert_eq!(error.code(), "CDC:ErrUpstreamSlotConflict");
@@ -382,30 +382,13 @@ async fn retention_is_adopted_refused_and_dropped() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_slot_is_a_named_error_with_advice() {
-    let server = PgServer::builder()
-        .setting("max_slot_wal_keep_size", "1MB")
-        .setting("max_wal_size", "32MB")
-        .setting("min_wal_size", "32MB")
-        .start()
-        .await
-        .expect("server");
-    server.sql("postgres", "CREATE TABLE t (id int PRIMARY KEY)").await.expect("table");
+    let server = rig::forgetful_server().await;
     let spec = spec(&server.uri("postgres"), &["*.*"]);
     let upstream = open(&spec);
     let report = upstream.check(&spec).await.expect("check");
     assert!(report.warnings.iter().any(|warning| warning.contains("max_slot_wal_keep_size")), "{report:?}");
     let start = upstream.create_retention(&spec, None).await.expect("create");
-    for _ in 0..4 {
-        server
-            .sql(
-                "postgres",
-                "CREATE TABLE n AS SELECT repeat('x', 1000) FROM generate_series(1, 20000); DROP TABLE n",
-            )
-            .await
-            .expect("noise");
-        server.sql("postgres", "SELECT pg_switch_wal()").await.expect("switch");
-        server.sql("postgres", "CHECKPOINT").await.expect("checkpoint");
-    }
+    rig::lose_slot(&server).await;
     let running = Running::resume(spec, start, start.start_ts, 1 << 20).await;
     let error = running.failed().await;
     assert_eq!(error.code(), "CDC:ErrStartTsBeforeGC", "{}", error.chain());

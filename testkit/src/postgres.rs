@@ -344,6 +344,14 @@ fn is_root() -> bool {
     fs::metadata("/proc/self").is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0)
 }
 
+/// Runs a program as the user of the servers, who owns their files, to its end.
+///
+/// # Errors
+/// When it cannot be started or fails; the text has what it wrote.
+pub fn run_as_server(program: &str, args: &[&str]) -> Result<()> {
+    run(as_postgres(program).args(args))
+}
+
 fn as_postgres(program: &str) -> Command {
     let mut command = if is_root() {
         let mut command = Command::new("runuser");
@@ -356,7 +364,11 @@ fn as_postgres(program: &str) -> Command {
     command
 }
 
-fn give_to_postgres(path: &Path) -> Result<()> {
+/// Makes a file or directory the servers' own.
+///
+/// # Errors
+/// When this user may not.
+pub fn give_to_postgres(path: &Path) -> Result<()> {
     if is_root() {
         run(Command::new("chown").arg("postgres").arg(path))?;
     }
@@ -370,7 +382,10 @@ fn write_owned(path: &Path, text: &str) -> Result<()> {
 }
 
 /// A port on which nobody listens now.
-pub(crate) fn free_port() -> Result<u16> {
+///
+/// # Errors
+/// When there is none.
+pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
 

@@ -6,26 +6,16 @@ use heartbeatpb::Ts;
 use logservice::upstream::FeedSpec;
 use testkit::{PgServer, StopMode};
 
-use crate::rig::{Running, eventually, spec};
+use crate::rig::{Running, eventually, slot, spec, version};
 use crate::standby::{Standby, copy, data_of, remove};
 
 const DIVERGED: &str = "CDC:ErrUpstreamDiverged";
-
-fn slot(spec: &FeedSpec) -> String {
-    format!("millrace_test_{:08x}", spec.changefeed.gid.high >> 32)
-}
 
 /// A changefeed whose URI names the standby first, and then its primary.
 fn both(primary: &PgServer, standby: &Standby) -> FeedSpec {
     let host = format!("127.0.0.1:{}", primary.port());
     let hosts = format!("127.0.0.1:{},{host}", standby.port());
     spec(&primary.uri("postgres").replace(&host, &hosts), &["*.*"])
-}
-
-async fn version(server: &PgServer) -> u32 {
-    let client = server.client("postgres").await.expect("client");
-    let row = client.query_one("SELECT current_setting('server_version_num')", &[]).await.expect("version");
-    row.get::<_, &str>(0).parse::<u32>().expect("a number") / 10_000
 }
 
 /// Waits until the standby has a copy of the slot that outlives a promotion (PostgreSQL 17 and later).

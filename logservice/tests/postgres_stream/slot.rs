@@ -7,7 +7,7 @@ use heartbeatpb::MaintainerEpoch;
 use logservice::upstream::ReaderPhase;
 use testkit::PgServer;
 
-use crate::rig::{Running, eventually, spec};
+use crate::rig::{Running, eventually, forgetful_server, lose_slot, slot, spec, version};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_of_schema_is_a_named_error() {
@@ -100,7 +100,7 @@ async fn a_table_published_behind_our_back_is_an_error_once_it_has_rows() {
         running.progress.connected.load(Ordering::Relaxed).then_some(())
     })
     .await;
-    let publication = format!("millrace_test_{:08x}", running.spec.changefeed.gid.high >> 32);
+    let publication = slot(&running.spec);
     server
         .sql(
             "postgres",
@@ -126,7 +126,7 @@ async fn a_slot_that_somebody_else_reads_or_moves_is_named() {
     running.catch_up().await;
     let (spec, start) = (running.spec.clone(), running.start);
     running.stop().await;
-    let slot = format!("millrace_test_{:08x}", spec.changefeed.gid.high >> 32);
+    let slot = slot(&spec);
     let stranger = testkit::postgres::program("pg_recvlogical");
     if std::path::Path::new(&stranger).exists() {
         let mut stranger = std::process::Command::new(stranger)
@@ -163,31 +163,37 @@ async fn a_slot_that_somebody_else_reads_or_moves_is_named() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slot_that_is_invalidated_while_it_is_read_stops_the_reader_with_advice() {
-    let server = PgServer::builder()
-        .setting("max_slot_wal_keep_size", "1MB")
-        .setting("max_wal_size", "32MB")
-        .setting("min_wal_size", "32MB")
-        .start()
-        .await
-        .expect("server");
-    server.sql("postgres", "CREATE TABLE t (id int PRIMARY KEY)").await.expect("table");
+    let server = forgetful_server().await;
     // Nothing is persisted meanwhile, as when the target is down.
     let running = Running::start(spec(&server.uri("postgres"), &["*.*"])).await;
     running.catch_up().await;
-    eventually("the slot is lost", async || {
-        let noise = "CREATE TABLE n AS SELECT repeat('x', 1000) FROM generate_series(1, 20000); DROP TABLE n";
-        for sql in [noise, "SELECT pg_switch_wal()", "CHECKPOINT"] {
-            server.sql("postgres", sql).await.expect("noise");
-        }
-        let client = server.client("postgres").await.expect("client");
-        let lost = client
-            .query("SELECT FROM pg_replication_slots WHERE wal_status = 'lost'", &[])
-            .await
-            .expect("slots");
-        (!lost.is_empty()).then_some(())
-    })
-    .await;
+    lose_slot(&server).await;
     let error = running.failed().await;
     assert_eq!(error.code(), "CDC:ErrStartTsBeforeGC", "{error}");
     assert!(error.to_string().contains("max_slot_wal_keep_size"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_nobody_reads_for_longer_than_the_server_allows_is_named_with_the_setting() {
+    let server = PgServer::start().await.expect("server");
+    if version(&server).await < 18 {
+        // Earlier servers keep a slot for as long as it has no reader.
+        return;
+    }
+    server.sql("postgres", "CREATE TABLE t (id int PRIMARY KEY)").await.expect("table");
+    let running = Running::start(spec(&server.uri("postgres"), &["*.*"])).await;
+    running.catch_up().await;
+    let (spec, start) = (running.spec.clone(), running.start);
+    running.stop().await;
+    server.reload_with("idle_replication_slot_timeout", "1s").await.expect("reload");
+    let client = server.client("postgres").await.expect("client");
+    eventually("the slot is invalidated", async || {
+        client.batch_execute("CHECKPOINT").await.expect("checkpoint");
+        let sql = "SELECT FROM pg_replication_slots WHERE invalidation_reason = 'idle_timeout'";
+        (!client.query(sql, &[]).await.expect("slots").is_empty()).then_some(())
+    })
+    .await;
+    let error = Running::resume(spec, start, start.start_ts, 1 << 20).await.failed().await;
+    assert_eq!(error.code(), "CDC:ErrStartTsBeforeGC", "{error}");
+    assert!(error.to_string().contains("idle_replication_slot_timeout"), "{error}");
 }

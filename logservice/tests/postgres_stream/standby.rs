@@ -1,10 +1,9 @@
 //! A physical standby of a private server, which can be promoted.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
-use testkit::postgres::{PASSWORD, program};
+use testkit::postgres::{PASSWORD, free_port, give_to_postgres, program, run_as_server};
 use testkit::{PgServer, StopMode};
 
 use crate::rig::eventually;
@@ -18,20 +17,7 @@ pub(crate) struct Standby {
 
 /// Runs a program as the servers' user, to its end.
 fn run(program: &str, args: &[&str]) {
-    let root = std::fs::metadata("/proc/self").is_ok_and(|it| std::os::unix::fs::MetadataExt::uid(&it) == 0);
-    let mut command = if root { Command::new("runuser") } else { Command::new(program) };
-    if root {
-        command.args(["-u", "postgres", "--", program]);
-    }
-    // A server that is started inherits the output: a pipe would stay open.
-    let output = tempfile::tempfile().expect("file");
-    let both = || Stdio::from(output.try_clone().expect("file"));
-    let status =
-        command.args(args).current_dir("/").stdin(Stdio::null()).stdout(both()).stderr(both()).status();
-    let mut text = String::new();
-    std::io::Seek::rewind(&mut &output).expect("rewind");
-    std::io::Read::read_to_string(&mut &output, &mut text).expect("output");
-    assert!(status.is_ok_and(|status| status.success()), "{program} {args:?}: {text}");
+    run_as_server(program, args).expect("it succeeds");
 }
 
 fn word(path: &Path) -> &str {
@@ -57,10 +43,7 @@ impl Standby {
     /// A standby of `primary` that runs and follows, with further settings.
     pub(crate) async fn of(primary: &PgServer, settings: &[&str]) -> Self {
         let dir = tempfile::Builder::new().prefix("millrace-pg-").tempdir().expect("dir");
-        let port = {
-            let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("port");
-            listener.local_addr().expect("address").port()
-        };
+        let port = free_port().expect("port");
         let mut options = format!("-p {port} -k {}", word(dir.path()));
         let fixed = ["wal_level=logical", "max_wal_senders=20", "max_replication_slots=20", "fsync=off"];
         for setting in
@@ -83,12 +66,7 @@ impl Standby {
 
     /// Copies the primary's data, but not its slots: with `pg_basebackup` where that is installed.
     async fn fill(&self, primary: &PgServer) {
-        let root = self.dir.path();
-        if std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(data_of(primary)).expect("data")) != 0 {
-            let owner = std::fs::metadata(data_of(primary)).expect("data");
-            let uid = std::os::unix::fs::MetadataExt::uid(&owner);
-            std::os::unix::fs::chown(root, Some(uid), None).expect("owner");
-        }
+        give_to_postgres(self.dir.path()).expect("owner");
         let backup = program("pg_basebackup");
         if Path::new(&backup).exists() {
             let (socket, port) = (word(primary.socket_dir()), primary.port().to_string());
