@@ -30,7 +30,11 @@
 //! Neighbours: none but `heartbeatpb`. The caller brings two connections and a [`Checkpoint`]; `node` has both. Start
 //! reading at [`Verifier::run`], then `suspects.rs`, where it is decided.
 //!
-//! - **VF-1** What is called equal was the same at both ends at some moment after the comparison began.
+//! A row that changes all the time is watched at the source meanwhile: it is the same when the target shows, in two rounds,
+//! two different states that the source has shown in them.
+//!
+//! - **VF-1** What is called equal was the same at both ends at some moment after the comparison began; of a row that never
+//!   stands still, the target went through states that the source had gone through since then.
 //! - **VF-2** What is called a difference did not change at the source while the target, which had everything up to then,
 //!   showed something else; seen twice.
 //! - **VF-3** Whatever could not be decided is said; a table that was not compared is never called equal.

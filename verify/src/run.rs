@@ -1,6 +1,7 @@
 //! The comparison itself: asks both ends, waits for the changefeed, and counts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::pin::pin;
 use std::time::Duration;
 
 use heartbeatpb::Ts;
@@ -21,6 +22,12 @@ const LOOK: Duration = Duration::from_millis(50);
 const BUCKET_ROWS: u64 = 1000;
 /// Numbers of buckets.
 const BUCKETS: (u64, u64) = (16, 16_384);
+/// Rows that are watched because they change all the time: a look at them is one short statement.
+const MOST_HOT: usize = 100;
+/// Between two looks at rows that change all the time.
+const SAMPLE: Duration = Duration::from_millis(2);
+/// Looks of one round that are kept, the newest: what the target shows is not older than the last second or so.
+const MOST_SAMPLES: usize = 500;
 /// Groups of buckets whose rows are looked at; each costs several scans of the table.
 const MOST_GROUPS: usize = 64;
 
@@ -250,11 +257,15 @@ impl<C: Checkpoint> Verifier<C> {
         work.table().suspects += suspects.len() as u64;
         while suspects.len() > 0 {
             let open: Vec<RowId> = suspects.open().cloned().collect();
+            let hot: Vec<RowId> = suspects.hot().take(MOST_HOT).cloned().collect();
             let before = self.look(End::Source, work, &open).await?;
-            self.catch_up().await?;
-            let target = self.look(End::Target, work, &open).await?;
+            let followed = async {
+                self.catch_up().await?;
+                self.look(End::Target, work, &open).await
+            };
+            let (target, between) = self.watch(work, &hot, followed).await?;
             let after = self.look(End::Source, work, &open).await?;
-            let verdicts = suspects.look(&before, &target, &after);
+            let verdicts = suspects.look(&before, &between, &target, &after);
             let key: Vec<String> = work.method.source.key.iter().map(|key| key.name.clone()).collect();
             let table = work.table();
             table.undecided += verdicts.undecided.len() as u64;
@@ -266,6 +277,34 @@ impl<C: Checkpoint> Verifier<C> {
             }
         }
         Ok(complete)
+    }
+
+    /// Looks at hot rows of the source again and again until something else is done.
+    async fn watch<T>(
+        &self,
+        work: &Work<'_>,
+        hot: &[RowId],
+        done: impl Future<Output = Result<T, Error>>,
+    ) -> Result<(T, Vec<View>), Error> {
+        let mut between = VecDeque::new();
+        let mut done = pin!(done);
+        loop {
+            let sample = async {
+                if hot.is_empty() {
+                    std::future::pending::<()>().await;
+                }
+                tokio::time::sleep(SAMPLE).await;
+                self.look(End::Source, work, hot).await
+            };
+            tokio::select! {
+                biased;
+                done = &mut done => return Ok((done?, between.into())),
+                view = sample => between.push_back(view?),
+            }
+            if between.len() > MOST_SAMPLES {
+                between.pop_front();
+            }
+        }
     }
 
     /// Waits until the target has everything that was visible at the source when this was called.

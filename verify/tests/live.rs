@@ -53,6 +53,54 @@ impl Checkpoint for Progress {
     }
 }
 
+/// One row that is another each time somebody asks how far the target is, and that the target has only then.
+struct Restless {
+    progress: Progress,
+    /// Holds the row in the target.
+    holder: Client,
+    /// The backend that compares at the source.
+    comparing: i32,
+}
+
+impl Restless {
+    async fn change(&self) -> i32 {
+        let text = "UPDATE numbered SET n = n + 1 WHERE id = 7 RETURNING n";
+        self.progress.source.query_one(text, &[]).await.unwrap().get(0)
+    }
+
+    /// Waits until the comparison has looked at the source again, if it does.
+    async fn seen(&self) {
+        let since = "SELECT clock_timestamp()::text";
+        let since: String = self.progress.source.query_one(since, &[]).await.unwrap().get(0);
+        let text = "SELECT query_start > $1::text::timestamptz AND state = 'idle' FROM pg_stat_activity WHERE pid = $2";
+        let deadline = Instant::now() + Duration::from_secs(1);
+        while Instant::now() < deadline {
+            let row = self.progress.source.query_one(text, &[&since, &self.comparing]).await.unwrap();
+            if row.get::<_, Option<bool>>(0) == Some(true) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+impl Checkpoint for Restless {
+    async fn checkpoint(&self) -> Result<Ts, String> {
+        let n = self.change().await;
+        self.seen().await;
+        self.holder.batch_execute("COMMIT; BEGIN").await.unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let text = "SELECT n FROM numbered WHERE id = 7";
+        while self.progress.target.query_one(text, &[]).await.unwrap().get::<_, i32>(0) != n {
+            assert!(Instant::now() < deadline, "{n} does not arrive");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        self.holder.batch_execute("SELECT FROM numbered WHERE id = 7 FOR UPDATE").await.unwrap();
+        self.change().await;
+        self.progress.checkpoint().await
+    }
+}
+
 struct Pair {
     source: PgServer,
     target: PgServer,
@@ -95,11 +143,22 @@ impl Pair {
 
     async fn compare(&self, options: Options, tables: &[&str]) -> Result<Report, Error> {
         let source = self.source.client("source").await.unwrap();
+        self.compare_from(source, self.progress().await, options, tables).await
+    }
+
+    async fn progress(&self) -> Progress {
+        let (source, target) = (self.source.client("source").await, self.target.client("target").await);
+        Progress { source: source.unwrap(), target: target.unwrap() }
+    }
+
+    async fn compare_from(
+        &self,
+        source: Client,
+        progress: impl Checkpoint,
+        options: Options,
+        tables: &[&str],
+    ) -> Result<Report, Error> {
         let target = self.target.client("target").await.unwrap();
-        let progress = Progress {
-            source: self.source.client("source").await.unwrap(),
-            target: self.target.client("target").await.unwrap(),
-        };
         let name = |table: &&str| TableName { schema: "public".to_owned(), name: (*table).to_owned() };
         let pairs: Vec<TablePair> =
             tables.iter().map(|table| TablePair { source: name(table), target: name(table) }).collect();
@@ -119,7 +178,7 @@ impl Pair {
             // What PostgreSQL's own replication can follow.
             let mut pace = tokio::time::interval(Duration::from_millis(50));
             while !stop.load(Ordering::Relaxed) {
-                // No row changes all the time: one that does is never told apart from a different one.
+                // No row changes all the time: one that changes more often than anybody can look is never decided.
                 let (n, new, ninth) = (count % 5000 + 1, 100_000 + count, count % 9);
                 let text = format!(
                     "BEGIN; UPDATE numbered SET n = n + 1 WHERE id IN ({n}, 17 + {ninth}, 4990 + {ninth});
@@ -198,6 +257,21 @@ async fn rows_on_their_way_are_no_differences_and_those_that_differ_are_found() 
         "{report}"
     );
     assert_eq!(report.outcome, Outcome::Different);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_changes_all_the_time_is_the_same_when_the_target_goes_along() {
+    let pair = Pair::start().await;
+    let source = pair.source.client("source").await.unwrap();
+    let comparing = source.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+    let holder = pair.target.client("target").await.unwrap();
+    holder.batch_execute("BEGIN").await.unwrap();
+    let restless = Restless { progress: pair.progress().await, holder, comparing };
+    restless.checkpoint().await.unwrap();
+    let report = pair.compare_from(source, restless, small(), &["numbered"]).await.unwrap();
+    let table = &report.tables[0];
+    assert!(table.suspects > 0, "it differed at first: {report}");
+    assert_eq!((table.outcome, table.undecided), (Outcome::Equal, 0), "{report}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
