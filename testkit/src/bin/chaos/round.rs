@@ -142,13 +142,14 @@ impl Course<'_> {
     }
 
     async fn cut_nodes(&mut self, one_way: bool) -> Result<(String, Instant)> {
-        // Looking for the second may move the first.
-        let mut other = self.find(Role::Dispatcher).await?;
-        let mut one = self.world.maintainer().await?;
-        while one == other {
-            other = self.find(Role::Dispatcher).await?;
-            one = self.world.maintainer().await?;
-        }
+        let (one, other) = loop {
+            // Looking for it may move the maintainer.
+            let other = self.find(Role::Dispatcher).await?;
+            let one = self.world.maintainer().await?;
+            if one != other {
+                break (one, other);
+            }
+        };
         let from = self.mark("cut");
         self.world.wires.cut_one_way(Place::Node(one), Place::Node(other));
         if !one_way {
