@@ -1,5 +1,7 @@
 //! The task around one maintainer's core.
 
+mod asking;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,8 +10,7 @@ use std::time::{Duration, Instant};
 use heartbeatpb::config::ChangefeedInfo;
 use heartbeatpb::{
     ChangefeedId, CheckpointTsMessage, DispatcherId, MaintainerBootstrapResponse, MaintainerCloseResponse,
-    MaintainerEpoch, MaintainerPostBootstrapResponse, MaintainerStatus, NodeId, RunningError, TableSpan, Ts,
-    WallTime, codes,
+    MaintainerEpoch, MaintainerPostBootstrapResponse, MaintainerStatus, NodeId, RunningError, Ts, WallTime,
 };
 use messaging::{HeartbeatCollectorTopic, MessageCenter, OrchestratorTopic};
 use replica::Standing;
@@ -22,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::core::{Birth, Core, Effect};
 use crate::drain::DrainTarget;
-use crate::fence::{DownstreamFence, FenceOutcome, Whom};
+use crate::fence::{DownstreamFence, FenceOutcome};
 use crate::mailbox::{Batch, Mailbox, keys};
 use crate::metrics::{MaintainerMetrics, Population};
 use crate::placements::{Reply, Wish};
@@ -38,10 +39,6 @@ const LOOK: Duration = Duration::from_secs(10);
 const STALLED: Duration = Duration::from_secs(10);
 /// An event that takes longer is logged.
 const SLOW_EVENT: Duration = Duration::from_secs(1);
-/// The upstream has this time to say where a span can be divided.
-const POINTS_DEADLINE: Duration = Duration::from_secs(10);
-/// The downstream has this time to refuse nodes that are gone.
-const FENCE_DEADLINE: Duration = Duration::from_secs(20);
 
 /// What a maintainer hears beside heartbeats and block statuses, in the order in which it was said.
 #[derive(Debug)]
@@ -462,64 +459,6 @@ impl Maintainer {
             // Whatever matters is said again.
             tracing::debug!(changefeedID = %self.id, %to, %error, "a request was not sent");
         }
-    }
-
-    /// Asks the upstream where a span can be divided. Not for ever: without an answer it stays as it is.
-    fn ask_points(&mut self, question: u64, span: TableSpan, pieces: usize) {
-        let upstream = Arc::clone(&self.upstream);
-        let (id, epoch) = (self.id.clone(), self.epoch);
-        self.question = (question, now());
-        if let Some(before) = self.points.replace(tokio::spawn(async move {
-            let asked = upstream.split_points(&id, epoch, &span, pieces);
-            match tokio::time::timeout(POINTS_DEADLINE, asked).await {
-                Ok(answer) => answer.map_err(|error| error.message),
-                Err(_) => Err("it took too long".to_owned()),
-            }
-        })) {
-            before.abort();
-        }
-    }
-
-    /// Asks the downstream to refuse nodes that are gone. Not for ever: it is asked again.
-    fn begin_fence(&mut self, attempt: u64, newest: Option<MaintainerEpoch>, whom: Whom) {
-        let fence = Arc::clone(&self.fence);
-        let (info, epoch) = (self.info.clone(), self.epoch);
-        let late = self.fence_error("the downstream did not answer in time when nodes were to be fenced");
-        self.attempt = attempt;
-        if let Some(before) = self.fencing.replace(tokio::spawn(async move {
-            let asked = tokio::time::timeout(FENCE_DEADLINE, fence.fence(&info, epoch, newest, &whom)).await;
-            asked.unwrap_or(Err(late))
-        })) {
-            before.abort();
-        }
-    }
-
-    fn fence_error(&self, message: &str) -> RunningError {
-        RunningError {
-            time: String::new(),
-            node: self.center.node().to_string(),
-            code: codes::SINK_UNAVAILABLE.to_owned(),
-            message: message.to_owned(),
-        }
-    }
-
-    /// A fence has ended.
-    fn on_fence(&mut self, fence: Option<Fence>, out: &mut Vec<Effect>) {
-        self.fencing = None;
-        let result = fence.unwrap_or_else(|| Err(self.fence_error("fencing ended abnormally")));
-        match &result {
-            Ok(outcome) => {
-                for (node, why) in &outcome.busy {
-                    tracing::warn!(changefeedID = %self.id, %node, errorCode = codes::SINK_FENCE_BLOCKED, why,
-                        "a node that is gone may still write; its spans wait");
-                }
-            }
-            Err(error) => {
-                tracing::warn!(changefeedID = %self.id, errorCode = error.code, error = error.message,
-                    "cannot fence nodes that are gone; their spans wait");
-            }
-        }
-        self.core.on_fenced(self.attempt, result, now(), out);
     }
 
     /// Shows the status to the manager.
