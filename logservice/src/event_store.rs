@@ -137,8 +137,8 @@ pub struct Store {
     room: Notify,
     /// Something became visible: for the event service.
     changed: Arc<Notify>,
-    /// The changefeed's persisted checkpoint.
-    persisted: AtomicU64,
+    /// See [`Store::floor`]; 0 before anything was said.
+    floor: AtomicU64,
 }
 
 impl std::fmt::Debug for Store {
@@ -162,8 +162,8 @@ impl Store {
         let dir = StoreDir::open(&config.dir)?;
         let state = Mutex::new(State::new(start_ts));
         let metrics = metrics::StoreMetrics::new();
-        let (room, persisted) = (Notify::new(), AtomicU64::new(start_ts.0));
-        let store = Arc::new(Self { changefeed, config, dir, metrics, state, room, changed, persisted });
+        let (room, floor) = (Notify::new(), AtomicU64::new(Ts::ZERO.0));
+        let store = Arc::new(Self { changefeed, config, dir, metrics, state, room, changed, floor });
         let writer = StoreWriter::new(Arc::clone(&store));
         Ok((store, writer))
     }
@@ -174,15 +174,16 @@ impl Store {
         &self.changefeed
     }
 
-    /// The changefeed's checkpoint was persisted.
-    pub fn on_persisted(&self, checkpoint: Ts) {
-        self.persisted.fetch_max(checkpoint.0, Ordering::Relaxed);
+    /// The changefeed's maintainer has taken over, and lets nobody begin below `floor`.
+    pub fn raise_floor(&self, floor: Ts) {
+        self.floor.fetch_max(floor.0, Ordering::Relaxed);
     }
 
-    /// The changefeed's persisted checkpoint, as far as it was told; at first where the store begins.
+    /// Below it nobody begins to read any more. `None` before the changefeed's maintainer has taken over: those who read
+    /// then may be told to begin anew where the store begins.
     #[must_use]
-    pub fn persisted(&self) -> Ts {
-        Ts(self.persisted.load(Ordering::Relaxed))
+    pub fn floor(&self) -> Option<Ts> {
+        Some(Ts(self.floor.load(Ordering::Relaxed))).filter(|floor| *floor > Ts::ZERO)
     }
 
     /// Newest resolved ts and its wall time.

@@ -44,6 +44,8 @@
 //!   on know them by nothing else. The store refuses the second one.
 //! - **LS-9** What a part of a table needs is kept while that part has no reader, and what it does not need is not kept
 //!   for it.
+//! - **LS-10** What any dispatcher may yet begin with is kept: nothing is dropped before the maintainer has taken over, and
+//!   then nothing above its checkpoint that only a reader of another node has passed.
 
 mod collector;
 mod error;

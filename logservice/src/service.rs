@@ -67,10 +67,11 @@ impl LogService {
         Ok(writer)
     }
 
-    /// A changefeed's checkpoint was persisted: rows behind it are not needed again, on whichever node.
-    pub fn on_persisted(&self, changefeed: &ChangefeedId, checkpoint: Ts) {
+    /// The maintainer of a changefeed has taken over, and lets nobody begin below `floor`: rows behind it are not needed
+    /// again, on whichever node. Before this is said once, nothing is dropped.
+    pub fn raise_floor(&self, changefeed: &ChangefeedId, floor: Ts) {
         if let Some(store) = self.store(changefeed) {
-            store.on_persisted(checkpoint);
+            store.raise_floor(floor);
         }
     }
 

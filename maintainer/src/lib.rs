@@ -110,6 +110,8 @@
 //! - **MT-8** A take-over is planned as a whole; what cannot be continued never leaves a key without or with two owners.
 //! - **MT-9** Nothing is created in the place of a node that is gone, and no event is written in its place, before the
 //!   downstream takes nothing from it any more.
+//! - **MT-10** The log here is told a floor only after the take-over, and never one above the checkpoint: until then, whoever
+//!   reads it may be told to begin where this maintainer did.
 
 mod barrier;
 mod checkpoint;

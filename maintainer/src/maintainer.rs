@@ -269,10 +269,8 @@ impl Maintainer {
                 }
             }
             self.core.on_reported(self.reported.load(Ordering::Acquire));
-            if self.core.settle() && !self.moves {
-                self.moves = true;
-                tracing::info!(changefeedID = %self.id, epoch = ?self.epoch, checkpointTs = %self.core.progress().checkpoint,
-                    took_ms = started.saturating_duration_since(self.born).as_millis(), "the checkpoint moves");
+            if self.core.settle() {
+                self.on_moved(started);
             }
             for effect in out {
                 self.perform(effect);
@@ -301,6 +299,16 @@ impl Maintainer {
         self.metrics.operators_gone(left);
         tracing::info!(changefeedID = %self.id, epoch = ?self.epoch, checkpointTs = %self.core.progress().checkpoint,
             "maintainer ended");
+    }
+
+    /// The checkpoint has moved.
+    fn on_moved(&mut self, now: Instant) {
+        let checkpoint = self.core.progress().checkpoint;
+        self.upstream.raise_floor(&self.id, self.epoch, checkpoint);
+        if !std::mem::replace(&mut self.moves, true) {
+            tracing::info!(changefeedID = %self.id, epoch = ?self.epoch, checkpointTs = %checkpoint,
+                took_ms = now.saturating_duration_since(self.born).as_millis(), "the checkpoint moves");
+        }
     }
 
     fn on_tick(&mut self, now: Instant, out: &mut Vec<Effect>) {
@@ -434,6 +442,7 @@ impl Maintainer {
             Effect::Initialized => {
                 let took = now().saturating_duration_since(self.born);
                 self.metrics.initialized(took);
+                self.upstream.raise_floor(&self.id, self.epoch, self.core.progress().checkpoint);
                 tracing::info!(changefeedID = %self.id, epoch = ?self.epoch, took_ms = took.as_millis(),
                     spans = self.core.placement().spans.len(), "maintainer initialised");
                 Ok(())

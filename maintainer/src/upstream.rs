@@ -65,6 +65,11 @@ pub trait Upstream: Send + Sync + 'static {
     /// The changefeed's checkpoint was persisted: the upstream may forget what is behind it.
     fn confirm(&self, changefeed: &ChangefeedId, epoch: Option<MaintainerEpoch>, persisted: Ts);
 
+    /// The maintainer of `epoch` has taken over, and lets no dispatcher begin below `floor`, not even in the place of one
+    /// that is further: what is kept here of the log behind it may go. Said when it has taken over and whenever its
+    /// checkpoint moves; before, nothing may go. Does nothing to the log of another epoch.
+    fn raise_floor(&self, _changefeed: &ChangefeedId, _epoch: Option<MaintainerEpoch>, _floor: Ts) {}
+
     /// Stops the reader that `epoch` started; does nothing to one of another epoch.
     async fn stop(&self, changefeed: &ChangefeedId, epoch: Option<MaintainerEpoch>);
 

@@ -401,6 +401,26 @@ async fn a_downstream_is_asked_until_it_refuses_whoever_is_no_member() {
     world.stop().await;
 }
 
+/// Until it has taken over it may let dispatchers that are further begin anew, where it began itself.
+#[tokio::test(start_paused = true)]
+async fn the_log_may_drop_nothing_before_the_take_over_and_then_what_is_behind_the_checkpoint() {
+    let fence = Arc::<FakeFence>::default();
+    fence.does.lock().extend([Does::Fail, Does::Fail]);
+    let world = World::with_fence(1, Arc::clone(&fence) as Arc<dyn maintainer::DownstreamFence>);
+    world.bootstrap(1);
+    let id = ChangefeedId::fresh("t");
+    world.add(&id, 7);
+    within("it waits for the downstream", || fence.asked.lock().len() == 2).await;
+    world.heartbeat(&id, vec![], false);
+    assert_eq!(*world.upstream.floors.lock(), []);
+    within("it works", || world.status(&id).is_some_and(|status| status.bootstrap_done)).await;
+    assert_eq!(*world.upstream.floors.lock(), [(Some(7), Ts(100))], "where it began");
+    within("its table is created", || world.dispatchers.lock().running.len() == 2).await;
+    advance(&world, &id, 500).await;
+    assert_eq!(world.upstream.floors.lock().last(), Some(&(Some(7), Ts(500))));
+    world.stop().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_downstream_that_never_answers_is_asked_again_and_a_maintainer_ends_meanwhile() {
     let fence = Arc::<FakeFence>::default();

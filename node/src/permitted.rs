@@ -47,6 +47,11 @@ impl Upstream for PermittedUpstream {
         }
     }
 
+    /// What is kept here is nobody else's.
+    fn raise_floor(&self, changefeed: &ChangefeedId, epoch: Option<MaintainerEpoch>, floor: Ts) {
+        self.inner.raise_floor(changefeed, epoch, floor);
+    }
+
     async fn stop(&self, changefeed: &ChangefeedId, epoch: Option<MaintainerEpoch>) {
         self.inner.stop(changefeed, epoch).await;
     }

@@ -405,12 +405,19 @@ impl maintainer::Upstream for UpstreamHub {
         // A reader of a replaced epoch is told nothing more.
         if let Some(reader) = self.readers.lock().get(&changefeed.gid).filter(|reader| reader.epoch == epoch)
         {
-            self.log.on_persisted(changefeed, persisted);
             reader.persisted.send_if_modified(|known| {
                 let newer = persisted > *known;
                 *known = persisted.max(*known);
                 newer
             });
+        }
+    }
+
+    fn raise_floor(&self, changefeed: &ChangefeedId, epoch: Option<MaintainerEpoch>, floor: Ts) {
+        // While the readers are held, no log of another epoch takes the place of this one.
+        let readers = self.readers.lock();
+        if readers.get(&changefeed.gid).is_some_and(|reader| reader.epoch == epoch) {
+            self.log.raise_floor(changefeed, floor);
         }
     }
 

@@ -185,10 +185,13 @@ impl Feed {
 
     /// Drops the rows of a table that nobody needs again.
     ///
-    /// A reader on another node may be lost together with what it has told us: the maintainer knows less, and its
-    /// successor begins anywhere from the persisted checkpoint on. One on this node is lost together with the store.
-    /// What a running copy has passed is dropped in any case: a copy that is disturbed begins again as a whole.
+    /// Before the maintainer has taken over that is nobody's: it may yet let any of its readers, also those of its own node,
+    /// begin anew, where it began itself. Afterwards a reader on another node may be lost together with what it has told
+    /// us: the maintainer knows less, and its successor begins anywhere from the floor on. One on this node is lost
+    /// together with the store. What a running copy has passed is dropped: a copy that is disturbed begins again as a
+    /// whole.
     pub(super) fn trim(&self, table: TableId, here: &NodeId) {
+        let Some(floor) = self.store.floor() else { return };
         let Some((checkpoint, durable)) = self.slowest(table) else { return };
         let mut readers =
             self.by_table.get(&table).into_iter().flatten().filter_map(|id| self.streams.get(id));
@@ -196,7 +199,7 @@ impl Feed {
             return self.store.trim(table, checkpoint, Some(durable));
         }
         let copied = Some(durable).filter(|durable| *durable > Position::after(checkpoint));
-        self.store.trim(table, checkpoint.min(self.store.persisted()), copied);
+        self.store.trim(table, checkpoint.min(floor), copied);
     }
 
     pub(super) fn queue(&mut self, id: DispatcherId) {

@@ -6,6 +6,7 @@ mod barrier;
 mod disk;
 mod early;
 mod large;
+mod floor;
 mod neighbours;
 mod ranges;
 mod reset;

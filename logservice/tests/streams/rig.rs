@@ -149,12 +149,20 @@ impl Rig {
         found
     }
 
+    /// A log whose maintainer has taken over.
     pub(crate) fn open(&self, checkpoint: Ts) -> StoreWriter {
+        let writer = self.open_before_the_take_over(checkpoint);
+        self.floor(checkpoint);
+        writer
+    }
+
+    pub(crate) fn open_before_the_take_over(&self, checkpoint: Ts) -> StoreWriter {
         self.log.open(&self.changefeed, checkpoint).unwrap()
     }
 
-    pub(crate) fn persisted(&self, checkpoint: Ts) {
-        self.log.on_persisted(&self.changefeed, checkpoint);
+    /// The maintainer lets nobody begin below it.
+    pub(crate) fn floor(&self, floor: Ts) {
+        self.log.raise_floor(&self.changefeed, floor);
     }
 
     pub(crate) fn close(&self) {

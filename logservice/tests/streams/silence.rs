@@ -40,7 +40,7 @@ async fn what_only_a_dead_node_has_not_read_is_trimmed_and_if_it_comes_back_it_i
     manager.until_resolved(19, PATIENCE).await;
     rig.cut_off(true);
     manager.checkpoint(id, 19);
-    rig.persisted(Ts(19));
+    rig.floor(Ts(19));
     go_on(30, &mut gone, &mut manager).await;
     assert!(rig.stats().memory_bytes > 0, "half a minute is a pause, not the end of a node");
     go_on(60, &mut gone, &mut manager).await;
@@ -53,7 +53,7 @@ async fn what_only_a_dead_node_has_not_read_is_trimmed_and_if_it_comes_back_it_i
 
 /// The lost node told the log how far it was, and had no time to tell the maintainer.
 #[tokio::test(start_paused = true)]
-async fn the_successor_of_a_lost_node_begins_at_the_persisted_checkpoint() {
+async fn the_successor_of_a_lost_node_begins_where_its_maintainer_knows_it_was() {
     let rig = Rig::over_network(small(), 5);
     let mut writer = rig.open(Ts(1));
     let successor = rig.other_node("successor");
@@ -67,7 +67,7 @@ async fn the_successor_of_a_lost_node_begins_at_the_persisted_checkpoint() {
         publish(&mut writer, commit_ts);
     }
     lost.until_resolved(19, PATIENCE).await;
-    rig.persisted(Ts(12));
+    rig.floor(Ts(12));
     lost.checkpoint_all(19);
     go_on(5, &mut lost, &mut manager).await;
     rig.cut_off(true);
@@ -76,7 +76,7 @@ async fn the_successor_of_a_lost_node_begins_at_the_persisted_checkpoint() {
     let after: Vec<Row> = sent.rows(1).into_iter().filter(|(commit_ts, _, _)| *commit_ts > 12).collect();
     assert_eq!(manager.rows(1), after);
     manager.checkpoint_all(19);
-    rig.persisted(Ts(19));
+    rig.floor(Ts(19));
     go_on(90, &mut lost, &mut manager).await;
     assert_eq!(rig.stats().memory_bytes, 0, "nothing is kept for good");
 }
@@ -126,7 +126,7 @@ async fn a_schema_change_that_was_forgotten_is_not_skipped_by_whoever_comes_back
     Sent::default().wide_ddl(&mut writer, 10, &[1]).await;
     publish(&mut writer, 20);
     manager.until_resolved(20, PATIENCE).await;
-    rig.persisted(Ts(20));
+    rig.floor(Ts(20));
     go_on(90, &mut gone, &mut manager).await;
     gone.may_fail = true;
     rig.cut_off(false);

@@ -52,6 +52,8 @@ pub(crate) struct FakeUpstream {
     pub(crate) started: Mutex<Vec<(Option<u64>, Ts)>>,
     pub(crate) stopped: Mutex<Vec<Option<u64>>>,
     pub(crate) confirmed: AtomicU64,
+    /// Below which it was told that nobody begins, under which epoch.
+    pub(crate) floors: Mutex<Vec<(Option<u64>, Ts)>>,
     pub(crate) fails: Mutex<Option<RunningError>>,
     /// How long a reader takes to stop.
     pub(crate) slow_stop: Mutex<Duration>,
@@ -80,6 +82,10 @@ impl Upstream for FakeUpstream {
 
     fn confirm(&self, _: &ChangefeedId, _: Option<MaintainerEpoch>, persisted: Ts) {
         self.confirmed.fetch_max(persisted.0, Ordering::Relaxed);
+    }
+
+    fn raise_floor(&self, _: &ChangefeedId, epoch: Option<MaintainerEpoch>, floor: Ts) {
+        self.floors.lock().push((number(epoch), floor));
     }
 
     async fn stop(&self, _: &ChangefeedId, epoch: Option<MaintainerEpoch>) {

@@ -471,7 +471,7 @@ impl Run {
                 bail!("{}: {}", error.code, error.message);
             }
             let Some(watermark) = beat.watermark else { continue };
-            log.on_persisted(&self.spec.changefeed, watermark.checkpoint);
+            log.raise_floor(&self.spec.changefeed, watermark.checkpoint);
             persisted.send_replace(watermark.checkpoint);
             if watermark.checkpoint >= self.end {
                 return Ok(());
