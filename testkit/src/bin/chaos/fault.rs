@@ -30,8 +30,8 @@ pub(crate) enum Kind {
     PowerOff(Role),
     /// `kill -STOP`, and `kill -CONT` after a while.
     Pause(Role),
-    /// Nothing passes between the maintainer's node and another one; both reach everything else.
-    CutNodes,
+    /// Nothing passes between two nodes; both reach everything else.
+    CutNodes(Role, Role),
     /// Nothing passes from the maintainer's node to another one, but what that one says is heard.
     CutOneWay,
     /// A node does not reach the metadata store, but everything else.
@@ -84,7 +84,7 @@ const fn fault(name: &'static str, kind: Kind, in_ci: bool, what: &'static str) 
 }
 
 /// Every fault, in the order in which they are run.
-pub(crate) const FAULTS: [Fault; 22] = [
+pub(crate) const FAULTS: [Fault; 24] = [
     fault("kill-leader", Kind::Kill(Role::Leader), true, "kill -9 of the leader"),
     fault("kill-maintainer", Kind::Kill(Role::Maintainer), true, "kill -9 of the maintainer's node"),
     fault("kill-dispatcher", Kind::Kill(Role::Dispatcher), true, "kill -9 of a node with tables only"),
@@ -108,7 +108,24 @@ pub(crate) const FAULTS: [Fault; 22] = [
         false,
         "a node with tables only is stopped and wakes up",
     ),
-    fault("cut-nodes", Kind::CutNodes, false, "the maintainer's node and another do not reach each other"),
+    fault(
+        "cut-nodes",
+        Kind::CutNodes(Role::Maintainer, Role::Dispatcher),
+        false,
+        "the maintainer's node and another do not reach each other",
+    ),
+    fault(
+        "cut-leader",
+        Kind::CutNodes(Role::Maintainer, Role::Leader),
+        false,
+        "the maintainer's node and the leader do not reach each other",
+    ),
+    fault(
+        "cut-aside",
+        Kind::CutNodes(Role::Leader, Role::Dispatcher),
+        false,
+        "the leader and a node with tables only do not reach each other",
+    ),
     fault("cut-one-way", Kind::CutOneWay, false, "another node does not hear the maintainer's"),
     fault("cut-store", Kind::CutStore(Role::Maintainer), true, "the maintainer's node does not reach etcd"),
     fault("cut-store-leader", Kind::CutStore(Role::Leader), false, "the leader does not reach etcd"),
@@ -137,7 +154,7 @@ pub(crate) const FAULTS: [Fault; 22] = [
 impl Fault {
     /// Why it cannot be run in a world of this many nodes and members of etcd.
     pub(crate) fn cannot(&self, nodes: usize, stores: usize, root: bool) -> Option<String> {
-        let for_two = matches!(self.kind, Kind::CutNodes | Kind::CutOneWay | Kind::Drain);
+        let for_two = matches!(self.kind, Kind::CutNodes(..) | Kind::CutOneWay | Kind::Drain);
         if nodes < 2 && (for_two || self.repeats_another_when_alone()) {
             return Some("needs two nodes".to_owned());
         }
@@ -169,7 +186,11 @@ impl Fault {
 
     fn lasts_long(&self) -> Duration {
         let seconds = match self.kind {
-            Kind::Pause(_) | Kind::CutNodes | Kind::CutOneWay | Kind::CutStore(_) | Kind::CutAll(_) => 30,
+            Kind::Pause(_)
+            | Kind::CutNodes(..)
+            | Kind::CutOneWay
+            | Kind::CutStore(_)
+            | Kind::CutAll(_) => 30,
             Kind::TargetDown | Kind::TargetSilent | Kind::DiskFull => 15,
             Kind::StoreLeader => 8,
             Kind::SourceRestart | Kind::SourceCrash => 3,
@@ -197,7 +218,7 @@ impl Fault {
                 nodes > 1
             }
             // Of two nodes neither gives up the other.
-            Kind::CutNodes | Kind::CutOneWay => nodes > 2,
+            Kind::CutNodes(..) | Kind::CutOneWay => nodes > 2,
             Kind::StoreLeader | Kind::Drain | Kind::Rolling | Kind::RollingHasty => true,
             Kind::TargetDown
             | Kind::TargetSilent

@@ -1,5 +1,7 @@
 //! What came out, for people and for machines.
 
+use std::time::SystemTime;
+
 use serde_json::{Value, json};
 
 use crate::fault::Fault;
@@ -82,8 +84,9 @@ pub(crate) fn json(all: &[Series], world: Value) -> Value {
 pub(crate) fn line(name: &str, number: usize, of: usize, round: &Round) -> String {
     let counts = round.verdict.counts;
     format!(
-        "{name:18} {number:2}/{of:<2} {:12} highest {:5.1} s, low after {:5.1} s, lost {} doubled {} reordered {}  {}{}",
+        "{name:18} {number:2}/{of:<2} {:12} at {} highest {:5.1} s, low after {:5.1} s, lost {} doubled {} reordered {}  {}{}",
         round.victim,
+        clock(round.struck),
         round.highest,
         round.recovery,
         counts.lost,
@@ -92,6 +95,13 @@ pub(crate) fn line(name: &str, number: usize, of: usize, round: &Round) -> Strin
         curve(&round.samples),
         round.problems.iter().map(|problem| format!("\n    {problem}")).collect::<String>(),
     )
+}
+
+/// A time of the day in UTC, to be looked for in the logs.
+fn clock(at: SystemTime) -> String {
+    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let second = since.as_secs() % (24 * 3600);
+    format!("{:02}:{:02}:{:02}.{:03}", second / 3600, second / 60 % 60, second % 60, since.subsec_millis())
 }
 
 /// The lag over time, each character the highest of its part.

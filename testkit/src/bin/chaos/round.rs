@@ -1,6 +1,6 @@
 //! One fault from a steady state to the next: it is done, undone, and everything is counted.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use serde_json::json;
@@ -36,6 +36,8 @@ const ROOM_STEP: usize = 64 << 10;
 pub(crate) struct Round {
     /// What was struck, such as `node 2`.
     pub(crate) victim: String,
+    /// When that was, by the clock that the logs of the nodes are dated by.
+    pub(crate) struck: SystemTime,
     /// Seconds since the beginning of the samples, and what happened then.
     pub(crate) marks: Vec<(f64, String)>,
     /// Seconds since the beginning, and the lag in seconds.
@@ -98,8 +100,8 @@ impl Course<'_> {
             Kind::Kill(role) => self.kill(role, false).await,
             Kind::PowerOff(role) => self.kill(role, true).await,
             Kind::Pause(role) => self.pause(role).await,
-            Kind::CutNodes => self.cut_nodes(false).await,
-            Kind::CutOneWay => self.cut_nodes(true).await,
+            Kind::CutNodes(one, other) => self.cut_nodes(one, other, false).await,
+            Kind::CutOneWay => self.cut_nodes(Role::Maintainer, Role::Dispatcher, true).await,
             Kind::CutStore(role) => self.cut_store(role).await,
             Kind::CutAll(role) => self.cut_all(role).await,
             Kind::StoreLeader => self.store_leader().await,
@@ -141,13 +143,12 @@ impl Course<'_> {
         Ok((format!("node {victim}"), self.counts_from(from, woken)))
     }
 
-    async fn cut_nodes(&mut self, one_way: bool) -> Result<(String, Instant)> {
+    async fn cut_nodes(&mut self, one: Role, other: Role, one_way: bool) -> Result<(String, Instant)> {
         let (one, other) = loop {
-            // Looking for it may move the maintainer.
-            let other = self.find(Role::Dispatcher).await?;
-            let one = self.world.maintainer().await?;
-            if one != other {
-                break (one, other);
+            // Looking for one may move the other.
+            let found = (self.find(one).await?, self.find(other).await?);
+            if found.0 != found.1 && self.find(one).await? == found.0 {
+                break found;
             }
         };
         let from = self.mark("cut");
@@ -363,6 +364,8 @@ impl Course<'_> {
         let mut samples = self.world.lag.since(self.started);
         samples.retain(|(at, _)| *at <= length);
         let seconds = |at: Instant| at.saturating_duration_since(self.started).as_secs_f64();
+        let first = self.marks.first().map_or(from, |(at, _)| *at);
+        let struck = SystemTime::now() - first.elapsed();
         let from = seconds(from);
         let marks: Vec<(f64, String)> =
             self.marks.iter().map(|(at, what)| (seconds(*at), what.clone())).collect();
@@ -378,6 +381,7 @@ impl Course<'_> {
         }
         Round {
             victim,
+            struck,
             marks,
             samples,
             highest,
