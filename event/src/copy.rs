@@ -33,7 +33,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use heartbeatpb::{TableId, Ts, WallTime};
 
-use crate::TableInfo;
+use crate::{Resync, ResyncChange, TableInfo};
 
 /// How rows travel: a format of PostgreSQL's `COPY`, whole, with header and trailer where it has them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -146,6 +146,18 @@ pub trait CopyTarget: Send + Sync {
     /// # Errors
     /// When the downstream does not answer or refuses.
     async fn begin(&self) -> Result<Option<Arc<dyn CopySession>>, CopyError>;
+
+    /// What was asked for of tables that are to be copied again, oldest first. `None`: this downstream cannot do that.
+    ///
+    /// # Errors
+    /// When the downstream does not answer or refuses.
+    async fn resyncs(&self) -> Result<Option<Vec<Resync>>, CopyError>;
+
+    /// Changes the request of a table, durably. False: there is none in a state that allows it.
+    ///
+    /// # Errors
+    /// As [`CopyTarget::resyncs`].
+    async fn change_resync(&self, table: TableId, change: &ResyncChange) -> Result<bool, CopyError>;
 }
 
 /// One run of a copy, used by several tasks.
@@ -207,6 +219,20 @@ pub trait CopySession: Send + Sync {
     /// # Errors
     /// When rows violate it, or as [`CopySession::shapes`].
     async fn index(&self, table: TableId, index: &CopyIndex) -> Result<(), CopyError>;
+
+    /// Begins to replace all rows of a table to which the stream is being applied, as a waiting [`Resync`] demands, and
+    /// answers the format in which rows are wanted. All of it is one transaction: until it commits the table is as it was,
+    /// then the request is done and the stream leaves out what the snapshot held. Whoever calls sees to it that
+    /// everything before the snapshot that was under way is applied, and that nothing else is applied meanwhile; where
+    /// that was not so, nothing is committed.
+    ///
+    /// # Errors
+    /// When something newer has been applied, the request is not waiting any more, or as [`CopySession::shapes`].
+    async fn replace(
+        &self,
+        table: &Arc<TableInfo>,
+        snapshot: (Ts, WallTime),
+    ) -> Result<(Box<dyn PartWriter>, CopyFormat), CopyError>;
 
     /// All parts of a table are there: the stream may be applied from now on.
     ///

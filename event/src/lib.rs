@@ -32,6 +32,7 @@ mod copy;
 mod ddl;
 mod key;
 mod part;
+mod resync;
 mod table;
 #[cfg(any(test, feature = "test-util"))]
 pub mod testing;
@@ -42,5 +43,6 @@ pub use copy::*;
 pub use ddl::*;
 pub use key::{KeyCodec, KeyError, KeyForm};
 pub use part::Picker;
+pub use resync::*;
 pub use table::*;
 pub use tuple::*;

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use event::{
     CopiedPart, CopiedTable, CopyError, CopyFormat, CopyIndex, CopyPart, CopySession, CopyTarget, PartWriter,
-    TableInfo,
+    Resync, ResyncChange, TableInfo,
 };
 use heartbeatpb::config::ChangefeedInfo;
 use heartbeatpb::{MaintainerEpoch, NodeId, TableId, Ts, WallTime, WritePermit};
@@ -59,6 +59,14 @@ impl CopyTarget for Counted<dyn CopyTarget> {
         };
         Ok(session.map(counted))
     }
+
+    async fn resyncs(&self) -> Result<Option<Vec<Resync>>, CopyError> {
+        self.inner.resyncs().await
+    }
+
+    async fn change_resync(&self, table: TableId, change: &ResyncChange) -> Result<bool, CopyError> {
+        self.inner.change_resync(table, change).await
+    }
 }
 
 #[async_trait]
@@ -100,6 +108,15 @@ impl CopySession for Counted<dyn CopySession> {
 
     async fn index(&self, table: TableId, index: &CopyIndex) -> Result<(), CopyError> {
         self.inner.index(table, index).await
+    }
+
+    async fn replace(
+        &self,
+        table: &Arc<TableInfo>,
+        snapshot: (Ts, WallTime),
+    ) -> Result<(Box<dyn PartWriter>, CopyFormat), CopyError> {
+        let (inner, format) = self.inner.replace(table, snapshot).await?;
+        Ok((Box::new(CountedPart { inner, rows: Arc::clone(&self.rows) }), format))
     }
 
     async fn finish(&self, table: TableId) -> Result<(), CopyError> {

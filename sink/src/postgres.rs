@@ -38,6 +38,7 @@ mod plan;
 mod progress;
 mod queues;
 mod registration;
+mod resync;
 mod route;
 mod shared;
 mod sql;

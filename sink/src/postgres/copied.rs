@@ -172,6 +172,12 @@ pub(crate) fn pieces(parts: &[CopiedPart]) -> Option<Vec<Piece>> {
     open.is_none().then_some(pieces)
 }
 
+/// Keeps others from cutting or replacing the progress of a table until the caller's transaction ends.
+pub(crate) async fn lock_table(client: &Client, changefeed: &str, table: TableId) -> Result<(), Failure> {
+    let lock = "SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended($1 || ' ' || $2, 5577006791947779410))";
+    client.execute(lock, &[&changefeed, &table.0.to_string()]).await.map(drop).map_err(writing)
+}
+
 /// Makes the parts of a table the progress of all its queues, in a transaction of the caller. Whoever had opened the table
 /// before finds its rows gone and reads them again.
 pub(crate) async fn set_progress(
@@ -181,8 +187,7 @@ pub(crate) async fn set_progress(
     table: TableId,
     pieces: &[Piece],
 ) -> Result<(), Failure> {
-    let lock = "SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended($1 || ' ' || $2, 5577006791947779410))";
-    client.execute(lock, &[&changefeed, &table.0.to_string()]).await.map_err(writing)?;
+    lock_table(client, changefeed, table).await?;
     let delete = format!("DELETE FROM {own}.progress WHERE changefeed = $1 AND table_id = $2");
     client.execute(&delete, &[&changefeed, &table.0]).await.map_err(writing)?;
     let [mut start, mut end, mut ts] = std::array::from_fn(|_| TextArray::new());

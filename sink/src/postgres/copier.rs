@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use event::{
     CopiedPart, CopiedTable, CopyError, CopyFormat, CopyIndex, CopyPart, CopySession, CopyTarget, PartWriter,
-    TableInfo,
+    Resync, ResyncChange, TableInfo,
 };
 use futures_util::SinkExt;
 use heartbeatpb::{NodeId, TableId, Ts, WallTime, WritePermit};
@@ -25,6 +25,7 @@ use super::connection::{Connection, Failure, classify, classify_values};
 use super::created::Notes;
 use super::pieces::Range;
 use super::registration::{self, Registration};
+use super::resync::{self, Before};
 use super::sql::quote;
 use super::target::{self, Target};
 use super::{copied, created, ddl, progress};
@@ -83,6 +84,27 @@ impl CopyTarget for PostgresCopies {
         self.options.permit.granted().await;
         Ok(Some(Arc::new(Session::begin(&self.config, &self.options).await?)))
     }
+
+    async fn resyncs(&self) -> Result<Option<Vec<Resync>>, CopyError> {
+        if self.config.on_existing_rows == OnExistingRows::Append {
+            return Ok(None);
+        }
+        let connection = Connection::open(&self.config).await?;
+        let gid = self.options.changefeed.gid.to_string();
+        Ok(Some(resync::list(&connection.client, &self.config.own_schema, &gid).await?))
+    }
+
+    async fn change_resync(&self, table: TableId, change: &ResyncChange) -> Result<bool, CopyError> {
+        self.options.permit.granted().await;
+        let connection = Connection::open(&self.config).await?;
+        if matches!(change, ResyncChange::Ask { .. }) {
+            progress::prepare(&connection.client, &self.config).await?;
+            resync::prepare(&connection.client, &self.config).await?;
+        }
+        let gid = self.options.changefeed.gid.to_string();
+        let owner = (gid.as_str(), table);
+        Ok(resync::change(&connection.client, &self.config, owner, change, WallTime::now()).await?)
+    }
 }
 
 /// Series of the sink, to which a part is a batch.
@@ -112,6 +134,7 @@ impl Session {
         registration::prepare(client, config).await?;
         copied::prepare(client, config).await?;
         created::prepare(client, config).await?;
+        resync::prepare(client, config).await?;
         let gid = options.changefeed.gid.to_string();
         let beside = NodeId::from(format!("{}/copy", options.node));
         let registration = registration::register(client, config, &gid, &beside, options.epoch).await?;
@@ -172,11 +195,44 @@ impl Session {
         if parts.is_empty() {
             self.begin_table(&connection, &target).await?;
         }
+        let format = self.remember(&connection, target).await?;
+        Ok(CopiedTable { parts, finished, binary: format == CopyFormat::Binary, created })
+    }
+
+    /// The table is opened. Answers the best format in which its rows can travel.
+    async fn remember(&self, connection: &Connection, target: Target) -> Result<CopyFormat, Failure> {
+        let info = Arc::clone(&target.info);
         let names = info.columns.iter().filter(|column| column.generated.is_none());
         let columns: Vec<String> = names.map(|column| quote(&column.name)).collect();
-        let binary = !columns.is_empty() && same_types(&connection, &target).await?;
+        let binary = !columns.is_empty() && same_types(connection, &target).await?;
         self.tables.lock().insert(info.id, Arc::new(Opened { target, columns }));
-        Ok(CopiedTable { parts, finished, binary, created })
+        Ok(if binary { CopyFormat::Binary } else { CopyFormat::Text })
+    }
+
+    /// Begins to replace the rows of a table, to which the stream is applied.
+    async fn begin_replacement(
+        &self,
+        info: &Arc<TableInfo>,
+        snapshot: (Ts, WallTime),
+    ) -> Result<(Part, CopyFormat), Failure> {
+        let format = {
+            let connection = self.control().await;
+            let target = target::open(&connection.client, info, false).await?;
+            self.remember(&connection, target).await?
+        };
+        let mut part = self.begin_part(info.id, &CopyPart::default(), snapshot).await?;
+        let client = &part.connection.client;
+        let before = resync::look(client, &self.config.own_schema, &self.gid, info.id).await?;
+        if before.furthest() > snapshot.0 {
+            return Err(resync::again("it has newer changes than those that a copy of it would hold"));
+        }
+        // Whoever reads the table sees it as it was until all is there.
+        let Target { name, partitioned, .. } = &part.opened.target;
+        let sql = format!("DELETE FROM {}{name}", if *partitioned { "" } else { "ONLY " });
+        client.batch_execute(&sql).await.map_err(|e| classify(e, &part.doing))?;
+        part.replaces = Some(before);
+        part.start(format).await?;
+        Ok((part, format))
     }
 
     /// Nothing of the copy is in the table yet: what is, is somebody else's, or of an earlier version of this program,
@@ -250,11 +306,11 @@ impl Session {
         .await
     }
 
+    /// A part's transaction, in which nothing is written yet.
     async fn begin_part(
         &self,
         table: TableId,
         part: &CopyPart,
-        format: CopyFormat,
         (at, time): (Ts, WallTime),
     ) -> Result<Part, Failure> {
         let opened = self.opened(table)?;
@@ -265,22 +321,11 @@ impl Session {
             defer.map_err(|e| classify(e, "beginning a transaction"))?;
         }
         let doing = format!("copying into table {}", opened.target.name);
-        let input = if opened.columns.is_empty() {
-            None
-        } else {
-            let format = match format {
-                CopyFormat::Text => "",
-                CopyFormat::Binary => " (FORMAT binary)",
-            };
-            let columns = opened.columns.join(", ");
-            let sql = format!("COPY {} ({columns}) FROM STDIN{format}", opened.target.name);
-            let input = connection.client.copy_in(&sql).await.map_err(|e| classify(e, &doing))?;
-            Some(Box::pin(input))
-        };
         let part = CopiedPart { part: part.clone(), at, time, rows: 0, bytes: 0 };
         Ok(Part {
             connection,
-            input,
+            input: None,
+            replaces: None,
             part,
             table,
             opened,
@@ -354,7 +399,18 @@ impl CopySession for Session {
         format: CopyFormat,
         snapshot: (Ts, WallTime),
     ) -> Result<Box<dyn PartWriter>, CopyError> {
-        Ok(Box::new(self.begin_part(table, part, format, snapshot).await?))
+        let mut part = self.begin_part(table, part, snapshot).await?;
+        part.start(format).await?;
+        Ok(Box::new(part))
+    }
+
+    async fn replace(
+        &self,
+        table: &Arc<TableInfo>,
+        snapshot: (Ts, WallTime),
+    ) -> Result<(Box<dyn PartWriter>, CopyFormat), CopyError> {
+        let (part, format) = self.begin_replacement(table, snapshot).await?;
+        Ok((Box::new(part), format))
     }
 
     async fn index(&self, table: TableId, index: &CopyIndex) -> Result<(), CopyError> {
@@ -380,6 +436,8 @@ struct Part {
     connection: Connection,
     /// `None`: rows without columns, of which there is nothing but their number.
     input: Option<std::pin::Pin<Box<CopyInSink<Bytes>>>>,
+    /// It takes the place of all rows of a table that was so far.
+    replaces: Option<Before>,
     part: CopiedPart,
     table: TableId,
     opened: Arc<Opened>,
@@ -393,6 +451,23 @@ struct Part {
 }
 
 impl Part {
+    /// Rows follow.
+    async fn start(&mut self, format: CopyFormat) -> Result<(), Failure> {
+        let opened = &self.opened;
+        if opened.columns.is_empty() {
+            return Ok(());
+        }
+        let format = match format {
+            CopyFormat::Text => "",
+            CopyFormat::Binary => " (FORMAT binary)",
+        };
+        let columns = opened.columns.join(", ");
+        let sql = format!("COPY {} ({columns}) FROM STDIN{format}", opened.target.name);
+        let input = self.connection.client.copy_in(&sql).await.map_err(|e| classify(e, &self.doing))?;
+        self.input = Some(Box::pin(input));
+        Ok(())
+    }
+
     async fn done(mut self, rows: u64) -> Result<(), Failure> {
         let failed = |e| classify_values(e, &self.doing, &self.opened.target.info);
         let client = &self.connection.client;
@@ -418,9 +493,16 @@ impl Part {
         }
         self.part.rows = rows;
         let owner = (self.gid.as_str(), self.table);
-        let fence = (self.registration.condition(), false);
-        if !copied::add(client, &self.own, owner, &self.part, fence).await? {
-            return Err(Failure::Fatal(registration::fenced()));
+        let condition = self.registration.condition();
+        match &self.replaces {
+            Some(before) => {
+                resync::conclude(client, &self.own, owner, before, &self.part, condition).await?;
+            }
+            None => {
+                if !copied::add(client, &self.own, owner, &self.part, (condition, false)).await? {
+                    return Err(Failure::Fatal(registration::fenced()));
+                }
+            }
         }
         self.permit.granted().await;
         let commit = Instant::now();

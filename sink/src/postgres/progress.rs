@@ -419,7 +419,7 @@ pub(crate) async fn set_last_ddl(
 
 /// Removes everything of a changefeed.
 pub(crate) async fn forget(client: &Client, config: &PgConfig, changefeed: &str) -> Result<(), Failure> {
-    for relation in ["progress", "copy", "parts", "created", "ddl"] {
+    for relation in ["progress", "copy", "parts", "created", "ddl", "resyncs"] {
         let sql = format!("DELETE FROM {}.{relation} WHERE changefeed = $1", config.own_schema);
         match client.execute(&sql, &[&changefeed]).await {
             Ok(_) => {}

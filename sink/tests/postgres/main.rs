@@ -9,6 +9,7 @@ mod large;
 mod order;
 mod parts;
 mod permit;
+mod resync;
 mod schema;
 mod spans;
 mod types;
