@@ -153,9 +153,7 @@ pub enum Error {
         commit_ts: Ts,
     },
     /// A table changed while it was copied.
-    #[error(
-        "table {table} was created, altered or dropped while the initial copy ran; the copy begins again"
-    )]
+    #[error("table {table} was created, altered or dropped while it was copied; the copy begins again")]
     CopyOutdated {
         /// Schema and name.
         table: String,

@@ -313,7 +313,7 @@ impl EventService {
         if stream.pass_ddl(entry.checkpoint) {
             feed.queue(entry.dispatcher);
         }
-        feed.trim(table, &here);
+        feed.on_progress(table, &here);
     }
 
     /// Queues the streams of tables that have new rows. Drops feeds whose store was closed.
@@ -324,9 +324,10 @@ impl EventService {
         gids.dedup();
         for gid in gids {
             let Some(feed) = self.feed(gid) else { continue };
-            let (dirty, resolved, time) = feed.store.take_dirty();
+            let (dirty, resolved, time, held) = feed.store.take_news();
             feed.resolved = resolved;
             feed.resolved_time = time;
+            feed.held = held;
             for table in dirty {
                 for id in feed.by_table.get(&table).cloned().unwrap_or_default() {
                     feed.queue(id);
@@ -399,7 +400,7 @@ impl EventService {
         let mut told = 0;
         let mut put_off = false;
         for (gid, feed) in &mut self.feeds {
-            let (resolved, time) = (feed.resolved, feed.resolved_time);
+            let time = feed.resolved_time;
             let share = u32::try_from(feed.streams.len() / RESOLVED_BATCH + 1).unwrap_or(u32::MAX);
             let interval = RESOLVED_INTERVAL * share;
             if feed.resolved_at.is_some_and(|at| now.duration_since(at) < interval) {
@@ -408,6 +409,7 @@ impl EventService {
             }
             let mut by_node: BTreeMap<NodeId, Vec<(EventHead, Ts)>> = BTreeMap::new();
             for (id, stream) in &feed.streams {
+                let resolved = feed.resolved_of(stream.span.table);
                 let Some(ts) = stream.resolved_to_send(resolved) else { continue };
                 let head =
                     EventHead { changefeed: *gid, dispatcher: *id, epoch: stream.epoch, seq: stream.seq };

@@ -12,6 +12,7 @@
 //! - **ES-3** A scan below what was trimmed is an error, never a gap.
 
 mod copy;
+mod hold;
 pub mod metrics;
 mod segment;
 mod state;
@@ -28,6 +29,8 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 pub use copy::CopyWriter;
+pub use hold::{Gate, Held};
+pub(crate) use hold::{HeldTables, Next};
 pub use writer::StoreWriter;
 
 use crate::Error;
@@ -137,6 +140,8 @@ pub struct Store {
     room: Notify,
     /// Something became visible: for the event service.
     changed: Arc<Notify>,
+    /// Everything of a held table is durable, or the store was closed.
+    told: Notify,
     /// See [`Store::floor`]; 0 before anything was said.
     floor: AtomicU64,
 }
@@ -162,8 +167,8 @@ impl Store {
         let dir = StoreDir::open(&config.dir)?;
         let state = Mutex::new(State::new(start_ts));
         let metrics = metrics::StoreMetrics::new();
-        let (room, floor) = (Notify::new(), AtomicU64::new(Ts::ZERO.0));
-        let store = Arc::new(Self { changefeed, config, dir, metrics, state, room, changed, floor });
+        let (room, told, floor) = (Notify::new(), Notify::new(), AtomicU64::new(Ts::ZERO.0));
+        let store = Arc::new(Self { changefeed, config, dir, metrics, state, room, changed, told, floor });
         let writer = StoreWriter::new(Arc::clone(&store));
         Ok((store, writer))
     }
@@ -210,8 +215,14 @@ impl Store {
     /// Tables with newly visible rows since the last call, and the resolved ts at the same moment.
     #[must_use]
     pub fn take_dirty(&self) -> (Vec<TableId>, Ts, WallTime) {
+        let (dirty, resolved, time, _) = self.take_news();
+        (dirty, resolved, time)
+    }
+
+    /// The same, and where tables are held at that moment: one that is held no more is among the others of the same call.
+    pub(crate) fn take_news(&self) -> (Vec<TableId>, Ts, WallTime, HeldTables) {
         let mut state = self.state.lock();
-        (state.take_dirty(), state.resolved, state.resolved_time)
+        (state.take_dirty(), state.resolved, state.resolved_time, state.held_tables())
     }
 
     /// DDL events for a table (or the table trigger) in `(after, resolved]`, in order.
@@ -229,19 +240,14 @@ impl Store {
     }
 
     /// The next visible rows of `table` after `from` and the first schema change after `ddls_after`, as of one
-    /// moment: whatever is published later comes after both.
-    pub(crate) fn next(
-        &self,
-        table: TableId,
-        from: Position,
-        ddls_after: Ts,
-    ) -> Result<(Scan, Option<Arc<event::DdlEvent>>), Error> {
+    /// moment: whatever is published later comes after both. Of a held table nothing behind its hold, rows on disk apart.
+    pub(crate) fn next(&self, table: TableId, from: Position, ddls_after: Ts) -> Result<Next, Error> {
         let mut state = self.state.lock();
         state.want(table);
         state.check_ddls(table, ddls_after)?;
         let ddl = state.first_ddl(table, ddls_after);
         let rows = if table == TableId::DDL { Scan::End } else { state.scan(table, from)? };
-        Ok((rows, ddl))
+        Ok(state.restrict(table, rows, ddl))
     }
 
     /// Whether the store was closed: its files are gone.
@@ -295,6 +301,7 @@ impl Store {
     pub fn close(&self) {
         self.state.lock().closed = true;
         self.room.notify_waiters();
+        self.told.notify_waiters();
         self.dir.discard();
     }
 

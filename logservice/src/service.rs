@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Error;
 use crate::event_service::{EventService, Stores};
-use crate::event_store::{Store, StoreConfig, StoreStats, StoreWriter, remove_left_overs};
+use crate::event_store::{Gate, Store, StoreConfig, StoreStats, StoreWriter, remove_left_overs};
 
 /// Limits of the log side.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -86,6 +86,13 @@ impl LogService {
 
     fn store(&self, changefeed: &ChangefeedId) -> Option<Arc<Store>> {
         self.stores.by_feed.lock().get(&changefeed.gid).cloned()
+    }
+
+    /// A way to make the streams of single tables of a changefeed stand still, as long as its store stays open. `None`: its
+    /// log is not read here.
+    #[must_use]
+    pub fn gate(&self, changefeed: &ChangefeedId) -> Option<Gate> {
+        self.store(changefeed).map(Gate::new)
     }
 
     /// Newest resolved ts of a changefeed that is read here, with its wall time.

@@ -16,13 +16,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use async_trait::async_trait;
 use event::{CopyTarget, TableInfo};
 use heartbeatpb::config::DdlConfig;
-use heartbeatpb::{ChangefeedId, MaintainerEpoch, TableSpan, Ts, WallTime, codes};
+use heartbeatpb::{ChangefeedId, MaintainerEpoch, TableId, TableSpan, Ts, WallTime, codes};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use self::copying::{CopyBoard, CopySum, TableCopy, TableCopyState};
 pub use self::split::SplitPoints;
-use crate::event_store::StoreWriter;
+use crate::event_store::{Gate, StoreWriter};
 use crate::{Error, TableFilter};
 
 /// What a changefeed wants from its upstream. `Debug` hides the URI.
@@ -266,6 +266,22 @@ pub trait Upstream: Send + Sync {
         span: &TableSpan,
         pieces: usize,
     ) -> Result<SplitPoints, Error>;
+
+    /// Copies a table again, as of one moment, into a downstream that keeps a request for it, while the log is read and the
+    /// other tables go on. Its streams stand still at `gate` meanwhile. `progress` is this copy's own.
+    ///
+    /// # Errors
+    /// When upstream or downstream cannot do that, or either does not answer: then the downstream's table is as it was.
+    async fn resync(
+        &self,
+        _spec: &FeedSpec,
+        _table: TableId,
+        _gate: &Gate,
+        _progress: &Arc<ReaderProgress>,
+        _shutdown: &CancellationToken,
+    ) -> Result<(), Error> {
+        Err(Error::UpstreamPrerequisite { what: "tables of this upstream cannot be copied again".to_owned() })
+    }
 
     /// Reads the log into the store until shutdown (then `Ok`) or a fatal error. Reconnects by itself.
     /// `persisted` carries the persisted checkpoint: the only position that is confirmed to the upstream.

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::pieces::Pieces;
 use super::range::{RangeFilter, cover};
 use super::reads::Loaded;
-use crate::event_store::{Position, Store};
+use crate::event_store::{HeldTables, Position, Store};
 use crate::metrics::FeedMetrics;
 
 /// One registered dispatcher.
@@ -143,6 +143,8 @@ pub(super) struct Feed {
     pub(super) resolved: Ts,
     pub(super) resolved_time: WallTime,
     pub(super) resolved_at: Option<Instant>,
+    /// Where tables are held, as of the same look.
+    pub(super) held: HeldTables,
     pub(super) metrics: FeedMetrics,
 }
 
@@ -157,7 +159,23 @@ impl Feed {
             resolved: Ts::ZERO,
             resolved_time: WallTime::default(),
             resolved_at: None,
+            held: HeldTables::new(),
         }
+    }
+
+    /// The resolved ts of a table: of one that is held, no later than its hold.
+    pub(super) fn resolved_of(&self, table: TableId) -> Ts {
+        self.held.get(&table).map_or(self.resolved, |at| self.resolved.min(*at))
+    }
+
+    /// Hears how far a reader of a table is.
+    pub(super) fn on_progress(&self, table: TableId, here: &NodeId) {
+        if self.held.contains_key(&table)
+            && let Some((checkpoint, _)) = self.slowest(table)
+        {
+            self.store.on_held_checkpoint(table, checkpoint);
+        }
+        self.trim(table, here);
     }
 
     pub(super) fn remove(&mut self, id: DispatcherId) {

@@ -12,7 +12,7 @@ use super::feed::Stream;
 use super::pieces::{PIECE_BYTES, Pieces};
 use super::reads::{Reads, Ticket};
 use crate::Error;
-use crate::event_store::{Position, Scan, Store};
+use crate::event_store::{Next, Position, Scan, Store};
 use crate::metrics::{ServiceMetrics, Turn, TurnEnd};
 use crate::topic::{EventCollectorTopic, EventHead, SharedBatch, ToEventCollector};
 
@@ -98,7 +98,8 @@ impl Pump<'_> {
                 return Ok(Pumped::NoRoom);
             }
             let looked = Instant::now();
-            let (found, ddl) = store.next(stream.span.table, stream.position, stream.ddl_sent)?;
+            let Next { rows: found, ddl, until } =
+                store.next(stream.span.table, stream.position, stream.ddl_sent)?;
             if !matches!(found, Scan::End) {
                 self.metrics.read_index.record(looked.elapsed());
             }
@@ -129,6 +130,16 @@ impl Pump<'_> {
                 return Ok(self.send_ddl(head, stream, ddl));
             }
             let Some((batch, next)) = found else { return Ok(Pumped::All) };
+            if until.is_some_and(|until| batch.first_commit_ts() > Some(until)) {
+                // It came from disk: it is not read again for each look at a table that is held.
+                stream.loaded = Some((batch, next));
+                stream.wants_room = false;
+                return Ok(Pumped::All);
+            }
+            let (batch, next) = match until {
+                Some(until) if batch.last_commit_ts() > Some(until) => cut_at(&batch, until),
+                Some(_) | None => (batch, next),
+            };
             let (batch, next) = match ddl {
                 Some(ddl) if batch.last_commit_ts() > Some(ddl.commit_ts) => cut_at(&batch, ddl.commit_ts),
                 Some(_) | None => (batch, next),

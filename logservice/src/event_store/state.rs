@@ -9,6 +9,7 @@ use event::{DdlEvent, RowBatch, TableInfo, TxnMark};
 use heartbeatpb::{InfluencedTables, TableId, Ts, WallTime};
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use super::hold::Hold;
 use super::segment::{Extent, Pieces};
 use super::{CHUNK_BYTES, DiskChunk, Position, Scan};
 use crate::Error;
@@ -104,6 +105,8 @@ pub(super) struct State {
     pub(super) index_bytes: usize,
     pub(super) disk_bytes: u64,
     pub(super) closed: bool,
+    /// Tables whose streams stand still.
+    pub(super) held: BTreeMap<TableId, Hold>,
     dirty: FxHashSet<TableId>,
     /// Chunks in memory by age: (sequence, table). Entries of dropped chunks are skipped.
     ages: VecDeque<(u64, TableId)>,
@@ -125,6 +128,7 @@ impl State {
             index_bytes: 0,
             disk_bytes: 0,
             closed: false,
+            held: BTreeMap::new(),
             dirty: FxHashSet::default(),
             ages: VecDeque::new(),
             segments: BTreeMap::new(),
@@ -212,6 +216,11 @@ impl State {
             .and_then(|i| self.times.get(i))
             .or_else(|| self.times.front())
             .map(|(_, time)| *time)
+    }
+
+    /// Its readers look again.
+    pub(super) fn mark_dirty(&mut self, table: TableId) {
+        self.dirty.insert(table);
     }
 
     pub(super) fn take_dirty(&mut self) -> Vec<TableId> {

@@ -403,7 +403,7 @@ fn a_schema_change_is_visible_to_those_who_take_part_in_it_and_to_nobody_else() 
     let seen = |table: TableId| {
         let mut after = Ts::ZERO;
         std::iter::from_fn(|| {
-            let (_, ddl) = store.next(table, Position::after(Ts(70)), after).unwrap();
+            let ddl = store.next(table, Position::after(Ts(70)), after).unwrap().ddl;
             after = ddl?.commit_ts;
             Some(after.0)
         })

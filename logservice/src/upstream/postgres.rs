@@ -55,7 +55,7 @@ mod types;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use heartbeatpb::{ChangefeedId, TableSpan, Ts};
+use heartbeatpb::{ChangefeedId, TableId, TableSpan, Ts};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -67,7 +67,7 @@ use super::{
     UpstreamIdentity,
 };
 use crate::Error;
-use crate::event_store::StoreWriter;
+use crate::event_store::{Gate, StoreWriter};
 
 /// A PostgreSQL database.
 #[derive(Debug)]
@@ -118,6 +118,17 @@ impl Upstream for Postgres {
         pieces: usize,
     ) -> Result<SplitPoints, Error> {
         split::points(&self.options, spec, span, pieces).await
+    }
+
+    async fn resync(
+        &self,
+        spec: &FeedSpec,
+        table: TableId,
+        gate: &Gate,
+        progress: &Arc<ReaderProgress>,
+        shutdown: &CancellationToken,
+    ) -> Result<(), Error> {
+        copy::again::run(&self.options, spec, table, gate, progress, shutdown).await
     }
 
     async fn run_reader(

@@ -7,6 +7,7 @@ mod disk;
 mod early;
 mod large;
 mod floor;
+mod hold;
 mod neighbours;
 mod ranges;
 mod reset;

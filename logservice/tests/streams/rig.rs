@@ -169,6 +169,10 @@ impl Rig {
         self.log.close(&self.changefeed);
     }
 
+    pub(crate) fn gate(&self) -> logservice::event_store::Gate {
+        self.log.gate(&self.changefeed).unwrap()
+    }
+
     pub(crate) fn stats(&self) -> StoreStats {
         self.log.stats(&self.changefeed).unwrap()
     }

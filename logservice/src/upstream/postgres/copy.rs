@@ -18,6 +18,7 @@
 //!                      the store knows the tables; the stream begins at the oldest snapshot
 //! ```
 
+pub(super) mod again;
 mod direct;
 mod indexes;
 mod lines;
@@ -171,7 +172,7 @@ async fn snapshot(plan: &CopyPlan<'_>, of_use: usize) -> Result<Option<Snapshot>
     let mut exporter = Connection::connect(plan.options, Purpose::Replication, plan.application).await?;
     let Some(exported) = export(plan, &mut exporter).await? else { return Ok(None) };
     tracing::info!(changefeed = %plan.changefeed, position = %exported.position, tables = plan.tables.len(),
-        "initial copy begins");
+        "a copy begins");
     let mut connections = Vec::new();
     for _ in 0..plan.parallel.clamp(1, of_use.max(1)) {
         connections.push(import(plan, &exported.name).await?);
@@ -206,7 +207,7 @@ async fn export(plan: &CopyPlan<'_>, exporter: &mut Connection) -> Result<Option
                 return Ok(None);
             }
             () = tokio::time::sleep(SNAPSHOT_PATIENCE) => {
-                let wait = "the initial copy waits for the transactions that are running on the upstream to end";
+                let wait = "a copy waits for the transactions that are running on the upstream to end";
                 plan.progress.set_last_error(Some(wait.to_owned()));
                 tracing::warn!("{wait}");
             }

@@ -17,7 +17,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::BytesMut;
-use event::{CopiedPart, CopyFormat, CopyIndex, CopyPart, CopySession, KeyCodec, ReplicaIdentity, TableInfo};
+use event::{
+    CopiedPart, CopyFormat, CopyIndex, CopyPart, CopySession, KeyCodec, PartWriter, ReplicaIdentity,
+    TableInfo,
+};
 use heartbeatpb::{TableId, TableSpan, Ts, WallTime};
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
@@ -393,52 +396,9 @@ impl Run {
         let sql = parts::statement(&table.catalog, &table.shape, &part, format)
             .ok_or_else(|| Error::protocol("the bounds of a part are no keys of its table"))?;
         let mut writer = self.session.write(table.catalog.info.id, &part, format, self.snapshot).await?;
-        conn.start_copy(&action, &sql).await?;
-        let (mut data, mut out, mut failure, mut counted) = (CopyData::default(), BytesMut::new(), None, 0);
-        loop {
-            let step = conn.take_copy(&mut data, &mut out, CHUNK)?;
-            match step {
-                CopyStep::Wait => {
-                    let inside = data.is_inside();
-                    let more = async { if inside { conn.fill_on().await } else { conn.fill().await } };
-                    match tokio::time::timeout(SILENCE, more).await {
-                        Ok(filled) => filled?,
-                        Err(_) => return Err(silent(conn)),
-                    }
-                    continue;
-                }
-                CopyStep::Enough => {
-                    let new = data.messages - std::mem::replace(&mut counted, data.messages);
-                    self.progress.copied(&table.copy, new, out.len() as u64);
-                    writer.write(out.split().freeze()).await?;
-                }
-                CopyStep::Other(tag, total) => {
-                    match tag {
-                        b'E' => failure = Some(ServerError::parse(conn.body(total)).into_error(&action)),
-                        b'c' | b'C' | b'N' | b'S' | b'Z' => {}
-                        _ => {
-                            let what = format_args!("message {:?} in a copy", char::from(tag));
-                            return Err(Error::protocol(what));
-                        }
-                    }
-                    conn.advance(total);
-                    if tag == b'Z' {
-                        break;
-                    }
-                }
-            }
-        }
-        if let Some(failure) = failure {
-            return Err(failure);
-        }
-        // The binary format ends with a message of its own, which came before the end.
-        let rows = data.messages.saturating_sub(u64::from(format == CopyFormat::Binary));
-        let bytes = out.len() as u64;
-        if !out.is_empty() {
-            writer.write(out.freeze()).await?;
-        }
+        let mut count = |rows, bytes| self.progress.copied(&table.copy, rows, bytes);
+        let rows = relay(conn, (&action, &sql), format, &mut *writer, &mut count).await?;
         writer.commit(rows).await?;
-        self.progress.copied(&table.copy, rows.saturating_sub(counted), bytes);
         self.note(self.snapshot.0, self.snapshot.1);
         table.copy.part_done();
         if table.left.fetch_sub(1, Ordering::AcqRel) == 1 {
@@ -459,6 +419,58 @@ impl Table {
     fn name(&self) -> String {
         self.catalog.sql_name()
     }
+}
+
+/// Passes rows on as they come, and answers how many they were. `count` hears of them, and of their bytes.
+pub(super) async fn relay(
+    conn: &mut Connection,
+    (action, sql): (&str, &str),
+    format: CopyFormat,
+    writer: &mut dyn PartWriter,
+    count: &mut (dyn FnMut(u64, u64) + Send),
+) -> Result<u64, Error> {
+    conn.start_copy(action, sql).await?;
+    let (mut data, mut out, mut failure, mut counted) = (CopyData::default(), BytesMut::new(), None, 0);
+    loop {
+        match conn.take_copy(&mut data, &mut out, CHUNK)? {
+            CopyStep::Wait => {
+                let inside = data.is_inside();
+                let more = async { if inside { conn.fill_on().await } else { conn.fill().await } };
+                match tokio::time::timeout(SILENCE, more).await {
+                    Ok(filled) => filled?,
+                    Err(_) => return Err(silent(conn)),
+                }
+            }
+            CopyStep::Enough => {
+                let new = data.messages - std::mem::replace(&mut counted, data.messages);
+                count(new, out.len() as u64);
+                writer.write(out.split().freeze()).await?;
+            }
+            CopyStep::Other(tag, total) => {
+                match tag {
+                    b'E' => failure = Some(ServerError::parse(conn.body(total)).into_error(action)),
+                    b'c' | b'C' | b'N' | b'S' | b'Z' => {}
+                    _ => {
+                        return Err(Error::protocol(format_args!("message {:?} in a copy", char::from(tag))));
+                    }
+                }
+                conn.advance(total);
+                if tag == b'Z' {
+                    break;
+                }
+            }
+        }
+    }
+    if let Some(failure) = failure {
+        return Err(failure);
+    }
+    // The binary format ends with a message of its own, which came before the end.
+    let rows = data.messages.saturating_sub(u64::from(format == CopyFormat::Binary));
+    count(rows.saturating_sub(counted), out.len() as u64);
+    if !out.is_empty() {
+        writer.write(out.freeze()).await?;
+    }
+    Ok(rows)
 }
 
 /// Whether a part of an earlier run can be kept: parts by page belong to one snapshot, and parts by key to a table that
