@@ -7,6 +7,7 @@ mod credentials;
 mod hidden;
 mod reset;
 mod resume;
+mod resync;
 pub mod store;
 mod table;
 mod update;

@@ -14,6 +14,7 @@ mod operate;
 mod operations;
 mod page;
 pub mod password;
+mod resync;
 mod server;
 mod status;
 mod store;
@@ -41,6 +42,7 @@ pub(crate) use changefeed::KEYSPACE;
 pub(crate) use debug::dump_on_signal;
 pub(crate) use debug::tasks::Tasks;
 pub(crate) use error::ApiFailure;
+pub(crate) use models::time_text;
 
 /// Largest request body: a changefeed configuration is a few KiB.
 const MAX_BODY_BYTES: usize = 2 << 20;
@@ -133,6 +135,11 @@ pub(crate) fn router(state: Shared) -> Router {
         .route("/{id}/move_split_table", post(table::move_split_table))
         .route("/{id}/split_table_by_region_count", post(table::split_table))
         .route("/{id}/merge_table", post(table::merge_table))
+        .route("/{id}/resyncs", get(resync::list))
+        .route("/{id}/resync_table", post(resync::ask))
+        .route("/{id}/pause_resync", post(resync::pause))
+        .route("/{id}/resume_resync", post(resync::resume))
+        .route("/{id}/cancel_resync", post(resync::cancel))
         .route("/{id}/get_dispatcher_count", get(table::dispatcher_count))
         .route("/{id}/tables", get(table::tables));
     let v2 = Router::new()

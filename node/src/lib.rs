@@ -17,6 +17,7 @@ mod http;
 pub mod metrics;
 mod permitted;
 pub mod quickstart;
+mod resync;
 pub mod serve;
 pub mod shutdown;
 mod sinks;

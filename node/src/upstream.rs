@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use heartbeatpb::config::ChangefeedInfo;
-use heartbeatpb::{ChangefeedId, Gid, MaintainerEpoch, RunningError, TableSpan, Ts, WallTime};
+use heartbeatpb::{ChangefeedId, Gid, MaintainerEpoch, RunningError, TableSpan, Ts, WallTime, codes};
 use logservice::LogService;
+use logservice::event_store::Gate;
 use logservice::upstream::{
     CheckReport, FeedSpec, ReaderPhase, ReaderProgress, ReaderStart, StartPoint, Upstream,
 };
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::copies::Copies;
 use crate::http::ApiFailure;
+use crate::resync::{Means, Resyncs};
 
 impl From<logservice::Error> for ApiFailure {
     fn from(error: logservice::Error) -> Self {
@@ -53,6 +55,8 @@ struct Reader {
     task: JoinHandle<()>,
     /// Bytes of the log that the source has to keep, where positions are bytes.
     unconfirmed: Option<Gauge>,
+    /// Tables that are copied again beside it.
+    resyncs: Arc<Resyncs>,
 }
 
 impl Reader {
@@ -181,6 +185,32 @@ impl UpstreamHub {
         });
     }
 
+    /// The tables of a changefeed that are copied again, and how its streams are held.
+    ///
+    /// # Errors
+    /// When its log is not followed here now.
+    pub(crate) fn resyncs(&self, changefeed: &ChangefeedId) -> Result<(Arc<Resyncs>, Gate), ApiFailure> {
+        let later = |what: &str| {
+            ApiFailure::new(
+                codes::NOT_INITIALIZED,
+                format!("{what}; ask again when it is, as `changefeed query` tells"),
+            )
+        };
+        let readers = self.readers.lock();
+        let reader = readers.get(&changefeed.gid).filter(|reader| !reader.shutdown.is_cancelled());
+        let reader = reader.ok_or_else(|| later("the log of the changefeed is not being read"))?;
+        match reader.progress.phase() {
+            ReaderPhase::Streaming | ReaderPhase::WaitingForRoom => {}
+            ReaderPhase::Copying => return Err(later("the initial copy of the changefeed is not complete")),
+            ReaderPhase::Connecting | ReaderPhase::Stopped => {
+                return Err(later("the log of the changefeed is not being read"));
+            }
+        }
+        let gate =
+            self.log.gate(changefeed).ok_or_else(|| later("the log of the changefeed is not being read"))?;
+        Ok((Arc::clone(&reader.resyncs), gate))
+    }
+
     /// Numbers for a live view.
     pub(crate) fn progress(&self, changefeed: &ChangefeedId) -> Value {
         let written = self.written.lock().get(&changefeed.gid).map_or(0, |rows| rows.load(Ordering::Relaxed));
@@ -197,6 +227,7 @@ impl UpstreamHub {
             "copy_tables_done": read(&progress.copy_tables_done),
             "copy_rows": read(&progress.copy_rows),
             "copy": progress.copy.view(),
+            "resync": reader.resyncs.view(),
             "rows_read": read(&progress.log_rows),
             "transactions": read(&progress.transactions),
             "rows_written": written,
@@ -274,7 +305,7 @@ impl UpstreamHub {
     ) -> Result<(), logservice::Error> {
         let mut spec = feed_spec(info, epoch)?;
         let upstream = logservice::upstream::open(&spec.upstream_uri)?;
-        if let Some(copies) = self.copies.get().filter(|_| spec.initial_copy) {
+        if let Some(copies) = self.copies.get() {
             spec.copy_target = copies.of(info, epoch, self.written(&info.id))?;
         }
         self.stop_reader(info.id.gid, |reader| reader.epoch <= epoch).await;
@@ -285,6 +316,18 @@ impl UpstreamHub {
         let error: Arc<Mutex<Option<RunningError>>> = Arc::default();
         let shutdown = CancellationToken::new();
         let start = ReaderStart { start_ts: info.start_ts, checkpoint };
+        let resyncs = Arc::new(Resyncs::new(spec.copy_target.clone()));
+        if let Some(gate) = self.log.gate(&info.id) {
+            let means = Means {
+                upstream: Arc::clone(&upstream),
+                spec: FeedSpec { start_ts: info.start_ts, ..spec.clone() },
+                gate,
+                reader: Arc::clone(&progress),
+            };
+            let (resyncs, shutdown) = (Arc::clone(&resyncs), shutdown.clone());
+            // It ends with the reader, and what it leaves behind its successor ends.
+            tokio::spawn(async move { resyncs.run(means, shutdown).await });
+        }
         let task = {
             let (progress, error, shutdown) = (Arc::clone(&progress), Arc::clone(&error), shutdown.clone());
             let (node, id) = (self.node.clone(), info.id.clone());
@@ -322,6 +365,7 @@ impl UpstreamHub {
             shutdown,
             task,
             unconfirmed,
+            resyncs,
         };
         self.readers.lock().insert(info.id.gid, reader);
         if self.fenced.is_cancelled() {

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use heartbeatpb::config::{ConfigError, ReplicaConfig};
 use serde_json::{Map, Value, json};
 
-use super::{ApiError, CliError, Session, items, print_json, resume, say, table, update};
+use super::{ApiError, CliError, Session, items, print_json, resume, resync, say, table, update};
 use crate::config::nearest;
 
 #[derive(Subcommand, Debug)]
@@ -49,6 +49,16 @@ pub(super) enum ChangefeedCommand {
     SplitTableByRegionCount(table::TableArg),
     /// Join two neighbouring parts of a divided table.
     MergeTable(table::TableArg),
+    /// Copy a table again while the others go on, when its rows at the target are not those of the source.
+    ResyncTable(resync::ResyncArgs),
+    /// Which tables are copied again, how far they are, and what came of it, as JSON.
+    Resyncs(IdArg),
+    /// Let a table that is being copied again rest; what was written of it is rolled back.
+    PauseResync(resync::TableArgs),
+    /// Copy a table again whose copy rests.
+    ResumeResync(resync::TableArgs),
+    /// Withdraw the request for a table, or forget what came of it; the table stays as it is.
+    CancelResync(resync::TableArgs),
 }
 
 #[derive(Args, Debug)]
@@ -172,6 +182,11 @@ pub(super) async fn run(client: &Session, command: ChangefeedCommand) -> Result<
         ChangefeedCommand::MoveSplitTable(args) => table::move_table(client, "move_split_table", &args).await,
         ChangefeedCommand::SplitTableByRegionCount(args) => table::split(client, &args).await,
         ChangefeedCommand::MergeTable(args) => table::merge(client, &args).await,
+        ChangefeedCommand::ResyncTable(args) => resync::ask(client, &args).await,
+        ChangefeedCommand::Resyncs(id) => resync::list(client, &id.changefeed_id).await,
+        ChangefeedCommand::PauseResync(args) => resync::change(client, "pause_resync", &args).await,
+        ChangefeedCommand::ResumeResync(args) => resync::change(client, "resume_resync", &args).await,
+        ChangefeedCommand::CancelResync(args) => resync::change(client, "cancel_resync", &args).await,
     }
 }
 

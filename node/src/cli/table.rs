@@ -33,7 +33,7 @@ pub(super) struct MoveArgs {
 }
 
 /// `{"success": …, "error": …}`; a failure is a result too, and makes the exit code 1.
-fn tell(result: Result<Value, ApiError>) -> Result<(), CliError> {
+pub(super) fn tell(result: Result<Value, ApiError>) -> Result<(), CliError> {
     match result {
         Ok(_) => print_json(&json!({ "success": true, "error": "" })),
         Err(error) => {

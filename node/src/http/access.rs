@@ -136,8 +136,14 @@ pub(super) fn rule_of(method: &Method, path: &str) -> Option<Rule> {
                 "/changefeeds/{id}/move_table"
                 | "/changefeeds/{id}/move_split_table"
                 | "/changefeeds/{id}/split_table_by_region_count"
-                | "/changefeeds/{id}/merge_table",
+                | "/changefeeds/{id}/merge_table"
+                | "/changefeeds/{id}/resync_table"
+                | "/changefeeds/{id}/pause_resync"
+                | "/changefeeds/{id}/resume_resync"
+                | "/changefeeds/{id}/cancel_resync",
             ) => Some(PLACING),
+            // It asks the target.
+            ("GET", "/changefeeds/{id}/resyncs") => Some(PLACING),
             ("GET", "/operations" | "/operations/{id}" | "/unsafe/metadata") => Some(LED),
             ("POST", "/unsafe/resolve_lock") | ("DELETE", "/unsafe/service_gc_safepoint") => Some(LED),
             _ => None,

@@ -73,6 +73,15 @@ impl ApiFailure {
         Self::new("CDC:ErrAPIInvalidParam", message)
     }
 
+    /// The same with what to do, if it is the failure of this code.
+    pub(crate) fn advised(mut self, code: &str, words: &str) -> Self {
+        if self.code == code {
+            self.message.push_str("; ");
+            self.message.push_str(words);
+        }
+        self
+    }
+
     /// A body over the limit.
     pub(crate) fn too_large() -> Self {
         let words = format!("the request body is too large: at most {} bytes", super::MAX_BODY_BYTES);

@@ -53,7 +53,7 @@ pub(super) fn millis_of(time: WallTime) -> i64 {
 }
 
 /// `YYYY-MM-DD hh:mm:ss.mmm` in UTC; `null` in JSON when unknown.
-pub(super) fn time_text(time: Option<WallTime>) -> Option<String> {
+pub(crate) fn time_text(time: Option<WallTime>) -> Option<String> {
     let time = time?;
     let format = format_description!("[year]-[month]-[day] [hour]:[minute]:[second].[subsecond digits:3]");
     let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(time.0) * 1000).ok()?;

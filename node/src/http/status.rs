@@ -88,6 +88,11 @@ fn held_value(standstill: &Standstill, reader: &Value) -> Value {
     if let Holder::Node { node, .. } = &standstill.holder {
         value["node_id"] = json!(node.as_str());
         let problem = reader["reader_problem"].as_str();
+        let place = standstill.holder.place();
+        if place.is_some_and(|place| reader["resync"]["table_id"] == json!(place.table)) {
+            value["kind"] = json!("resync");
+            value["by"] = json!(format!("{}: the table is being copied again", standstill.holder));
+        }
         if reader["connected"] == false || problem.is_some() {
             let problem = problem.unwrap_or("it is not connected");
             value["kind"] = json!("reader");
@@ -101,7 +106,7 @@ fn held_value(standstill: &Standstill, reader: &Value) -> Value {
 mod tests {
     use std::time::Duration;
 
-    use heartbeatpb::Ts;
+    use heartbeatpb::{DispatcherId, TableId, Ts};
 
     use super::*;
 
@@ -124,5 +129,20 @@ mod tests {
         assert!(value["by"].as_str().unwrap().ends_with("connection refused"), "{value}");
         let value = held_value(&standstill(Holder::Upstream), &down);
         assert_eq!(value["kind"], "upstream", "what the maintainer knows itself stays");
+    }
+
+    #[test]
+    fn a_table_that_is_copied_again_is_what_holds_and_no_other_one_is() {
+        let place = maintainer::Place { dispatcher: DispatcherId::new(1, 2), table: TableId(7) };
+        let held = |table: i64| {
+            let node = Holder::Node { node: "n1".into(), slowest: Some(place), waits_at: None };
+            held_value(&standstill(node), &json!({ "connected": true, "resync": { "table_id": table } }))
+        };
+        let value = held(7);
+        assert_eq!((&value["kind"], &value["table_id"]), (&json!("resync"), &json!(7)));
+        assert!(value["by"].as_str().unwrap().ends_with("is being copied again"), "{value}");
+        assert_eq!(held(8)["kind"], "node");
+        let nobody = Holder::Node { node: "n1".into(), slowest: None, waits_at: None };
+        assert_eq!(held_value(&standstill(nobody), &json!({ "connected": true }))["kind"], "node");
     }
 }

@@ -18,5 +18,6 @@ mod life;
 mod many_tables;
 mod observed;
 mod people;
+mod resync;
 mod spans;
 mod types;
