@@ -17,6 +17,7 @@ pub mod compare;
 pub mod etcd;
 pub mod load;
 pub mod pair;
+pub mod plot;
 pub mod postgres;
 pub mod process;
 pub mod prometheus;
