@@ -15,6 +15,7 @@
 pub mod api;
 pub mod compare;
 pub mod etcd;
+pub mod figures;
 pub mod load;
 pub mod pair;
 pub mod plot;

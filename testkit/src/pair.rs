@@ -1,16 +1,15 @@
 //! A source and a target server with the tables of `pgbench`, and the two ways to replicate between them that the
 //! benchmarks put side by side: PostgreSQL's own logical replication, and Millrace.
 
-use std::collections::BTreeMap;
-use std::fs;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 use tokio_postgres::Client;
 
 use crate::postgres::{PASSWORD, program};
+use crate::process::tree_cpu_seconds;
 use crate::{Millrace, PgServer, compare};
 
 /// Tables of `pgbench`, and one whose row says that everything before it has arrived.
@@ -20,69 +19,15 @@ pub const TABLES: [&str; 5] =
 const PUBLICATION: &str = "native";
 /// A database of the target from which the others are made.
 const FRESH: &str = "fresh";
-/// Unit of the times in `/proc/PID/stat`.
-const TICKS_PER_SECOND: f64 = 100.0;
 /// How often a state is looked at.
 const LOOK: Duration = Duration::from_millis(10);
+/// How long a worker may take to let go of its slot.
+const LET_GO: Duration = Duration::from_secs(60);
 
-/// Processor time of a process, its living descendants, and those of its children that have ended, in seconds.
-///
-/// # Errors
-/// When there is no such process.
-pub fn tree_cpu_seconds(root: u32) -> Result<f64> {
-    let mut processes: BTreeMap<u32, (u32, f64)> = BTreeMap::new();
-    for entry in fs::read_dir("/proc")? {
-        let name = entry?.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
-        // It may have ended since it was listed.
-        let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
-        processes.extend(parent_and_time(&stat).map(|found| (pid, found)));
-    }
-    if !processes.contains_key(&root) {
-        bail!("process {root} is gone");
-    }
-    let mut total = 0.0;
-    for &pid in processes.keys() {
-        let mut at = pid;
-        // Bounded: a process id that was used again could close a circle.
-        for _ in 0..64 {
-            if at == root {
-                total += processes.get(&pid).map_or(0.0, |(_, seconds)| *seconds);
-                break;
-            }
-            match processes.get(&at) {
-                Some((parent, _)) if *parent > 0 => at = *parent,
-                Some(_) | None => break,
-            }
-        }
-    }
-    Ok(total)
-}
-
-/// The parent of a process, and the seconds that it and its reaped children have used.
-fn parent_and_time(stat: &str) -> Option<(u32, f64)> {
-    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    let mut ticks = 0.0;
-    for at in 11..=14 {
-        ticks += fields.get(at)?.parse::<f64>().ok()?;
-    }
-    Some((fields.get(1)?.parse().ok()?, ticks / TICKS_PER_SECOND))
-}
-
-/// Memory of a process that it shares with nobody, in bytes; 0 when it is gone.
+/// Name of the changefeed that writes into a database of the target.
 #[must_use]
-pub fn private_bytes(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-    let kilobytes = line.and_then(|text| text.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
-    kilobytes.unwrap_or_default() * 1024
-}
-
-/// Processes that want the processor now and over the last minute, for people.
-#[must_use]
-pub fn load() -> String {
-    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    text.split_whitespace().next().unwrap_or("?").to_owned()
+pub fn feed_name(database: &str) -> String {
+    database.replace('_', "-")
 }
 
 /// Runs `pgbench` against a database to its end; answers what it printed.
@@ -143,7 +88,9 @@ pub struct Pair {
 
 impl Pair {
     /// Starts both with `pgbench`'s tables of a size (100,000 accounts each). The target writes as one in service does: `fsync`
-    /// and full pages; the source, which is the same for both ways, does not.
+    /// and full pages; the source, which is the same for both ways, does not. But it hands its log to the system at every
+    /// commit: with `synchronous_commit = off` there, a commit is sent to nobody before the log writer's next round, a fifth
+    /// of a second later.
     ///
     /// # Errors
     /// When a server does not start.
@@ -161,7 +108,7 @@ impl Pair {
             .setting("fsync", "on")
             .setting("full_page_writes", "on")
             .setting("synchronous_commit", synchronous_commit);
-        let source = builder().setting("synchronous_commit", "off");
+        let source = builder().setting("synchronous_commit", "on");
         let (source, target) = tokio::try_join!(source.start(), target.start())?;
         let pair = Self { source, target, synchronous_commit: synchronous_commit.to_owned() };
         pair.target.sql("postgres", &format!("CREATE DATABASE {FRESH}")).await?;
@@ -246,7 +193,11 @@ impl Pair {
         self.target.sql(database, &format!("DROP SUBSCRIPTION {database}")).await?;
         let client = self.source.client("postgres").await?;
         let active = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1 AND active";
+        let deadline = Instant::now() + LET_GO;
         while client.query_one(active, &[&database]).await?.get::<_, i64>(0) > 0 {
+            if Instant::now() > deadline {
+                bail!("the slot of {database} is in use {LET_GO:?} after its subscription was removed");
+            }
             tokio::time::sleep(LOOK).await;
         }
         client.query("SELECT pg_drop_replication_slot($1)", &[&database]).await?;
@@ -270,7 +221,7 @@ impl Pair {
     pub async fn feed(&self, millrace: &Millrace, database: &str, query: &str) -> Result<()> {
         let config = json!({ "force_replicate": true, "initial_copy": { "enabled": false } });
         let to = format!("{}{query}", self.target.uri(database));
-        let name = database.replace('_', "-");
+        let name = feed_name(database);
         millrace.api().create(&name, &self.source.uri("postgres"), &to, &config).await?;
         millrace.api().pause(&name).await
     }
@@ -281,7 +232,6 @@ impl Pair {
     /// When the source refuses it.
     pub async fn finish(&self, number: i32) -> Result<u64> {
         let client = self.source.client("postgres").await?;
-        client.batch_execute("SET synchronous_commit = on").await?;
         client.execute("INSERT INTO finish VALUES ($1)", &[&number]).await?;
         let row = client.query_one("SELECT (pg_current_wal_insert_lsn() - '0/0')::text", &[]).await?;
         let end = row.get::<_, String>(0).parse()?;
@@ -296,6 +246,39 @@ impl Pair {
     /// When the target cannot be asked.
     pub async fn finished(&self, client: &Client, number: i32) -> Result<bool> {
         Ok(client.query_opt("SELECT 1 FROM finish WHERE id = $1", &[&number]).await?.is_some())
+    }
+
+    /// The end of the target's log.
+    ///
+    /// # Errors
+    /// When the target cannot be asked.
+    pub async fn target_log(&self) -> Result<String> {
+        let client = self.target.client("postgres").await?;
+        Ok(client.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await?.get(0))
+    }
+
+    /// When the transactions behind a position of the target's log committed there, by their ids.
+    ///
+    /// The log alone knows: of a transaction that a subscription applied, `pg_xact_commit_timestamp` says when it committed
+    /// at the source.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub async fn commit_times(&self, from: &str) -> Result<Vec<(i64, String)>> {
+        // One more transaction, so that everything before it is in the files.
+        let client = self.target.client("postgres").await?;
+        let flush = "SET synchronous_commit = on; SELECT pg_logical_emit_message(true, '', '')";
+        client.batch_execute(flush).await?;
+        let end: String = client.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await?.get(0);
+        let mut command = Command::new(program("pg_waldump"));
+        command.arg("-p").arg(self.target.data().join("pg_wal"));
+        command.args(["-r", "Transaction", "-s", from, "-e", &end]).env("TZ", "UTC");
+        let output = tokio::task::spawn_blocking(move || command.stdin(Stdio::null()).output()).await?;
+        let output = output.context("start pg_waldump")?;
+        if !output.status.success() {
+            bail!("pg_waldump: {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).lines().filter_map(commit_time).collect())
     }
 
     /// Fails unless a database of the target has the rows of the source.
@@ -313,18 +296,24 @@ impl Pair {
     }
 }
 
+/// Id and time of a commit in a line of `pg_waldump`.
+fn commit_time(line: &str) -> Option<(i64, String)> {
+    let (head, what) = line.split_once("desc: COMMIT ")?;
+    let id = head.split_once("tx:")?.1.split(',').next()?.trim().parse().ok()?;
+    Some((id, what.split(';').next()?.trim().to_owned()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_time_of_a_process_has_that_of_its_children() {
-        let stat = "42 (odd ) name) S 7 2 3 4 5 6 7 8 9 10 100 50 25 25 20 0";
-        assert_eq!(
-            parent_and_time(stat).map(|(parent, time)| (parent, time.to_bits())),
-            Some((7, 2f64.to_bits()))
-        );
-        assert!(tree_cpu_seconds(std::process::id()).is_ok());
-        assert!(private_bytes(std::process::id()) > 0);
+    fn commits_in_the_log_have_an_id_and_the_time_of_the_server_that_applied_them() {
+        let native = "rmgr: Transaction len (rec/tot):     65/    65, tx:        755, lsn: 0/0154D0A8, prev 0/0154D068, \
+                      desc: COMMIT 2026-01-02 03:04:05.678901 UTC; origin: node 1, lsn 0/1, at 2026-01-02 03:04:05.5 UTC";
+        assert_eq!(commit_time(native), Some((755, "2026-01-02 03:04:05.678901 UTC".into())));
+        let own = "rmgr: Transaction len (rec/tot):     34/    34, tx:  9, lsn: 0/1, prev 0/0, desc: COMMIT 2026-01-02 03:04:05 UTC";
+        assert_eq!(commit_time(own), Some((9, "2026-01-02 03:04:05 UTC".into())));
+        assert_eq!(commit_time("rmgr: Transaction, tx: 9, desc: ABORT 2026-01-02 03:04:05 UTC"), None);
     }
 }

@@ -1,5 +1,6 @@
 //! The real program as a process: started, killed, started again, measured.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::Api;
+use crate::api::Progress;
 
 /// How long the program may take until its API answers, or until it has stopped.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -16,6 +18,39 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(20);
 /// Unit of the times in `/proc/PID/stat`: the same on every Linux that Rust supports.
 const TICKS_PER_SECOND: f64 = 100.0;
+
+/// What `/proc/PID/stat`, or that of a thread, says.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Stat {
+    parent: u32,
+    /// Processor time in user and kernel mode.
+    own_seconds: f64,
+    /// That of its children that have ended and were reaped.
+    reaped_seconds: f64,
+    /// It has ended and only waits to be reaped.
+    ended: bool,
+}
+
+impl Stat {
+    fn parse(stat: &str) -> Option<Self> {
+        // The program's name stands in parentheses and may hold anything, so counting begins after it.
+        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        let seconds = |at: usize| Some(fields.get(at)?.parse::<f64>().ok()? / TICKS_PER_SECOND);
+        Some(Self {
+            parent: fields.get(1)?.parse().ok()?,
+            own_seconds: seconds(11)? + seconds(12)?,
+            reaped_seconds: seconds(13)? + seconds(14)?,
+            ended: matches!(fields.first(), Some(&"Z" | &"X")),
+        })
+    }
+}
+
+/// A line of `/proc/PID/status` that counts kilobytes, in bytes; 0 when it has none.
+fn bytes_of(status: &str, name: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let kilobytes = line.and_then(|text| text.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kilobytes.unwrap_or_default() * 1024
+}
 
 /// What a process has used so far.
 #[derive(Clone, Copy, Debug, Default)]
@@ -36,22 +71,70 @@ impl Usage {
     pub fn of(pid: u32) -> Result<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("the process is gone")?;
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        Self::parse(&stat, &status).context("/proc has an unknown form")
+        let stat = Stat::parse(&stat).context("/proc has an unknown form")?;
+        Ok(Self { cpu_seconds: stat.own_seconds, peak_bytes: bytes_of(&status, "VmHWM"), ended: stat.ended })
     }
+}
 
-    fn parse(stat: &str, status: &str) -> Option<Self> {
-        // The program's name stands in parentheses and may hold anything, so counting begins after it.
-        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-        let ticks: f64 = fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?;
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kilobytes: u64 =
-            peak.and_then(|text| text.trim().strip_suffix("kB")?.trim().parse().ok()).unwrap_or_default();
-        Some(Self {
-            cpu_seconds: ticks / TICKS_PER_SECOND,
-            peak_bytes: kilobytes * 1024,
-            ended: matches!(fields.first(), Some(&"Z" | &"X")),
-        })
+/// Processor time of a process, its living descendants, and those of its children that have ended, in seconds.
+///
+/// # Errors
+/// When there is no such process.
+pub fn tree_cpu_seconds(root: u32) -> Result<f64> {
+    let mut processes: BTreeMap<u32, Stat> = BTreeMap::new();
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+        // It may have ended since it was listed.
+        let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
+        processes.extend(Stat::parse(&stat).map(|found| (pid, found)));
     }
+    if !processes.contains_key(&root) {
+        bail!("process {root} is gone");
+    }
+    let mut total = 0.0;
+    for (&pid, found) in &processes {
+        let mut at = pid;
+        // Bounded: a process id that was used again could close a circle.
+        for _ in 0..64 {
+            if at == root {
+                total += found.own_seconds + found.reaped_seconds;
+                break;
+            }
+            match processes.get(&at) {
+                Some(stat) if stat.parent > 0 => at = stat.parent,
+                Some(_) | None => break,
+            }
+        }
+    }
+    Ok(total)
+}
+
+/// Processor time of a thread of this process by its name, in seconds.
+///
+/// # Errors
+/// When there is no such thread.
+pub fn thread_cpu_seconds(name: &str) -> Result<f64> {
+    for entry in fs::read_dir("/proc/self/task")? {
+        let path = entry?.path();
+        if fs::read_to_string(path.join("comm")).unwrap_or_default().trim() != name {
+            continue;
+        }
+        // Nanoseconds on the processor, waiting for it, and turns; not every kernel has it.
+        let times = fs::read_to_string(path.join("schedstat")).unwrap_or_default();
+        if let Some(nanos) = times.split(' ').next().and_then(|text| text.parse::<u64>().ok()) {
+            return Ok(Duration::from_nanos(nanos).as_secs_f64());
+        }
+        let stat = Stat::parse(&fs::read_to_string(path.join("stat"))?);
+        return Ok(stat.context("/proc has an unknown form")?.own_seconds);
+    }
+    bail!("there is no thread {name}")
+}
+
+/// Memory of a process that it shares with nobody, in bytes; 0 when it is gone.
+#[must_use]
+pub fn private_bytes(pid: u32) -> u64 {
+    bytes_of(&fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default(), "RssAnon")
 }
 
 /// A Millrace server. Dropped = killed.
@@ -239,6 +322,44 @@ impl Millrace {
         Ok(())
     }
 
+    /// How far a changefeed is.
+    ///
+    /// # Errors
+    /// When the process has ended, or the changefeed has a problem.
+    pub async fn progress(&mut self, changefeed: &str) -> Result<Progress> {
+        self.still_running()?;
+        let progress = self.api().progress(changefeed).await?;
+        if progress.state == "failed" || progress.state == "warning" {
+            bail!("the changefeed has a problem: {}", progress.all["error"]);
+        }
+        Ok(progress)
+    }
+
+    /// Waits until everything up to a position is downstream; `look` is called meanwhile, every few milliseconds.
+    ///
+    /// # Errors
+    /// As [`Millrace::progress`], and when it takes longer than `limit`.
+    pub async fn reach(
+        &mut self,
+        changefeed: &str,
+        position: u64,
+        limit: Duration,
+        mut look: impl FnMut(),
+    ) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let progress = self.progress(changefeed).await?;
+            look();
+            if progress.checkpoint >= position {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("{changefeed} did not reach {position} within {limit:?}: {}", progress.all);
+            }
+            tokio::time::sleep(LOOK / 2).await;
+        }
+    }
+
     /// Kills the process as the kernel would, without a chance to write anything.
     ///
     /// # Errors
@@ -294,12 +415,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn usage_is_read_behind_any_program_name() {
-        let stat = "42 (odd ) name) Z 1 2 3 4 5 6 7 8 9 10 150 50 0 0 20";
-        let usage = Usage::parse(stat, "VmPeak:\t9 kB\nVmHWM:\t    2048 kB\n").unwrap();
-        assert!((usage.cpu_seconds - 2.0).abs() < 1e-9);
-        assert_eq!((usage.peak_bytes, usage.ended), (2 << 20, true));
+    fn what_proc_says_is_read_behind_any_program_name() {
+        let stat = Stat::parse("42 (odd ) name) Z 7 2 3 4 5 6 7 8 9 10 150 50 25 75 20 0");
+        let (own_seconds, reaped_seconds) = (2.0, 1.0);
+        assert_eq!(stat, Some(Stat { parent: 7, own_seconds, reaped_seconds, ended: true }));
+        assert_eq!(bytes_of("VmPeak:\t9 kB\nVmHWM:\t    2048 kB\n", "VmHWM"), 2 << 20);
         let own = Usage::of(std::process::id()).unwrap();
         assert!(own.peak_bytes > 0 && !own.ended);
+    }
+
+    #[test]
+    fn processes_and_threads_that_are_there_have_a_time_and_others_have_none() {
+        assert!(tree_cpu_seconds(std::process::id()).is_ok());
+        assert!(private_bytes(std::process::id()) > 0);
+        let thread = std::thread::Builder::new().name("counted".into());
+        let thread = thread.spawn(|| thread_cpu_seconds("counted")).unwrap();
+        assert!(thread.join().unwrap().is_ok());
+        assert!(thread_cpu_seconds("nobody").is_err());
     }
 }

@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
-use testkit::pair::{self, Times, load, private_bytes};
+use testkit::figures::{load, median};
+use testkit::pair::{self, Times, feed_name};
+use testkit::plot::{self, Bar};
+use testkit::process::private_bytes;
 use testkit::{Millrace, Pair};
 
 /// Row changes of one transaction of the backlog: three updates and an insert.
@@ -40,15 +43,18 @@ struct Arguments {
     /// Size of the tables: 100,000 accounts each.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=1000))]
     scale: u64,
-    /// `synchronous_commit` of the target, for both ways.
-    #[arg(long, default_value = "on", value_parser = ["on", "off"])]
-    synchronous_commit: String,
+    /// `synchronous_commit` of the target, for both ways; by default one after the other.
+    #[arg(long, value_parser = ["on", "off"])]
+    synchronous_commit: Option<String>,
     /// Which way.
     #[arg(long, value_enum, default_value_t = Ways::Both)]
     only: Ways,
     /// Is appended to the sink URI, such as `?worker-count=2`.
     #[arg(long, default_value = "")]
     sink_query: String,
+    /// Draws the rates into a file, as SVG.
+    #[arg(long)]
+    plot: Option<PathBuf>,
     /// A small backlog, once: whether the program works.
     #[arg(long)]
     quick: bool,
@@ -88,15 +94,43 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: &Arguments) -> Result<()> {
-    let pair = Pair::start(arguments.scale, &arguments.synchronous_commit).await?;
+    let mut bars = Vec::new();
+    for durable in ["on", "off"] {
+        if arguments.synchronous_commit.as_deref().is_none_or(|only| only == durable) {
+            bars.extend(at_durability(arguments, durable).await?);
+        }
+    }
+    if let Some(path) = &arguments.plot {
+        std::fs::write(path, plot::bars("Row changes a second, by synchronous_commit of the target", &bars))?;
+    }
+    Ok(())
+}
+
+async fn at_durability(arguments: &Arguments, durable: &str) -> Result<Vec<Bar>> {
+    let pair = Pair::start(arguments.scale, durable).await?;
     let work = tempfile::Builder::new().prefix("millrace-apply-").tempdir()?;
     let program = arguments.millrace.clone().unwrap_or_else(Millrace::default_program);
     let mut millrace = Millrace::new(&program, work.path())?;
     let outcome = measure(arguments, &pair, &mut millrace).await;
-    if outcome.is_err() {
+    let Ok((their, own)) = outcome else {
         println!("the last lines of millrace's log:\n{}", millrace.log_tail(LOG_LINES));
+        return outcome.map(|_| Vec::new());
+    };
+    let mut bars = Vec::new();
+    for (colour, (name, measured)) in [("subscription", their), ("millrace", own)].into_iter().enumerate() {
+        let Some(measured) = measured else { continue };
+        print_measure(&format!("{durable}: median {name}"), arguments, measured);
+        let (value, cpu) = (measured.rate(arguments), measured.micros(arguments));
+        let text = format!("{value:.0}, {cpu:.0} µs of processor time each");
+        bars.push(Bar { name: format!("{durable}: {name}"), value, text, colour });
     }
-    outcome
+    if let (Some(their), Some(own)) = (their, own) {
+        println!(
+            "synchronous_commit = {durable}: rate of millrace / rate of native replication: {:.2}",
+            their.wall_seconds / own.wall_seconds
+        );
+    }
+    Ok(bars)
 }
 
 fn native(round: u64) -> String {
@@ -107,7 +141,12 @@ fn own(round: u64) -> String {
     format!("own_{round}")
 }
 
-async fn measure(arguments: &Arguments, pair: &Pair, millrace: &mut Millrace) -> Result<()> {
+/// The medians of both ways.
+async fn measure(
+    arguments: &Arguments,
+    pair: &Pair,
+    millrace: &mut Millrace,
+) -> Result<(Option<Measure>, Option<Measure>)> {
     millrace.start().await?;
     for round in 1..=arguments.rounds {
         if arguments.only != Ways::Millrace {
@@ -140,21 +179,8 @@ async fn measure(arguments: &Arguments, pair: &Pair, millrace: &mut Millrace) ->
             ours.push(measured);
         }
     }
-    let (their, own) = (median(&theirs), median(&ours));
-    if !theirs.is_empty() {
-        print_measure("median native", arguments, their);
-    }
-    if !ours.is_empty() {
-        print_measure("median millrace", arguments, own);
-    }
-    if !theirs.is_empty() && !ours.is_empty() {
-        println!(
-            "synchronous_commit = {}: rate of millrace / rate of native replication: {:.2}",
-            arguments.synchronous_commit,
-            their.wall_seconds / own.wall_seconds
-        );
-    }
-    Ok(())
+    let middle = |all: &[Measure]| (!all.is_empty()).then(|| median(all, |measure| measure.wall_seconds));
+    Ok((middle(&theirs), middle(&ours)))
 }
 
 /// Makes the changes. Answers a position that is behind all of them.
@@ -200,28 +226,15 @@ async fn subscription(pair: &Pair, database: &str) -> Result<Measure> {
 
 /// Resumes a changefeed in a fresh process, so that each round has its own memory and processor time.
 async fn changefeed(pair: &Pair, millrace: &mut Millrace, database: &str, end: u64) -> Result<Measure> {
-    let name = database.replace('_', "-");
+    let name = feed_name(database);
     millrace.start().await?;
     let pid = millrace.pid().context("the server runs")?;
     let before = pair.times(Some(millrace))?;
     let mut peak_bytes = 0;
     let started = Instant::now();
     millrace.api().resume(&name).await?;
-    loop {
-        millrace.still_running()?;
-        let progress = millrace.api().progress(&name).await?;
-        if progress.state == "failed" || progress.state == "warning" {
-            bail!("the changefeed has a problem: {}", progress.all["error"]);
-        }
-        peak_bytes = peak_bytes.max(private_bytes(pid));
-        if progress.checkpoint >= end {
-            break;
-        }
-        if started.elapsed() > LIMIT {
-            bail!("the backlog was not applied within {LIMIT:?}: {}", progress.all);
-        }
-        tokio::time::sleep(LOOK).await;
-    }
+    let look = || peak_bytes = peak_bytes.max(private_bytes(pid));
+    millrace.reach(&name, end, LIMIT, look).await?;
     let wall_seconds = started.elapsed().as_secs_f64();
     let times = pair.times(Some(millrace))?.since(before);
     // The next round's process would read this one's log again.
@@ -230,33 +243,28 @@ async fn changefeed(pair: &Pair, millrace: &mut Millrace, database: &str, end: u
     Ok(Measure { wall_seconds, times, peak_bytes })
 }
 
-#[expect(clippy::cast_precision_loss, reason = "rates for people")]
+impl Measure {
+    /// Row changes a second.
+    #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
+    fn rate(&self, arguments: &Arguments) -> f64 {
+        (arguments.transactions * CHANGES_PER_TRANSACTION) as f64 / self.wall_seconds
+    }
+
+    /// Processor time of a change on all sides, in microseconds.
+    fn micros(&self, arguments: &Arguments) -> f64 {
+        let Times { source, target, millrace } = self.times;
+        (source + target + millrace) * 1e6 / (self.rate(arguments) * self.wall_seconds)
+    }
+}
+
 fn print_measure(name: &str, arguments: &Arguments, measure: Measure) {
-    let rate = (arguments.transactions * CHANGES_PER_TRANSACTION) as f64 / measure.wall_seconds;
     println!(
-        "{name:18} {:7.2} s wall {rate:9.0} changes/s   {}   {:4} MiB peak   load {}",
+        "{name:24} {:7.2} s wall {:9.0} changes/s   {}, {:5.1} us each   {:4} MiB peak   load {}",
         measure.wall_seconds,
+        measure.rate(arguments),
         measure.times,
+        measure.micros(arguments),
         measure.peak_bytes >> 20,
         load()
     );
-}
-
-/// The one in the middle by its time.
-fn median(measures: &[Measure]) -> Measure {
-    let mut sorted = measures.to_vec();
-    sorted.sort_by(|one, other| one.wall_seconds.total_cmp(&other.wall_seconds));
-    sorted.get(sorted.len() / 2).copied().unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_median_is_the_measure_in_the_middle_by_its_time() {
-        let of = |wall_seconds| Measure { wall_seconds, ..Measure::default() };
-        assert!((median(&[of(3.0), of(1.0), of(2.0)]).wall_seconds - 2.0).abs() < 1e-9);
-        assert!(median(&[]).wall_seconds.abs() < 1e-9);
-    }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use serde_json::json;
+use testkit::figures::median;
 use testkit::postgres::program;
 use testkit::{Millrace, PgServer};
 
@@ -156,7 +157,8 @@ async fn measure(
             target.sql("postgres", &format!("DROP DATABASE {database} WITH (FORCE)")).await?;
         }
     }
-    let (their, own) = (median(&theirs), median(&ours));
+    let by = |measure: &Measure| measure.wall_seconds;
+    let (their, own) = (median(&theirs, by), median(&ours, by));
     print_measure(&format!("{} median COPY | COPY", shape.name), rows, their);
     print_measure(&format!("{} median millrace", shape.name), rows, own);
     println!(
@@ -228,11 +230,7 @@ async fn replicate(
     let feed = api.create(&name, &source.uri(shape.name), &target.uri(database), &config).await?;
     let begin = feed["start_ts"].as_u64().context("a start position")?;
     loop {
-        millrace.still_running()?;
-        let progress = api.progress(&name).await?;
-        if progress.state == "failed" || progress.state == "warning" {
-            bail!("the changefeed has a problem: {}", progress.all);
-        }
+        let progress = millrace.progress(&name).await?;
         if progress.checkpoint > begin || progress.all["copy"]["tables_done"] == 1 {
             break;
         }
@@ -251,13 +249,6 @@ async fn replicate(
     api.pause(&name).await?;
     millrace.stop().await?;
     Ok(measure)
-}
-
-/// The one in the middle by its time.
-fn median(measures: &[Measure]) -> Measure {
-    let mut sorted = measures.to_vec();
-    sorted.sort_by(|one, other| one.wall_seconds.total_cmp(&other.wall_seconds));
-    sorted.get(sorted.len() / 2).copied().unwrap_or_default()
 }
 
 #[expect(clippy::cast_precision_loss, reason = "rates for people")]

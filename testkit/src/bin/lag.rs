@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use testkit::pair::{self, load};
+use testkit::figures::{load, median};
+use testkit::pair::{self, feed_name};
+use testkit::plot::{Chart, Line};
 use testkit::{Millrace, Pair};
 use tokio_postgres::Client;
 
@@ -24,12 +26,16 @@ const LIMIT: Duration = Duration::from_secs(600);
 const LOOK: Duration = Duration::from_millis(10);
 /// Lines of the log that are shown after a failure.
 const LOG_LINES: usize = 50;
+/// Transactions of the target and when they committed.
+const COMMITTED: &str = "CREATE TEMPORARY TABLE committed (xid bigint PRIMARY KEY, at timestamptz NOT NULL)";
 /// Ages of the changes of a run: milliseconds between the time in the row and the commit in the target.
-const AGES: &str = "SELECT percentile_disc(ARRAY[0.5, 0.95, 0.99, 0.999, 1]::float8[]) WITHIN GROUP (ORDER BY ms), count(*) \
-    FROM (SELECT extract(epoch FROM pg_xact_commit_timestamp(xmin) - mtime)::float8 * 1000 AS ms FROM pgbench_history \
-        WHERE mtime > $1::text::timestamptz \
-     UNION ALL SELECT extract(epoch FROM pg_xact_commit_timestamp(xmin) - btrim(filler)::timestamptz)::float8 * 1000 \
-        FROM pgbench_accounts WHERE filler > '2' AND btrim(filler)::timestamptz > $1::text::timestamptz) AS age";
+const AGES: &str = "SELECT percentile_disc(ARRAY[0.5, 0.95, 0.99, 0.999, 1]::float8[]) WITHIN GROUP (ORDER BY ms), count(ms), \
+        count(*) \
+    FROM (SELECT xmin, mtime FROM pgbench_history WHERE mtime > $1::text::timestamptz \
+          UNION ALL SELECT xmin, btrim(filler)::timestamptz FROM pgbench_accounts \
+            WHERE filler > '2' AND btrim(filler)::timestamptz > $1::text::timestamptz) AS change (xid, at) \
+    LEFT JOIN committed ON committed.xid = change.xid::text::bigint, \
+    LATERAL (SELECT extract(epoch FROM committed.at - change.at)::float8 * 1000 AS ms) AS age";
 
 /// Measures the age of changes when they are committed in the target.
 #[derive(Parser, Debug)]
@@ -53,6 +59,9 @@ struct Arguments {
     /// `synchronous_commit` of the target, for both ways.
     #[arg(long, default_value = "on", value_parser = ["on", "off"])]
     synchronous_commit: String,
+    /// Draws the ages into a file, as SVG.
+    #[arg(long)]
+    plot: Option<PathBuf>,
     /// Short loads, once: whether the program works.
     #[arg(long)]
     quick: bool,
@@ -171,8 +180,13 @@ impl Bench<'_> {
                 }
             }
         }
-        for (way, level, ages) in results {
-            println!("median {:9} {level} %: {}", way.name(), median(&ages));
+        let results: Vec<_> =
+            results.into_iter().map(|(way, level, ages)| (way, level, medians(&ages))).collect();
+        for (way, level, ages) in &results {
+            println!("median {:9} {level} %: {ages}", way.name());
+        }
+        if let Some(path) = &self.arguments.plot {
+            std::fs::write(path, svg(&results))?;
         }
         Ok(())
     }
@@ -192,7 +206,7 @@ impl Bench<'_> {
     async fn begin(&self, way: Way, database: &str) -> Result<()> {
         match way {
             Way::Native => self.pair.enable(database, true).await,
-            Way::Millrace => self.millrace.api().resume(&database.replace('_', "-")).await,
+            Way::Millrace => self.millrace.api().resume(&feed_name(database)).await,
         }
     }
 
@@ -202,7 +216,7 @@ impl Bench<'_> {
                 self.pair.enable(database, false).await?;
                 self.pair.unsubscribe(database).await?;
             }
-            Way::Millrace => self.millrace.api().pause(&database.replace('_', "-")).await?,
+            Way::Millrace => self.millrace.api().pause(&feed_name(database)).await?,
         }
         self.pair.remove(database).await
     }
@@ -211,27 +225,17 @@ impl Bench<'_> {
     async fn arrival(&mut self, way: Way, database: &str, client: &Client) -> Result<()> {
         self.number += 1;
         let end = self.pair.finish(self.number).await?;
-        let began = Instant::now();
-        loop {
-            self.millrace.still_running()?;
-            let arrived = match way {
-                Way::Native => self.pair.finished(client, self.number).await?,
-                Way::Millrace => {
-                    let progress = self.millrace.api().progress(&database.replace('_', "-")).await?;
-                    if progress.state == "failed" || progress.state == "warning" {
-                        bail!("the changefeed has a problem: {}", progress.all["error"]);
-                    }
-                    progress.checkpoint >= end
-                }
-            };
-            if arrived {
-                return Ok(());
-            }
-            if began.elapsed() > LIMIT {
+        if way == Way::Millrace {
+            return self.millrace.reach(&feed_name(database), end, LIMIT, || ()).await;
+        }
+        let deadline = Instant::now() + LIMIT;
+        while !self.pair.finished(client, self.number).await? {
+            if Instant::now() > deadline {
                 bail!("not everything has arrived within {LIMIT:?}");
             }
             tokio::time::sleep(LOOK).await;
         }
+        Ok(())
     }
 
     async fn pgbench(&self, how: &[&str]) -> Result<String> {
@@ -269,6 +273,7 @@ impl Bench<'_> {
         // What starts up does not count.
         let from = from.query_one("SELECT (clock_timestamp() + interval '1 second')::text", &[]).await?;
         let from: String = from.get(0);
+        let log = self.pair.target_log().await?;
         let before = self.pair.times(Some(&self.millrace))?;
         let (rate, seconds) = (format!("{transactions:.1}"), self.arguments.seconds.to_string());
         let output = self.pgbench(&["-R", &rate, "-T", &seconds]).await?;
@@ -276,10 +281,7 @@ impl Bench<'_> {
         let began = Instant::now();
         self.arrival(way, &database, &client).await?;
         let behind = began.elapsed().as_secs_f64();
-        let row = client.query_one(AGES, &[&from]).await?;
-        let found: Vec<f64> = row.get::<_, Option<Vec<f64>>>(0).unwrap_or_default();
-        let Ok(at) = found.try_into() else { bail!("no change has arrived") };
-        let ages = Ages { at };
+        let (ages, changes) = self.ages(&client, &log, &from).await?;
         let achieved = output.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next());
         let achieved: f64 = achieved.and_then(|text| text.parse().ok()).unwrap_or_default();
         println!(
@@ -288,21 +290,56 @@ impl Bench<'_> {
             way.name(),
             transactions * (2 * ROWS) as f64,
             achieved * (2 * ROWS) as f64,
-            row.get::<_, i64>(1),
+            changes,
             load()
         );
         self.end(way, &database).await?;
         Ok(ages)
     }
+
+    /// Ages of the changes that were made after `from`, and their number. All were committed behind the position `log`.
+    async fn ages(&self, client: &Client, log: &str, from: &str) -> Result<(Ages, i64)> {
+        let (ids, times): (Vec<i64>, Vec<String>) = self.pair.commit_times(log).await?.into_iter().unzip();
+        client.batch_execute(COMMITTED).await?;
+        let fill = "INSERT INTO committed SELECT * FROM unnest($1::bigint[], $2::text[]::timestamptz[])";
+        client.execute(fill, &[&ids, &times]).await?;
+        client.batch_execute("ANALYZE committed").await?;
+        let row = client.query_one(AGES, &[&from]).await?;
+        let (timed, all): (i64, i64) = (row.get(1), row.get(2));
+        if timed != all {
+            bail!("{} of {all} changes were committed by nobody knows whom", all - timed);
+        }
+        let found: Vec<f64> = row.get::<_, Option<Vec<f64>>>(0).unwrap_or_default();
+        let Ok(at) = found.try_into() else { bail!("no change has arrived") };
+        Ok((Ages { at }, all))
+    }
+}
+
+/// Ages over percentiles, of each way under each load.
+fn svg(results: &[(Way, u64, Ages)]) -> String {
+    let lines = results.iter().map(|&(way, level, ages)| Line {
+        name: format!("{}, {level} % of its rate", way.name()),
+        colour: LEVELS.iter().position(|at| *at == level).unwrap_or_default(),
+        dashed: way == Way::Native,
+        points: (0..4u8).zip(ages.at).map(|(place, age)| (place.into(), age.max(0.01))).collect(),
+    });
+    let marks = (0..4u8).zip(["50", "95", "99", "99.9"]);
+    let chart = Chart {
+        title: "Age of changes when they are committed in the target",
+        places: "so many of a hundred are not older",
+        marks: marks.map(|(place, name)| (place.into(), name.to_owned())).collect(),
+        value: |power| format!("{} ms", 10f64.powf(power)),
+        lines: lines.collect(),
+    };
+    chart.svg()
 }
 
 /// The median of each number by itself.
-fn median(ages: &[Ages]) -> Ages {
+fn medians(ages: &[Ages]) -> Ages {
     Ages {
         at: std::array::from_fn(|at| {
-            let mut values: Vec<f64> = ages.iter().map(|ages| ages.at[at]).collect();
-            values.sort_by(f64::total_cmp);
-            values.get(values.len() / 2).copied().unwrap_or_default()
+            let values: Vec<f64> = ages.iter().map(|ages| ages.at[at]).collect();
+            median(&values, |value| *value)
         }),
     }
 }
@@ -312,9 +349,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn each_way_under_each_load_is_a_line() {
+        let ages = Ages { at: [1.0, 10.0, 20.0, 100.0, 0.0] };
+        let svg = svg(&[(Way::Native, 50, ages), (Way::Millrace, 90, ages)]);
+        assert_eq!(svg.matches("<polyline").count(), 2);
+        assert!(svg.contains("millrace, 90 %") && svg.contains("100 ms"));
+    }
+
+    #[test]
     fn each_percentile_has_a_median_of_its_own() {
         let ages = [[1.0, 9.0, 3.0, 4.0, 5.0], [2.0, 8.0, 3.0, 4.0, 5.0], [3.0, 7.0, 3.0, 4.0, 6.0]];
-        let of = median(&ages.map(|at| Ages { at }));
+        let of = medians(&ages.map(|at| Ages { at }));
         assert_eq!(of.at.map(f64::to_bits), [2.0f64, 8.0, 3.0, 4.0, 5.0].map(f64::to_bits));
     }
 }

@@ -2,7 +2,6 @@
 //! dispatchers, sink. Every stage has a thread of its own, whose processor time is read; rows come from a real server and
 //! end in another one, or nowhere.
 
-use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -33,7 +32,9 @@ use messaging::{
 use parking_lot::Mutex;
 use sink::{Flushed, Sink, SinkOptions, TableStart};
 use testkit::Pair;
-use testkit::pair::{self, load};
+use testkit::figures::load;
+use testkit::pair;
+use testkit::process::thread_cpu_seconds;
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -46,8 +47,6 @@ const LIMIT: Duration = Duration::from_secs(600);
 const KEPT_BYTES: usize = 256 << 20;
 /// Rows that are in the store at most.
 const STORE_BYTES: usize = 256 << 20;
-/// Unit of the times in `/proc/self/task/…/stat`.
-const TICKS_PER_SECOND: f64 = 100.0;
 /// Room of the receiver, as a node has it.
 const QUOTA: usize = 64 << 20;
 
@@ -175,12 +174,16 @@ struct Stage {
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
+fn thread_name(stage: &str) -> String {
+    format!("st-{stage}")
+}
+
 impl Stage {
     fn new(name: &'static str) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel::<()>();
-        let thread = std::thread::Builder::new().name(format!("st-{name}")).spawn(move || {
+        let thread = std::thread::Builder::new().name(thread_name(name)).spawn(move || {
             // Ends when the sender is dropped, too.
             let _ = runtime.block_on(stopped);
             runtime.shutdown_timeout(Duration::from_secs(1));
@@ -195,24 +198,7 @@ impl Stage {
 
     /// Processor time of the thread so far, in seconds.
     fn cpu_seconds(&self) -> Result<f64> {
-        let name = format!("st-{}", self.name);
-        for entry in fs::read_dir("/proc/self/task")? {
-            let path = entry?.path();
-            if fs::read_to_string(path.join("comm")).unwrap_or_default().trim() == name {
-                // Nanoseconds on the processor, waiting for it, and turns.
-                let times = fs::read_to_string(path.join("schedstat")).unwrap_or_default();
-                if let Some(nanos) = times.split(' ').next().and_then(|text| text.parse::<u64>().ok()) {
-                    return Ok(Duration::from_nanos(nanos).as_secs_f64());
-                }
-                let stat = fs::read_to_string(path.join("stat"))?;
-                let fields: Vec<&str> =
-                    stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
-                let ticks =
-                    |at: usize| fields.get(at).and_then(|text| text.parse::<f64>().ok()).unwrap_or_default();
-                return Ok((ticks(11) + ticks(12)) / TICKS_PER_SECOND);
-            }
-        }
-        bail!("the thread of {} is gone", self.name)
+        thread_cpu_seconds(&thread_name(self.name))
     }
 }
 
