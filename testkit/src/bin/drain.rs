@@ -1,12 +1,14 @@
 //! Measures how fast Millrace reads a backlog of changes, next to `pg_recvlogical` on the same backlog.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use serde_json::json;
+use testkit::figures::{load, median};
+use testkit::pair;
 use testkit::postgres::{PASSWORD, program};
 use testkit::{Millrace, PgServer, Usage};
 use tokio_postgres::Client;
@@ -38,13 +40,50 @@ struct Arguments {
     /// Connections that make the backlog.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=32))]
     connections: u64,
-    /// Size of the tables: 100,000 accounts each.
+    /// Size of the tables: 100,000 accounts each, or 10,000 wide rows.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=1000))]
     scale: u64,
+    /// Rows of which shape; of wide ones a fifth as many are changed.
+    #[arg(long, value_enum)]
+    rows: Option<Rows>,
     /// Measure `pg_recvlogical` alone.
     #[arg(long)]
     dry: bool,
 }
+
+/// What is changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum Rows {
+    /// The tables of `pgbench`, with its transactions.
+    Pgbench,
+    /// A table of fourteen columns with 0.9 kB in a row, as many changes in a transaction.
+    Wide,
+}
+
+impl Rows {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Pgbench => "pgbench",
+            Self::Wide => "wide",
+        }
+    }
+
+    /// Row changes of a backlog of which so many are asked for.
+    const fn changes(self, asked: u64) -> u64 {
+        match self {
+            Self::Pgbench => asked,
+            Self::Wide => asked / 5,
+        }
+    }
+}
+
+/// Columns of the wide table.
+const WIDE: &str = "id bigint PRIMARY KEY, a text, b text, n1 numeric, n2 numeric, f1 float8, f2 float8, j jsonb, u uuid, \
+    t1 timestamptz, t2 timestamptz, d date, raw bytea, l int[]";
+/// Values of a wide row after its key, by a number `i`.
+const WIDE_VALUES: &str = "repeat(md5(i::text), 10), repeat('wide ', 40), i / 7.0, -i::numeric, i / 3.0, random(), \
+    jsonb_build_object('i', i, 'name', md5(i::text)), gen_random_uuid(), now(), now() - i * interval '1 s', \
+    '2000-01-01'::date + (i % 9000)::int, decode(repeat(md5(i::text), 4), 'hex'), ARRAY[i, i + 1]::int[]";
 
 /// What one reader needed for the backlog.
 #[derive(Clone, Copy, Debug, Default)]
@@ -66,6 +105,15 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: &Arguments) -> Result<()> {
+    for rows in [Rows::Pgbench, Rows::Wide] {
+        if arguments.rows.is_none_or(|only| only == rows) {
+            of_shape(arguments, rows).await.with_context(|| format!("{} rows", rows.name()))?;
+        }
+    }
+    Ok(())
+}
+
+async fn of_shape(arguments: &Arguments, rows: Rows) -> Result<()> {
     let server = PgServer::builder()
         .setting("max_wal_size", "16GB")
         .setting("shared_buffers", "256MB")
@@ -74,7 +122,7 @@ async fn run(arguments: &Arguments) -> Result<()> {
         .start()
         .await?;
     let client = server.client("postgres").await?;
-    prepare(arguments, &server, &client).await.context("prepare the tables")?;
+    prepare(arguments, rows, &server, &client).await.context("prepare the tables")?;
     let work = tempfile::Builder::new().prefix("millrace-drain-").tempdir()?;
     let mut millrace = match arguments.dry {
         true => None,
@@ -83,27 +131,60 @@ async fn run(arguments: &Arguments) -> Result<()> {
             Some(Millrace::new(&program, work.path())?)
         }
     };
-    let outcome = measure(arguments, &server, &client, millrace.as_mut()).await;
+    let bench =
+        Bench { arguments, rows, server: &server, client: &client, script: work.path().join("wide.sql") };
+    let outcome = bench.measure(millrace.as_mut()).await;
     if let (Err(_), Some(millrace)) = (&outcome, &millrace) {
         println!("the last lines of millrace's log:\n{}", millrace.log_tail(LOG_LINES));
     }
     outcome
 }
 
-async fn prepare(arguments: &Arguments, server: &PgServer, client: &Client) -> Result<()> {
-    pgbench(server, &["-i", "-q", "-s", &arguments.scale.to_string()]).await?;
-    // The one table of pgbench without a key only gets inserts; with this every table is eligible.
-    client
-        .batch_execute(&format!(
-            "ALTER TABLE pgbench_history REPLICA IDENTITY FULL; CREATE PUBLICATION {PUBLICATION} FOR TABLE \
-             pgbench_accounts, pgbench_branches, pgbench_tellers, pgbench_history"
-        ))
-        .await?;
+async fn prepare(arguments: &Arguments, rows: Rows, server: &PgServer, client: &Client) -> Result<()> {
+    let publish = match rows {
+        Rows::Pgbench => {
+            let scale = arguments.scale.to_string();
+            pair::pgbench(server, "postgres", &["-i", "-q", "-s", &scale]).await?;
+            // The one table of pgbench without a key only gets inserts; with this every table is eligible.
+            client.batch_execute("ALTER TABLE pgbench_history REPLICA IDENTITY FULL").await?;
+            "pgbench_accounts, pgbench_branches, pgbench_tellers, pgbench_history"
+        }
+        Rows::Wide => {
+            let many = arguments.scale * 10_000;
+            let fill = format!(
+                "CREATE TABLE wide ({WIDE}); \
+                 INSERT INTO wide SELECT i, {WIDE_VALUES} FROM generate_series(1, {many}::bigint) AS i; \
+                 CREATE SEQUENCE wide_id START {}",
+                many + 1
+            );
+            client.batch_execute(&fill).await?;
+            "wide"
+        }
+    };
+    client.batch_execute(&format!("CREATE PUBLICATION {PUBLICATION} FOR TABLE {publish}")).await?;
     for round in 1..=arguments.rounds {
         let query = "SELECT 1 FROM pg_create_logical_replication_slot($1, 'pgoutput')";
         client.query(query, &[&slot(round)]).await?;
     }
     Ok(())
+}
+
+/// A transaction of wide rows: three updates and an insert, as `pgbench` has.
+fn write_script(path: &Path, scale: u64) -> Result<()> {
+    let each = scale * 10_000 / 3;
+    let mut script = String::from("BEGIN;\n");
+    for part in 0..3 {
+        // Each statement in a part of its own, so that transactions do not wait for each other in a circle.
+        script.push_str(&format!(
+            "\\set id random({}, {})\nUPDATE wide SET a = repeat(md5(:id::text || random()), 10), n1 = n1 + 1, f2 = random() \
+             WHERE id = :id;\n",
+            part * each + 1,
+            (part + 1) * each
+        ));
+    }
+    script
+        .push_str(&format!("INSERT INTO wide SELECT i, {WIDE_VALUES} FROM nextval('wide_id') AS i;\nEND;\n"));
+    std::fs::write(path, script).context("write the script of the load")
 }
 
 fn slot(round: u64) -> String {
@@ -114,47 +195,81 @@ fn feed(round: u64) -> String {
     format!("drain-{round}")
 }
 
-async fn pgbench(server: &PgServer, arguments: &[&str]) -> Result<()> {
-    let mut command = Command::new(program("pgbench"));
-    command.arg("-h").arg(server.socket_dir()).args(["-p", &server.port().to_string(), "-U", "postgres"]);
-    command.args(arguments).arg("postgres").stdin(Stdio::null());
-    let output = tokio::task::spawn_blocking(move || command.output()).await?.context("start pgbench")?;
-    if !output.status.success() {
-        bail!("pgbench: {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(())
+/// A server with tables of a shape.
+struct Bench<'a> {
+    arguments: &'a Arguments,
+    rows: Rows,
+    server: &'a PgServer,
+    client: &'a Client,
+    script: PathBuf,
 }
 
-async fn measure(
-    arguments: &Arguments,
-    server: &PgServer,
-    client: &Client,
-    mut millrace: Option<&mut Millrace>,
-) -> Result<()> {
-    if let Some(millrace) = millrace.as_deref_mut() {
-        create_feeds(arguments, server, millrace).await?;
-    }
-    let end = backlog(arguments, server, client).await?;
-    let (mut theirs, mut ours) = (Vec::new(), Vec::new());
-    let changes = arguments.changes;
-    for round in 1..=arguments.rounds {
-        let other = recvlogical(server, &slot(round), end).await?;
-        print_measure(&format!("round {round} pg_recvlogical"), changes, other);
-        theirs.push(other);
+impl Bench<'_> {
+    async fn measure(&self, mut millrace: Option<&mut Millrace>) -> Result<()> {
         if let Some(millrace) = millrace.as_deref_mut() {
-            let own = drain(millrace, &feed(round), end).await?;
-            print_measure(&format!("round {round} millrace"), changes, own);
-            ours.push(own);
+            create_feeds(self.arguments, self.server, millrace).await?;
         }
+        let end = self.backlog().await?;
+        let (mut theirs, mut ours) = (Vec::new(), Vec::new());
+        for round in 1..=self.arguments.rounds {
+            let other = recvlogical(self.server, &slot(round), end).await?;
+            self.print(&format!("round {round} pg_recvlogical"), other);
+            theirs.push(other);
+            if let Some(millrace) = millrace.as_deref_mut() {
+                let own = drain(millrace, &feed(round), end).await?;
+                self.print(&format!("round {round} millrace"), own);
+                ours.push(own);
+            }
+        }
+        let by = |measure: &Measure| measure.wall_seconds;
+        let other = median(&theirs, by);
+        self.print("median pg_recvlogical", other);
+        if millrace.is_some() {
+            let own = median(&ours, by);
+            self.print("median millrace", own);
+            let ratio = other.wall_seconds / own.wall_seconds;
+            println!("{}: rate of millrace / rate of pg_recvlogical: {ratio:.3}", self.rows.name());
+        }
+        Ok(())
     }
-    let other = median(&theirs);
-    print_measure("median pg_recvlogical", changes, other);
-    if millrace.is_some() {
-        let own = median(&ours);
-        print_measure("median millrace", changes, own);
-        println!("rate of millrace / rate of pg_recvlogical: {:.3}", other.wall_seconds / own.wall_seconds);
+
+    /// Makes the changes. Answers a position that is behind all of them.
+    async fn backlog(&self) -> Result<u64> {
+        let started = Instant::now();
+        let Arguments { connections, changes, scale, .. } = self.arguments;
+        let changes = self.rows.changes(*changes);
+        let each = (changes / CHANGES_PER_TRANSACTION / connections).max(1).to_string();
+        let connections = connections.to_string();
+        let mut how = vec!["-n", "-M", "prepared", "-c", &connections, "-j", "2", "-t", &each];
+        if self.rows == Rows::Wide {
+            write_script(&self.script, *scale)?;
+            how.extend(["-f", self.script.to_str().context("the temporary folder's name is not UTF-8")?]);
+        }
+        pair::pgbench(self.server, "postgres", &how).await?;
+        let query = "SELECT (pg_current_wal_insert_lsn() - '0/0')::text";
+        let end: u64 = self.client.query_one(query, &[]).await?.get::<_, String>(0).parse()?;
+        // One more transaction beyond it: both readers meet it and stop, without waiting for an idle server's word.
+        let last = match self.rows {
+            Rows::Pgbench => "INSERT INTO pgbench_history VALUES (0, 0, 0, 0, now())",
+            Rows::Wide => "INSERT INTO wide (id) VALUES (0)",
+        };
+        self.client.batch_execute(&format!("SET synchronous_commit = on; {last}; CHECKPOINT")).await?;
+        let seconds = started.elapsed().as_secs_f64();
+        println!("{}: backlog of {changes} row changes, made in {seconds:.0} s", self.rows.name());
+        Ok(end)
     }
-    Ok(())
+
+    fn print(&self, name: &str, Measure { wall_seconds, cpu_seconds, peak_bytes }: Measure) {
+        #[expect(clippy::cast_precision_loss, reason = "counts of changes")]
+        let rate = self.rows.changes(self.arguments.changes) as f64 / wall_seconds;
+        println!(
+            "{:8}{name:24} {wall_seconds:8.2} s wall  {cpu_seconds:8.2} s cpu  {:6} MiB peak  {rate:10.0} changes/s  \
+             load {}",
+            self.rows.name(),
+            peak_bytes >> 20,
+            load()
+        );
+    }
 }
 
 /// One changefeed per round, paused before the backlog so that its slot holds all of it.
@@ -167,25 +282,6 @@ async fn create_feeds(arguments: &Arguments, server: &PgServer, millrace: &mut M
         millrace.api().pause(&name).await?;
     }
     millrace.stop().await
-}
-
-/// Makes the changes. Answers a position that is behind all of them.
-async fn backlog(arguments: &Arguments, server: &PgServer, client: &Client) -> Result<u64> {
-    let started = Instant::now();
-    let each = (arguments.changes / CHANGES_PER_TRANSACTION / arguments.connections).max(1).to_string();
-    let connections = arguments.connections.to_string();
-    pgbench(server, &["-n", "-M", "prepared", "-c", &connections, "-j", "2", "-t", &each]).await?;
-    let row = client.query_one("SELECT (pg_current_wal_insert_lsn() - '0/0')::text", &[]).await?;
-    let end: u64 = row.get::<_, String>(0).parse()?;
-    // One more transaction beyond it: both readers meet it and stop, without waiting for an idle server's word.
-    client
-        .batch_execute(
-            "SET synchronous_commit = on; INSERT INTO pgbench_history VALUES (0, 0, 0, 0, now()); CHECKPOINT",
-        )
-        .await?;
-    let seconds = started.elapsed().as_secs_f64();
-    println!("backlog: {} row changes, made in {seconds:.0} s", arguments.changes);
-    Ok(end)
 }
 
 async fn recvlogical(server: &PgServer, slot: &str, end: u64) -> Result<Measure> {
@@ -239,20 +335,7 @@ async fn drain(millrace: &mut Millrace, name: &str, end: u64) -> Result<Measure>
     let before = millrace.usage()?;
     let started = Instant::now();
     millrace.api().resume(name).await?;
-    loop {
-        millrace.still_running()?;
-        let progress = millrace.api().progress(name).await?;
-        if progress.state == "failed" || progress.state == "warning" {
-            bail!("the changefeed has a problem: {}", progress.all["error"]);
-        }
-        if progress.checkpoint >= end {
-            break;
-        }
-        if started.elapsed() > DRAIN_LIMIT {
-            bail!("millrace did not reach the end of the backlog within {DRAIN_LIMIT:?}: {}", progress.all);
-        }
-        tokio::time::sleep(LOOK).await;
-    }
+    millrace.reach(name, end, DRAIN_LIMIT, || ()).await?;
     let wall_seconds = started.elapsed().as_secs_f64();
     let usage = millrace.usage()?;
     let cpu_seconds = usage.cpu_seconds - before.cpu_seconds;
@@ -262,49 +345,20 @@ async fn drain(millrace: &mut Millrace, name: &str, end: u64) -> Result<Measure>
     Ok(Measure { wall_seconds, cpu_seconds, peak_bytes: usage.peak_bytes })
 }
 
-fn print_measure(name: &str, changes: u64, measure: Measure) {
-    let Measure { wall_seconds, cpu_seconds, peak_bytes } = measure;
-    #[expect(clippy::cast_precision_loss, reason = "counts of changes")]
-    let rate = changes as f64 / wall_seconds;
-    println!(
-        "{name:24} {wall_seconds:8.2} s wall  {cpu_seconds:8.2} s cpu  {:6} MiB peak  {rate:10.0} changes/s",
-        peak_bytes >> 20
-    );
-}
-
-/// The median of each number by itself.
-fn median(measures: &[Measure]) -> Measure {
-    let middle = |get: fn(&Measure) -> f64| {
-        let mut values: Vec<f64> = measures.iter().map(get).collect();
-        values.sort_by(f64::total_cmp);
-        let half = values.len() / 2;
-        match values.len() % 2 {
-            _ if values.is_empty() => 0.0,
-            0 => f64::midpoint(values[half - 1], values[half]),
-            _ => values[half],
-        }
-    };
-    let mut peaks: Vec<u64> = measures.iter().map(|measure| measure.peak_bytes).collect();
-    peaks.sort_unstable();
-    Measure {
-        wall_seconds: middle(|measure| measure.wall_seconds),
-        cpu_seconds: middle(|measure| measure.cpu_seconds),
-        peak_bytes: peaks.get(peaks.len() / 2).copied().unwrap_or_default(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_median_stands_in_the_middle_or_between_the_two_middle_ones() {
-        let of = |walls: &[f64]| {
-            let measures: Vec<Measure> =
-                walls.iter().map(|&wall_seconds| Measure { wall_seconds, ..Measure::default() }).collect();
-            median(&measures).wall_seconds
-        };
-        assert!((of(&[3.0, 1.0, 2.0]) - 2.0).abs() < 1e-9);
-        assert!((of(&[4.0, 1.0]) - 2.5).abs() < 1e-9);
+    fn a_transaction_of_wide_rows_has_three_updates_and_an_insert() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("wide.sql");
+        write_script(&path, 3).unwrap();
+        let script = std::fs::read_to_string(path).unwrap();
+        assert_eq!(
+            (script.matches("UPDATE wide").count(), script.matches("INSERT INTO wide").count()),
+            (3, 1)
+        );
+        assert!(script.contains("\\set id random(20001, 30000)\n"));
     }
 }
