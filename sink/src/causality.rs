@@ -11,6 +11,9 @@
 //! - **CA-1** Changes that share a unique key value, or that lie on different sides of a barrier of their
 //!   table, complete in the order in which they were pushed.
 //! - **CA-2** While changes are pending and none is being written, [`Causality::take`] returns a batch.
+//!
+//! Batches that are being written at the same time do not depend on each other, so several of them may also be one
+//! transaction ([`Causality::take_together`]).
 
 use std::collections::VecDeque;
 
@@ -89,6 +92,14 @@ pub struct Batch<T> {
     pub serial: bool,
 }
 
+impl<T> Batch<T> {
+    /// Sum of the weights of its changes.
+    #[must_use]
+    pub fn weight(&self) -> u64 {
+        self.entries.iter().map(|entry| u64::from(entry.access.weight)).sum()
+    }
+}
+
 #[derive(Debug)]
 struct Queue<T> {
     waiting: VecDeque<Entry<T>>,
@@ -120,6 +131,8 @@ pub struct Causality<T> {
     /// Pending changes with [`Access::moves_to`]; while 0, the row's own hash needs no look-up.
     moves: usize,
     pending: usize,
+    /// Sum of the weights of those that nobody writes.
+    waiting: u64,
     next_shard: usize,
 }
 
@@ -133,6 +146,7 @@ impl<T> Default for Causality<T> {
             next_seq: 1,
             moves: 0,
             pending: 0,
+            waiting: 0,
             next_shard: 0,
         }
     }
@@ -186,6 +200,7 @@ impl<T> Causality<T> {
         }
         self.moves += usize::from(access.moves_to.is_some());
         self.pending += 1;
+        self.waiting += u64::from(access.weight);
         let queue = &mut self.queues[access.shard.index()];
         // Order inside a queue needs no dependency.
         let waits = waits.0.into_iter().filter(|(shard, _)| *shard != access.shard).collect();
@@ -206,9 +221,32 @@ impl<T> Causality<T> {
     /// `max_weight` or the sum of bytes `max_bytes`. It must be given back with [`Causality::complete`] or
     /// [`Causality::retry_serially`].
     pub fn take(&mut self, max_weight: u64, max_bytes: usize) -> Option<Batch<T>> {
+        self.take_next(max_weight, max_bytes, false)
+    }
+
+    /// Takes batches of several queues, for one transaction with room for all of them. Empty when nothing may be
+    /// written. A change that has to go by itself is alone. Each batch is given back as one of [`Causality::take`].
+    pub fn take_together(&mut self, max_weight: u64, max_bytes: usize) -> Vec<Batch<T>> {
+        let mut batches: Vec<Batch<T>> = Vec::new();
+        let (mut weight, mut bytes) = (0, 0);
+        while weight < max_weight && bytes < max_bytes {
+            let together = !batches.is_empty();
+            let Some(batch) = self.take_next(max_weight - weight, max_bytes - bytes, together) else { break };
+            weight += batch.weight();
+            bytes += batch.entries.iter().map(|entry| entry.access.bytes).sum::<usize>();
+            let alone = batch.serial || batch.entries.iter().any(|entry| entry.access.barrier);
+            batches.push(batch);
+            if alone {
+                break;
+            }
+        }
+        batches
+    }
+
+    fn take_next(&mut self, max_weight: u64, max_bytes: usize, together: bool) -> Option<Batch<T>> {
         for offset in 0..SHARDS {
             let index = (self.next_shard + offset) % SHARDS;
-            if let Some(batch) = self.take_from(index, max_weight, max_bytes) {
+            if let Some(batch) = self.take_from(index, max_weight, max_bytes, together) {
                 self.next_shard = index + 1;
                 return Some(batch);
             }
@@ -216,13 +254,22 @@ impl<T> Causality<T> {
         None
     }
 
-    fn take_from(&mut self, index: usize, max_weight: u64, max_bytes: usize) -> Option<Batch<T>> {
+    fn take_from(
+        &mut self,
+        index: usize,
+        max_weight: u64,
+        max_bytes: usize,
+        together: bool,
+    ) -> Option<Batch<T>> {
         let queue = &self.queues[index];
         if queue.writing.is_some() {
             return None;
         }
         let front = queue.waiting.front()?;
         let serial = front.seq <= queue.serial_until;
+        if together && (serial || front.access.barrier) {
+            return None;
+        }
         if serial && self.earliest() != Some(front.seq) {
             return None;
         }
@@ -245,7 +292,9 @@ impl<T> Causality<T> {
         let queue = &mut self.queues[index];
         let entries: Vec<_> = queue.waiting.drain(..count).collect();
         queue.writing = Some(entries.first()?.seq);
-        Some(Batch { shard: Shard::from_index(index)?, entries, serial })
+        let batch = Batch { shard: Shard::from_index(index)?, entries, serial };
+        self.waiting -= batch.weight();
+        Some(batch)
     }
 
     /// The transaction of a batch has committed.
@@ -279,6 +328,7 @@ impl<T> Causality<T> {
     /// A batch was rolled back because of a constraint. Its changes go again, one by one and each after every
     /// change that was pushed before it: then the order is exactly that of the upstream.
     pub fn retry_serially(&mut self, batch: Batch<T>) {
+        self.waiting += batch.weight();
         let queue = &mut self.queues[batch.shard.index()];
         queue.writing = None;
         if let Some(last) = batch.entries.last() {
@@ -287,6 +337,12 @@ impl<T> Causality<T> {
         for entry in batch.entries.into_iter().rev() {
             queue.waiting.push_front(entry);
         }
+    }
+
+    /// Sum of the weights of the pending changes that nobody writes.
+    #[must_use]
+    pub const fn waiting(&self) -> u64 {
+        self.waiting
     }
 
     /// Number of pending changes, those being written included.

@@ -54,6 +54,55 @@ fn a_unique_value_freed_in_one_queue_is_taken_in_another_only_after_the_commit()
 }
 
 #[test]
+fn queues_that_do_not_depend_on_each_other_are_taken_together_up_to_the_room() {
+    let mut c = Causality::default();
+    for (shard, keys, name) in
+        [(1, 7, "a"), (1, 8, "b"), (2, 9, "c"), (3, 7, "waits for a"), (4, 6, "d"), (5, 5, "e")]
+    {
+        c.push(access(shard, &[keys]), name);
+    }
+    let batches = c.take_together(4, 10_000);
+    let names: Vec<_> = batches.iter().flat_map(|batch| &batch.entries).map(|entry| entry.payload).collect();
+    assert_eq!(names, ["a", "b", "c", "d"]);
+    assert_eq!((c.pending(), c.waiting()), (6, 2));
+    for batch in &batches {
+        c.complete(batch);
+    }
+    let rest = c.take_together(4, 10_000);
+    let names: Vec<_> = rest.iter().flat_map(|batch| &batch.entries).map(|entry| entry.payload).collect();
+    assert_eq!((names.len(), c.waiting()), (2, 0), "{names:?}");
+    assert!(c.take_together(4, 10_000).is_empty());
+    for batch in &rest {
+        c.complete(batch);
+    }
+    assert_eq!((c.pending(), c.waiting()), (0, 0));
+}
+
+#[test]
+fn a_barrier_and_a_change_that_goes_by_itself_are_taken_alone() {
+    let mut c = Causality::default();
+    c.push(access(1, &[]), "a");
+    let barrier = Access { table: TableId(2), barrier: true, ..access(2, &[]) };
+    c.push(barrier, "barrier of another table");
+    c.push(access(3, &[]), "b");
+    let [first, second] = &c.take_together(100, 10_000)[..] else { panic!("two batches") };
+    assert_eq!((first.entries[0].payload, second.entries[0].payload), ("a", "b"));
+    let alone = c.take_together(100, 10_000);
+    assert_eq!((alone.len(), alone[0].entries[0].payload), (1, "barrier of another table"));
+    let mut c = Causality::default();
+    c.push(access(1, &[]), "a");
+    let batch = c.take(100, 10_000).expect("ready");
+    c.push(access(2, &[]), "b");
+    c.retry_serially(batch);
+    assert_eq!(c.waiting(), 2);
+    let mut next = || -> Vec<_> {
+        let batches = c.take_together(100, 10_000);
+        batches.iter().flat_map(|batch| &batch.entries).map(|entry| entry.payload).collect()
+    };
+    assert_eq!((next(), next()), (vec!["b"], vec!["a"]));
+}
+
+#[test]
 fn changes_of_one_queue_share_a_batch_even_when_they_share_a_key() {
     let mut c = Causality::default();
     c.push(access(1, &[7]), "a");
@@ -169,7 +218,7 @@ fn a_batch_is_bounded_by_number_and_bytes() {
 #[derive(Clone, Debug)]
 enum Step {
     Push { table: i64, row: u8, moves_to: Option<u8>, keys: Vec<u8>, barrier: bool },
-    Take,
+    Take { together: bool },
     Finish { which: usize, commits: bool },
 }
 
@@ -178,7 +227,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => (1..3i64, row.clone(), prop::option::weighted(0.2, row), prop::collection::vec(0..5u8, 0..3), prop::bool::weighted(0.05))
             .prop_map(|(table, row, moves_to, keys, barrier)| Step::Push { table, row, moves_to, keys, barrier }),
-        4 => Just(Step::Take),
+        4 => any::<bool>().prop_map(|together| Step::Take { together }),
         4 => (any::<usize>(), prop::bool::weighted(0.8)).prop_map(|(which, commits)| Step::Finish { which, commits }),
     ]
 }
@@ -206,13 +255,27 @@ fn key_hash(table: i64, key: u8) -> u64 {
     0x2000 | (table as u64) << 8 | u64::from(key)
 }
 
-fn finish(c: &mut Causality<Touched>, batch: Batch<Touched>, commits: bool, done: &mut Vec<(u64, Touched)>) {
-    if commits {
-        c.complete(&batch);
-        done.extend(batch.entries.into_iter().map(|entry| (entry.seq, entry.payload)));
-    } else {
-        c.retry_serially(batch);
+/// Ends a transaction. Its batches may be in it in any order.
+fn finish(
+    c: &mut Causality<Touched>,
+    batches: Vec<Batch<Touched>>,
+    commits: bool,
+    done: &mut Vec<(u64, Touched)>,
+) {
+    for batch in batches.into_iter().rev() {
+        if commits {
+            c.complete(&batch);
+            done.extend(batch.entries.into_iter().map(|entry| (entry.seq, entry.payload)));
+        } else {
+            c.retry_serially(batch);
+        }
     }
+}
+
+fn take(c: &mut Causality<Touched>, together: bool) -> Option<Vec<Batch<Touched>>> {
+    let taken = if together { c.take_together(4, 1000) } else { c.take(4, 1000).into_iter().collect() };
+    assert!(taken.len() < 2 || taken.iter().all(|batch| !batch.serial), "by itself means alone");
+    Some(taken).filter(|taken| !taken.is_empty())
 }
 
 proptest! {
@@ -221,7 +284,7 @@ proptest! {
         steps in prop::collection::vec(step(), 1..120)
     ) {
         let mut c = Causality::default();
-        let mut writing: Vec<Batch<Touched>> = Vec::new();
+        let mut writing: Vec<Vec<Batch<Touched>>> = Vec::new();
         let mut done = Vec::new();
         let mut pushed = 0;
         for step in steps {
@@ -245,17 +308,17 @@ proptest! {
                     c.push(access, Touched { table, names, barrier });
                     pushed += 1;
                 }
-                Step::Take => writing.extend(c.take(4, 1000)),
+                Step::Take { together } => writing.extend(take(&mut c, together)),
                 Step::Finish { which, commits } if !writing.is_empty() => {
-                    let batch = writing.swap_remove(which % writing.len());
-                    finish(&mut c, batch, commits, &mut done);
+                    let batches = writing.swap_remove(which % writing.len());
+                    finish(&mut c, batches, commits, &mut done);
                 }
                 Step::Finish { .. } => {}
             }
         }
         while c.pending() > 0 {
-            if let Some(batch) = writing.pop().or_else(|| c.take(4, 1000)) {
-                finish(&mut c, batch, true, &mut done);
+            if let Some(batches) = writing.pop().or_else(|| take(&mut c, pushed % 2 == 0)) {
+                finish(&mut c, batches, true, &mut done);
             } else {
                 prop_assert!(false, "CA-2: pending changes but nothing to take");
             }
@@ -267,6 +330,6 @@ proptest! {
             }
         }
         prop_assert!(c.latest.is_empty() && c.tables.is_empty());
-        prop_assert_eq!(c.moves, 0);
+        prop_assert_eq!((c.moves, c.waiting()), (0, 0));
     }
 }
