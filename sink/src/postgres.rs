@@ -1,8 +1,8 @@
 //! Writes row changes to a PostgreSQL database: in parallel, in order where it matters, exactly once.
 //!
 //! `write_rows` hands a batch to the router, which spreads its rows over the queues of [`crate::Causality`]
-//! (`route.rs`). Workers take batches of a queue, turn them into few statements (`plan.rs`) and run them in
-//! one transaction together with the queue's progress (`apply.rs`, `progress.rs`). What a transaction's
+//! (`route.rs`). Workers take batches of several queues (`share.rs`), turn them into few statements (`plan.rs`) and run
+//! them in one transaction together with the queues' progress (`apply.rs`, `progress.rs`). What a transaction's
 //! failure means is decided in `connection.rs`; what the target tables must look like in `target.rs`; how they change in
 //! `ddl.rs`. Every transaction that writes holds to the sink's `registration.rs`, by which `fence.rs` can end it. Before
 //! a transaction begins, and before it commits, the process looks whether it may write at all
@@ -40,6 +40,7 @@ mod queues;
 mod registration;
 mod resync;
 mod route;
+mod share;
 mod shared;
 mod sql;
 mod stage;

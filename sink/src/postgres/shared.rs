@@ -1,7 +1,7 @@
 //! What the tasks of one sink share. No lock is held across an await.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use event::TableInfo;
 use heartbeatpb::{ChangefeedId, DispatcherId, TableId, TableSpan, WritePermit};
@@ -42,6 +42,8 @@ pub(crate) struct Shared {
     /// The same, as this process knows it.
     pub(crate) permit: WritePermit,
     pub(crate) queues: Mutex<Causality<QueuedChange>>,
+    /// Workers that have taken something; changes only while the queues are locked.
+    pub(crate) busy: AtomicUsize,
     /// Changes were pushed or completed.
     pub(crate) work: Notify,
     pub(crate) dispatchers: Mutex<FxHashMap<DispatcherId, DispatcherState>>,
@@ -77,6 +79,7 @@ impl Shared {
             registration,
             permit,
             queues: Mutex::default(),
+            busy: AtomicUsize::new(0),
             work: Notify::new(),
             dispatchers: Mutex::default(),
             settled: Notify::new(),

@@ -15,10 +15,11 @@ use super::config::OnExistingRows;
 use super::connection::{Backoff, Connection, Failure};
 use super::plan::Mode;
 use super::queues::Queues;
-use super::route::{Change, Holds, ROW_WEIGHT, Routing};
+use super::route::{Change, Holds, Routing};
+use super::share::{self, Found};
 use super::shared::Shared;
 use super::target::Target;
-use crate::causality::{Access, Batch};
+use crate::causality::{Access, Batch, Shard};
 use crate::metrics::WorkerMetrics;
 use crate::{Error, Flushed};
 
@@ -26,9 +27,6 @@ use crate::{Error, Flushed};
 const ROUTE_CHUNK: usize = 1024;
 /// Row changes in the queues. Beyond it batches wait as they came, which takes less memory than one entry per row.
 const MAX_QUEUED: usize = 200_000;
-/// Row bytes in one downstream transaction.
-const TXN_BYTES: usize = 8 << 20;
-
 /// A batch that the sink has accepted, shared by its row changes.
 pub(crate) struct Held {
     batch: RowBatch,
@@ -152,8 +150,9 @@ impl Worker {
     /// Writes until the sink closes; a fatal error closes the sink.
     pub(crate) async fn run(mut self) {
         let shared = Arc::clone(&self.shared);
-        let max_weight = shared.config.txn_rows as u64 * u64::from(ROW_WEIGHT);
         let mut since = Instant::now();
+        // Until when changes wait for more of them.
+        let mut patience: Option<tokio::time::Instant> = None;
         loop {
             let woken = shared.work.notified();
             tokio::pin!(woken);
@@ -161,21 +160,29 @@ impl Worker {
             if shared.closing.is_cancelled() {
                 return;
             }
-            let taken = shared.queues.lock().take(max_weight, TXN_BYTES);
-            let Some(batch) = taken else {
-                tokio::select! {
-                    biased;
-                    () = shared.closing.cancelled() => return,
-                    () = woken => {}
+            let impatient = patience.is_some_and(|until| tokio::time::Instant::now() >= until);
+            let batches = match shared.take(impatient) {
+                Found::Take(batches) => batches,
+                found @ (Found::Wait | Found::Nothing) => {
+                    let waits = matches!(found, Found::Wait);
+                    let until = || tokio::time::Instant::now() + share::LINGER;
+                    patience = waits.then(|| patience.unwrap_or_else(until));
+                    tokio::select! {
+                        biased;
+                        () = shared.closing.cancelled() => return,
+                        () = woken => {}
+                        () = tokio::time::sleep_until(patience.unwrap_or_else(until)), if waits => {}
+                    }
+                    continue;
                 }
-                continue;
             };
+            patience = None;
             let begun = Instant::now();
-            let rows = batch.entries.len();
-            if let Some(first) = batch.entries.first() {
+            let rows = batches.iter().map(|batch| batch.entries.len()).sum();
+            if let Some(first) = batches.first().and_then(|batch| batch.entries.first()) {
                 shared.txn_metrics.queue.record(first.payload.batch.entered.elapsed());
             }
-            if let Err(error) = self.finish(batch).await {
+            if let Err(error) = self.finish(batches).await {
                 shared.fail(error);
                 return;
             }
@@ -184,18 +191,20 @@ impl Worker {
         }
     }
 
-    /// Writes a batch, however often it takes.
-    async fn finish(&mut self, batch: Batch<QueuedChange>) -> Result<(), Error> {
-        let mut mode = if batch.serial { Mode::Singles } else { Mode::Batched };
+    /// Writes batches in one transaction, however often it takes.
+    async fn finish(&mut self, batches: Vec<Batch<QueuedChange>>) -> Result<(), Error> {
+        // One that goes change by change is alone.
+        let serial = batches.iter().any(|batch| batch.serial);
+        let mut mode = if serial { Mode::Singles } else { Mode::Batched };
         loop {
             self.shared.permitted().await?;
             let begun = Instant::now();
-            let failure = match self.attempt(&batch, mode).await {
+            let failure = match self.attempt(&batches, mode).await {
                 Ok(()) => {
                     self.backoff = Backoff::new();
                     self.shared.absence.answered();
                     self.metrics.flushed(begun.elapsed());
-                    self.shared.complete(batch);
+                    self.shared.complete(batches);
                     return Ok(());
                 }
                 Err(failure) => failure,
@@ -203,10 +212,10 @@ impl Worker {
             if !matches!(failure, Failure::Suspended) {
                 self.shared.metrics.dml_errors.increment(1);
             }
-            match self.recover(failure, mode, batch.serial).await? {
+            match self.recover(failure, mode, serial).await? {
                 Next::Again(next) => mode = next,
                 Next::GiveBack => {
-                    self.shared.retry_serially(batch);
+                    self.shared.retry_serially(batches);
                     return Ok(());
                 }
             }
@@ -271,7 +280,7 @@ impl Worker {
         }
     }
 
-    async fn attempt(&mut self, batch: &Batch<QueuedChange>, mode: Mode) -> Result<(), Failure> {
+    async fn attempt(&mut self, batches: &[Batch<QueuedChange>], mode: Mode) -> Result<(), Failure> {
         let shared = Arc::clone(&self.shared);
         if self.connection.as_ref().is_none_or(Connection::is_closed) {
             self.connection = Some(Connection::open(&shared.config).await?);
@@ -280,28 +289,33 @@ impl Worker {
         if self.stale {
             shared.registration.check(&connection.client).await?;
         }
-        let groups = by_table(batch);
+        let groups: Vec<_> = batches.iter().map(|batch| (batch.shard, by_table(batch))).collect();
         let mut queues = Queues::default();
-        for (held, _, changes) in &groups {
-            let shards = changes.iter().filter_map(|change| change.moves_to.map(crate::Shard::of));
-            for shard in std::iter::once(batch.shard).chain(shards) {
-                queues.find(&shared, connection, self.stale, held, shard).await?;
+        for (own, tables) in &groups {
+            for (held, _, changes) in tables {
+                let shards = changes.iter().filter_map(|change| change.moves_to.map(Shard::of));
+                for shard in std::iter::once(*own).chain(shards) {
+                    queues.find(&shared, connection, self.stale, held, shard).await?;
+                }
             }
         }
         // What is left to do: in order, with halves of changes that were half done.
         let mut halves: Vec<QueuedChange> = Vec::new();
-        let mut todo = Vec::with_capacity(groups.len());
-        for (held, info, changes) in groups {
-            todo.push((info, queues.wanted(held, batch.shard, changes, &mut halves)?));
+        let mut todo = Vec::new();
+        for (shard, tables) in groups {
+            for (held, info, changes) in tables {
+                todo.push((shard, info, queues.wanted(held, shard, changes, &mut halves)?));
+            }
         }
-        let mut work = Vec::new();
-        for (info, (wanted, clear)) in todo {
+        let mut work = Tables::default();
+        for (shard, info, (wanted, clear)) in todo {
             if !wanted.is_empty() {
                 let target = shared.target(&connection.client, info).await?;
                 let changes = wanted.into_iter().map(|change| change.of(&halves)).collect();
-                work.push(TableChanges { target, changes, clear });
+                work.add(shard, TableChanges { target, changes, clear });
             }
         }
+        let work = work.found;
         self.stale = false;
         if work.is_empty() {
             return Ok(());
@@ -341,6 +355,35 @@ fn by_table(batch: &Batch<QueuedChange>) -> Vec<OfTable<'_>> {
     tables
 }
 
+/// The changes of a transaction by table, those of several queues together.
+#[derive(Default)]
+struct Tables<'b> {
+    found: Vec<TableChanges<'b, Held>>,
+    /// The queue that was added to last, and the place to which.
+    last: Option<(Shard, usize)>,
+}
+
+impl<'b> Tables<'b> {
+    /// Adds changes behind those of their queue; those of different queues do not depend on each other.
+    fn add(&mut self, shard: Shard, table: TableChanges<'b, Held>) {
+        let from = self.last.filter(|(last, _)| *last == shard).map_or(0, |(_, place)| place);
+        let same = |other: &TableChanges<'b, Held>| {
+            Arc::ptr_eq(&other.target, &table.target) && other.clear.is_empty() && table.clear.is_empty()
+        };
+        let place = match self.found[from..].iter().position(same) {
+            Some(at) => {
+                self.found[from + at].changes.extend(table.changes);
+                from + at
+            }
+            None => {
+                self.found.push(table);
+                self.found.len() - 1
+            }
+        };
+        self.last = Some((shard, place));
+    }
+}
+
 impl Shared {
     /// Puts routed changes into their queues and wakes the workers; waits for room first.
     async fn enqueue(&self, chunk: &mut Vec<(Access, QueuedChange)>) -> Result<(), Error> {
@@ -368,11 +411,16 @@ impl Shared {
         Ok(())
     }
 
-    /// A batch of a queue is durable: tells the batches of dispatchers that are now whole.
-    fn complete(&self, batch: Batch<QueuedChange>) {
-        self.queues.lock().complete(&batch);
+    /// Batches of queues are durable: tells the batches of dispatchers that are now whole.
+    fn complete(&self, batches: Vec<Batch<QueuedChange>>) {
+        let mut queues = self.queues.lock();
+        for batch in &batches {
+            queues.complete(batch);
+        }
+        self.busy.fetch_sub(1, Ordering::Relaxed);
+        drop(queues);
         self.work.notify_waiters();
-        let mut entries = batch.entries.into_iter().peekable();
+        let mut entries = batches.into_iter().flat_map(|batch| batch.entries).peekable();
         while let Some(entry) = entries.next() {
             let held = entry.payload.batch;
             let mut rows = 1;
@@ -390,8 +438,13 @@ impl Shared {
         }
     }
 
-    fn retry_serially(&self, batch: Batch<QueuedChange>) {
-        self.queues.lock().retry_serially(batch);
+    fn retry_serially(&self, batches: Vec<Batch<QueuedChange>>) {
+        let mut queues = self.queues.lock();
+        for batch in batches {
+            queues.retry_serially(batch);
+        }
+        self.busy.fetch_sub(1, Ordering::Relaxed);
+        drop(queues);
         self.work.notify_waiters();
     }
 

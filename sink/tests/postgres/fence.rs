@@ -202,7 +202,8 @@ fn alter(table: &TableInfo, ts: u64) -> DdlEvent {
 async fn a_transaction_that_waits_in_the_target_is_ended_by_the_fence() {
     let rig = Rig::new().await;
     let notes = notes();
-    let sink = rig.sink_of("a", 5, "worker-count=4").await.expect("opens");
+    // Transactions so small that the rows are more than one of them.
+    let sink = rig.sink_of("a", 5, "worker-count=4&max-txn-row=20").await.expect("opens");
     sink.table(&notes).await.expect("opens");
     rig.exec("BEGIN; LOCK TABLE notes IN EXCLUSIVE MODE").await;
     sink.write(rows(&notes, 0, 50, "waits"));
