@@ -14,7 +14,7 @@ use super::config::OnExistingRows;
 use super::connection::{Connection, Failure, classify, classify_values};
 use super::keys;
 use super::pieces::Range;
-use super::plan::{self, Group, Kind, Mode, Source};
+use super::plan::{self, Group, Kind, Leave, Mode, Source};
 use super::progress::{self, Advance, Copied, Join};
 use super::registration::Registration;
 use super::route::{Change, Holds};
@@ -43,6 +43,8 @@ pub(crate) struct TableChanges<'b, B> {
     pub(crate) changes: Vec<&'b Change<B>>,
     /// For a change of the table as a whole: the keys that it concerns.
     pub(crate) clear: Vec<Range>,
+    /// The table was found to lack rows that are to be updated.
+    pub(crate) lacking: bool,
 }
 
 /// How a transaction moves the progress of its queues.
@@ -99,7 +101,8 @@ impl Writer<'_> {
         let mut plans = Vec::with_capacity(tables.len());
         for table in tables {
             let copy = self.on_existing_rows != OnExistingRows::Append;
-            let groups = plan::plan(&table.target, table.changes.iter().copied(), mode, copy)?;
+            let leave = Leave { copy, update: !table.lacking };
+            let groups = plan::plan(&table.target, table.changes.iter().copied(), mode, leave)?;
             plans.push((table.target.as_ref(), groups));
         }
         let advance = connection.prepare(&self.advance_sql(), progress::ADVANCE_PARAMS).await?;
@@ -358,8 +361,13 @@ async fn run_together<B: Holds>(
 impl<B: Holds> Step<'_, '_, B> {
     /// How many rows it has changed, if that is what it should have.
     fn checked(&self, count: u64) -> Result<u64, Failure> {
-        let missing = matches!(self.group.kind, Kind::Update(_)) && count != self.group.rows();
-        if missing { Err(Failure::Missing) } else { Ok(count) }
+        match &self.group.kind {
+            Kind::Update(set) if count != self.group.rows() => {
+                let whole = plan::is_whole_row(self.target, set);
+                Err(if whole { Failure::Absent(self.target.info.id) } else { Failure::Missing })
+            }
+            Kind::Insert | Kind::Upsert | Kind::Update(_) | Kind::Delete | Kind::Copy => Ok(count),
+        }
     }
 
     /// Executes it, whatever the way of its rows.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use event::TableInfo;
+use heartbeatpb::TableId;
 use rand::Rng;
 use rustc_hash::FxHashMap;
 use tokio::task::JoinHandle;
@@ -34,6 +35,8 @@ pub(crate) enum Failure {
     Overtaken,
     /// A statement changed fewer rows than it should have.
     Missing,
+    /// The same, of whole rows, which can be written without looking whether the table has them.
+    Absent(TableId),
     /// This process may not write now: the same again when it may.
     Suspended,
     /// A person must look.
@@ -49,7 +52,7 @@ impl Failure {
                 code: "CDC:ErrSinkProgress",
                 what: "another writer moved the progress of this changefeed downstream".into(),
             },
-            Failure::Missing => Error::Rejected {
+            Failure::Missing | Failure::Absent(_) => Error::Rejected {
                 code: "CDC:ErrTargetRowMissing",
                 what: "a row to update does not exist in the target".into(),
             },
@@ -117,7 +120,7 @@ pub(super) fn classify_values(error: tokio_postgres::Error, doing: &str, info: &
             Failure::Fatal(Error::Rejected { code, what })
         }
         Failure::Lost(_) | Failure::Again(_) | Failure::Conflict(_) | Failure::Fatal(_) => failure,
-        Failure::Overtaken | Failure::Missing | Failure::Suspended => failure,
+        Failure::Overtaken | Failure::Missing | Failure::Absent(_) | Failure::Suspended => failure,
     }
 }
 
@@ -170,7 +173,8 @@ impl Drop for Connection {
 }
 
 /// Settings that make values read back as they were written, and plans that use the key's index however
-/// little the target knows about itself. An empty search path: everything is written with its schema.
+/// little the target knows about itself, made once, since they do not depend on values. An empty search path: everything
+/// is written with its schema.
 const SESSION: &str = "SET search_path = ''; SET timezone = 'UTC'; SET datestyle = 'ISO, YMD'; \
     SET intervalstyle = 'postgres'; SET bytea_output = 'hex'; SET xmloption = 'content'; SET lc_monetary = 'C'; \
     SET extra_float_digits = 1; SET array_nulls = on; \
@@ -179,6 +183,7 @@ const SESSION: &str = "SET search_path = ''; SET timezone = 'UTC'; SET datestyle
     SET row_security = off; SET default_transaction_isolation = 'read committed'; \
     SET default_transaction_read_only = off; SET default_transaction_deferrable = off; SET jit = off; \
     SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; \
+    SET plan_cache_mode = force_generic_plan; \
     SET tcp_keepalives_idle = 20; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 4";
 
 impl Connection {

@@ -22,9 +22,9 @@ pub(crate) enum Kind {
     Copy,
     /// `INSERT`: rows without a key.
     Insert,
-    /// `INSERT … ON CONFLICT DO UPDATE`: complete rows whose key stays.
+    /// `INSERT … ON CONFLICT DO UPDATE`: complete rows whose key stays, which may or may not be there.
     Upsert,
-    /// `UPDATE` of some columns: true for each column of the target that is set.
+    /// `UPDATE` of columns of rows that are there: true for each column of the target that is set.
     Update(Box<[bool]>),
     /// `DELETE`.
     Delete,
@@ -54,6 +54,15 @@ impl<'a, B: Holds> Group<'a, B> {
     pub(crate) fn bytes(&self) -> usize {
         self.changes().map(Change::bytes).sum()
     }
+}
+
+/// What a plan may do beside what its changes say.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Leave {
+    /// Rows of an initial copy go by `COPY`.
+    pub(crate) copy: bool,
+    /// Rows that are updated as a whole are there: `UPDATE` finds them, which costs less than an insertion that fails.
+    pub(crate) update: bool,
 }
 
 /// How eagerly changes share statements.
@@ -112,7 +121,7 @@ pub(crate) fn is_complete<B: Holds>(target: &Target, change: &Change<B>) -> bool
 }
 
 /// The statements of a change in order: almost always one.
-fn kinds<B: Holds>(target: &Target, change: &Change<B>) -> Result<Vec<Kind>, Error> {
+fn kinds<B: Holds>(target: &Target, change: &Change<B>, update: bool) -> Result<Vec<Kind>, Error> {
     let by_key = target.routing.locate != Locate::FullRow;
     if by_key && key_values(target, change).contains(&Datum::Unchanged) {
         return Err(unusable(
@@ -126,7 +135,7 @@ fn kinds<B: Holds>(target: &Target, change: &Change<B>) -> Result<Vec<Kind>, Err
         }
         RowOp::Insert if change.copied => Ok(vec![Kind::Copy]),
         RowOp::Insert => Ok(vec![if by_key { Kind::Upsert } else { Kind::Insert }]),
-        RowOp::Update => update_kinds(target, change, by_key),
+        RowOp::Update => update_kinds(target, change, by_key, update),
         RowOp::Delete if change.old_image().is_none() => {
             Err(unusable(&target.info, "a delete came without the old row; set its REPLICA IDENTITY"))
         }
@@ -135,7 +144,23 @@ fn kinds<B: Holds>(target: &Target, change: &Change<B>) -> Result<Vec<Kind>, Err
     }
 }
 
-fn update_kinds<B: Holds>(target: &Target, change: &Change<B>, by_key: bool) -> Result<Vec<Kind>, Error> {
+/// The columns that an `UPDATE` sets of whole rows whose key stays.
+fn whole_row(target: &Target) -> Box<[bool]> {
+    let set = |at: usize| !target.key.contains(&at) && !target.columns[at].identity_always;
+    (0..target.columns.len()).map(set).collect()
+}
+
+/// Whether an `UPDATE` is one of whole rows whose key stays.
+pub(crate) fn is_whole_row(target: &Target, set: &[bool]) -> bool {
+    !target.key.is_empty() && *set == *whole_row(target)
+}
+
+fn update_kinds<B: Holds>(
+    target: &Target,
+    change: &Change<B>,
+    by_key: bool,
+    update: bool,
+) -> Result<Vec<Kind>, Error> {
     let Some(image) = after(change) else {
         return Err(unusable(&target.info, "an update came without the new row"));
     };
@@ -149,7 +174,9 @@ fn update_kinds<B: Holds>(target: &Target, change: &Change<B>, by_key: bool) -> 
     let key_changed = key_changes(target, change);
     let complete = is_complete(target, change);
     if by_key && !key_changed && complete {
-        return Ok(vec![Kind::Upsert]);
+        let set = whole_row(target);
+        let update = update && set.contains(&true);
+        return Ok(vec![if update { Kind::Update(set) } else { Kind::Upsert }]);
     }
     // PostgreSQL lets nobody update such a column, so the row is replaced.
     if target.columns.iter().any(|column| column.identity_always && changed(column.source)) {
@@ -176,8 +203,10 @@ pub(crate) fn plan<'a, B: Holds>(
     target: &Target,
     changes: impl IntoIterator<Item = &'a Change<B>>,
     mode: Mode,
-    copy: bool,
+    leave: Leave,
 ) -> Result<Vec<Group<'a, B>>, Error> {
+    // Where the order is kept, or each change is alone, one kind of statement for all whole rows is the better one.
+    let update = leave.update && mode == Mode::Batched && !target.routing.has_other_keys();
     let mut planner = Planner {
         target,
         groups: Vec::new(),
@@ -186,9 +215,11 @@ pub(crate) fn plan<'a, B: Holds>(
         mode,
     };
     for change in changes {
-        for kind in kinds(target, change)? {
+        for kind in kinds(target, change, update)? {
             let kind = match kind {
-                Kind::Copy if copy && mode == Mode::Batched && change.bytes() < STAGED_BYTES => Kind::Copy,
+                Kind::Copy if leave.copy && mode == Mode::Batched && change.bytes() < STAGED_BYTES => {
+                    Kind::Copy
+                }
                 Kind::Copy if target.key.is_empty() => Kind::Insert,
                 Kind::Copy => Kind::Upsert,
                 other @ (Kind::Insert | Kind::Upsert | Kind::Update(_) | Kind::Delete) => other,
@@ -244,6 +275,7 @@ impl<'a, B: Holds> Planner<'_, 'a, B> {
     }
 
     fn place_by_row(&mut self, change: &'a Change<B>, kind: Kind) {
+        let kind = if self.completes_insertion(change, &kind) { Kind::Upsert } else { kind };
         let mut from = 0;
         for hash in std::iter::once(change.row).chain(change.moves_to) {
             if let Some(&(group, place)) = self.last.get(&hash) {
@@ -266,13 +298,26 @@ impl<'a, B: Holds> Planner<'_, 'a, B> {
         }
     }
 
+    /// Whether a whole row is updated that this transaction inserts: it is inserted as it becomes.
+    fn completes_insertion(&self, change: &Change<B>, kind: &Kind) -> bool {
+        let Kind::Update(set) = kind else { return false };
+        let last = self.last.get(&change.row);
+        last.is_some_and(|&(group, place)| {
+            self.groups[group].kind == Kind::Upsert
+                && is_whole_row(self.target, set)
+                && self.replaces(group, place, change, &Kind::Upsert)
+        })
+    }
+
     /// Whether the new change leaves the row as if the earlier one had never been.
     fn replaces(&self, group: usize, place: usize, change: &Change<B>, kind: &Kind) -> bool {
         let Some(earlier) = self.groups[group].changes.get(place).copied().flatten() else { return false };
         let supersedes = match (&self.groups[group].kind, kind) {
             (Kind::Upsert | Kind::Update(_) | Kind::Delete, Kind::Upsert)
             | (Kind::Upsert | Kind::Update(_), Kind::Delete) => true,
-            (Kind::Update(before), Kind::Update(after)) => before == after,
+            (Kind::Update(before), Kind::Update(after)) => {
+                before.iter().zip(after).all(|(before, after)| *after || !*before)
+            }
             (Kind::Copy | Kind::Insert | Kind::Upsert | Kind::Update(_) | Kind::Delete, _) => false,
         };
         // A change of the key touches two rows, and its two hashes may be one.

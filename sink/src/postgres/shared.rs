@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use event::TableInfo;
 use heartbeatpb::{ChangefeedId, DispatcherId, TableId, TableSpan, WritePermit};
 use parking_lot::Mutex;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -53,6 +53,8 @@ pub(crate) struct Shared {
     pub(crate) progress: Mutex<FxHashMap<(DispatcherId, TableId), SpanProgress>>,
     /// The last described shape of each table.
     pub(crate) targets: Mutex<FxHashMap<TableId, Arc<Target>>>,
+    /// Tables that were found to lack rows which are to be updated: whole rows are written to them without looking.
+    pub(crate) lacking: Mutex<FxHashSet<TableId>>,
     /// Whether the target answers.
     pub(crate) absence: Absence,
     failed: AtomicBool,
@@ -85,6 +87,7 @@ impl Shared {
             settled: Notify::new(),
             progress: Mutex::default(),
             targets: Mutex::default(),
+            lacking: Mutex::default(),
             absence: Absence::default(),
             failed: AtomicBool::new(false),
             failure: Mutex::new(None),

@@ -249,6 +249,12 @@ impl Worker {
                 self.rollback().await;
                 Ok(Next::Again(Mode::Singles))
             }
+            Failure::Absent(table) => {
+                self.rollback().await;
+                // Now whole rows are inserted or updated. Whatever else was missing is looked at one by one.
+                let news = self.shared.lacking.lock().insert(table);
+                Ok(Next::Again(if news { mode } else { Mode::Singles }))
+            }
             Failure::Suspended => {
                 // Nobody is to wait for its locks.
                 self.rollback().await;
@@ -312,7 +318,8 @@ impl Worker {
             if !wanted.is_empty() {
                 let target = shared.target(&connection.client, info).await?;
                 let changes = wanted.into_iter().map(|change| change.of(&halves)).collect();
-                work.add(shard, TableChanges { target, changes, clear });
+                let lacking = shared.lacking.lock().contains(&info.id);
+                work.add(shard, TableChanges { target, changes, clear, lacking });
             }
         }
         let work = work.found;

@@ -45,10 +45,19 @@ fn target(change: impl FnOnce(&mut TableInfo)) -> Target {
 }
 
 fn show(target: &Target, batch: BatchBuilder, mode: Mode) -> Vec<String> {
+    show_with(target, batch, mode, Leave { copy: true, update: false })
+}
+
+/// The plan for a table whose rows are known to be there.
+fn show_updating(target: &Target, batch: BatchBuilder, mode: Mode) -> Vec<String> {
+    show_with(target, batch, mode, Leave { copy: true, update: true })
+}
+
+fn show_with(target: &Target, batch: BatchBuilder, mode: Mode, leave: Leave) -> Vec<String> {
     let held = Arc::new(Held(batch.build()));
     let changes: Vec<Change<Held>> =
         held.0.iter().map(|row| target.routing.route(&held, &row, false, &mut Vec::new()).1).collect();
-    let groups = plan(target, &changes, mode, true).expect("plans");
+    let groups = plan(target, &changes, mode, leave).expect("plans");
     let name = |group: &Group<'_, Held>| match &group.kind {
         Kind::Copy => "copy".to_owned(),
         Kind::Insert => "insert".to_owned(),
@@ -95,6 +104,46 @@ fn the_last_change_of_a_row_replaces_those_it_makes_superfluous() {
         .op(5, RowOp::Delete, Some(&KEY), None)
         .insert(5, &["2", "a", "b"]);
     assert_eq!(show(&t, batch, Mode::Batched), ["upsert: 2", "delete: 1"]);
+}
+
+#[test]
+fn whole_rows_that_are_there_are_updated_and_those_that_come_are_inserted_as_they_become() {
+    let t = target(|_| {});
+    let batch = || {
+        BatchBuilder::new(&t.info)
+            .insert(5, &["1", "a", "b"])
+            .op(5, RowOp::Update, None, Some(&["2", "c", "d"]))
+            .op(5, RowOp::Update, None, Some(&["3", "c", "\\U"]))
+            .op(5, RowOp::Update, None, Some(&["1", "e", "f"]))
+            .op(5, RowOp::Update, None, Some(&["3", "g", "h"]))
+            .op(5, RowOp::Update, None, Some(&["2", "i", "j"]))
+            .op(5, RowOp::Update, Some(&["4", "\\U", "\\U"]), Some(&["5", "b", "c"]))
+    };
+    let updating = ["upsert: 3", "update -xx: 5", "update -xx: 4", "update xxx: 6"];
+    assert_eq!(show_updating(&t, batch(), Mode::Batched), updating, "never before what they replace");
+    assert_eq!(show(&t, batch(), Mode::Batched), ["upsert: 3 5", "upsert: 4", "update xxx: 6"]);
+    assert!(show_updating(&t, batch(), Mode::Singles).contains(&"upsert: 5".to_owned()), "not by update");
+}
+
+#[test]
+fn a_deleted_row_that_comes_again_is_inserted_and_then_updated_in_place() {
+    let t = target(|_| {});
+    let batch = BatchBuilder::new(&t.info)
+        .op(5, RowOp::Update, None, Some(&["1", "a", "b"]))
+        .op(5, RowOp::Delete, Some(&KEY), None)
+        .insert(5, &["1", "c", "d"])
+        .op(5, RowOp::Update, None, Some(&["1", "e", "f"]));
+    assert_eq!(show_updating(&t, batch, Mode::Batched), ["upsert: 3"]);
+}
+
+#[test]
+fn where_the_order_is_kept_whole_rows_share_one_kind_of_statement() {
+    let t = target(|t| t.keys.push(key(&[1], false)));
+    let batch = BatchBuilder::new(&t.info)
+        .insert(5, &["1", "a", "b"])
+        .op(5, RowOp::Update, None, Some(&["2", "c", "b"]))
+        .insert(5, &["3", "d", "b"]);
+    assert_eq!(show_updating(&t, batch, Mode::Batched), ["upsert: 0 1 2"]);
 }
 
 #[test]
@@ -169,7 +218,9 @@ fn an_incomplete_insert_and_a_delete_without_its_key_are_refused() {
         let held = Arc::new(Held(batch.build()));
         let row = held.0.iter().next().expect("a row");
         let (_, change) = t.routing.route(&held, &row, false, &mut Vec::new());
-        let error = plan(&t, [&change], Mode::Batched, true).map(|_| ()).expect_err("refused");
+        let error = plan(&t, [&change], Mode::Batched, Leave { copy: true, update: false })
+            .map(|_| ())
+            .expect_err("refused");
         assert_eq!(error.code(), "CDC:ErrSinkRowIncomplete");
     }
 }
