@@ -5,9 +5,9 @@
 mod barrier;
 mod disk;
 mod early;
-mod large;
 mod floor;
 mod hold;
+mod large;
 mod neighbours;
 mod ranges;
 mod reset;

@@ -46,36 +46,34 @@ pub(super) async fn ask(client: &Session, args: &ResyncArgs) -> Result<(), CliEr
         Ok(resync) => resync["table_id"].clone(),
         Err(_) => return tell(asked),
     };
-    let mut looks = 0;
-    while args.wait {
-        let resync = match look(client, &args.table.id.changefeed_id, &table).await? {
-            Some(resync) => resync,
-            None => {
-                return Err(CliError::Usage(
-                    "the request was withdrawn; the table stays as it was".to_owned(),
-                ));
-            }
+    if args.wait {
+        follow(client, args, &table).await?;
+    }
+    tell(Ok(json!({})))
+}
+
+/// Shows how far the copy of a table is until it has ended.
+async fn follow(client: &Session, args: &ResyncArgs, table: &Value) -> Result<(), CliError> {
+    let ended = |words: &str| Err(CliError::Usage(words.to_owned()));
+    for looks in 1_u32.. {
+        let Some(resync) = look(client, &args.table.id.changefeed_id, table).await? else {
+            return ended("the request was withdrawn; the table stays as it was");
         };
         match resync["state"].as_str().unwrap_or_default() {
             "done" => break,
-            "paused" => {
-                return Err(CliError::Usage(
-                    "the request was paused; resume-resync lets it go on".to_owned(),
-                ));
-            }
+            "paused" => return ended("the request was paused; resume-resync lets it go on"),
             "failed" => {
                 let text = |key: &str| resync["error"][key].as_str().unwrap_or_default().to_owned();
-                return Err(CliError::Usage(format!("[{}]{}", text("code"), text("message"))));
+                return ended(&format!("[{}]{}", text("code"), text("message")));
             }
             _ => {}
         }
-        looks += 1;
-        if looks % LOOKS_PER_LINE == 0 {
+        if looks.is_multiple_of(LOOKS_PER_LINE) {
             eprintln!("{}", line(&resync));
         }
         tokio::time::sleep(LOOK).await;
     }
-    tell(Ok(json!({})))
+    Ok(())
 }
 
 /// The request as it is now. `None`: it is gone. A changefeed that moves or waits after an error is asked again.
