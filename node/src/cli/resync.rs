@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
+use heartbeatpb::codes;
 use serde_json::{Value, json};
 
 use super::changefeed::{IdArg, path};
@@ -81,7 +82,7 @@ async fn look(client: &Session, id: &str, table: &Value) -> Result<Option<Value>
     loop {
         match client.get(&path(id, "/resyncs")).await {
             Ok(list) => return Ok(items(&list).find(|one| one["table_id"] == *table).cloned()),
-            Err(error) if matches!(error.code(), "CDC:ErrNotInitialized" | "CDC:ErrMaintainerNotFound") => {
+            Err(error) if [codes::NOT_INITIALIZED, codes::MAINTAINER_NOT_FOUND].contains(&error.code()) => {
                 eprintln!("waiting: {error}");
                 tokio::time::sleep(LOOK * LOOKS_PER_LINE).await;
             }
