@@ -302,12 +302,16 @@ impl EventService {
         let Some(feed) = self.feed(gid).filter(|feed| feed.streams.contains_key(&entry.dispatcher)) else {
             return self.tell_unknown(from, gid, entry.dispatcher);
         };
-        let Some(stream) = feed.streams.get_mut(&entry.dispatcher) else { return };
+        let Feed { streams, held, .. } = feed;
+        let Some(stream) = streams.get_mut(&entry.dispatcher) else { return };
         if stream.epoch != entry.epoch || stream.node != *from {
             return;
         }
         stream.heard = Instant::now();
         let table = stream.span.table;
+        if let Some(at) = held.get(&table) {
+            stream.repeat_held(*at, entry.checkpoint);
+        }
         let durable = Position::after(entry.checkpoint).max(entry.copied.unwrap_or_default());
         stream.progress = Some((entry.checkpoint, stream.passed(durable)));
         if stream.pass_ddl(entry.checkpoint) {

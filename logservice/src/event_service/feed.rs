@@ -124,6 +124,14 @@ impl Stream {
         false
     }
 
+    /// Hears how far the dispatcher of a table is that is held at a place. Nothing comes behind that place by which the loss of
+    /// the last message would be noticed, so it is said again until the dispatcher is there.
+    pub(super) fn repeat_held(&mut self, at: Ts, checkpoint: Ts) {
+        if checkpoint < at {
+            self.resolved_sent = self.resolved_sent.min(at.before());
+        }
+    }
+
     /// The position to tell when everything at or before `resolved` was queued; `None` when there is nothing new.
     pub(super) fn resolved_to_send(&self, resolved: Ts) -> Option<Ts> {
         let ts = self.at_ddl.map_or(resolved, |at| at.min(resolved));
