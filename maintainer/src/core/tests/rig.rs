@@ -196,17 +196,16 @@ impl Rig {
         self.settle();
     }
 
-    /// A node that is asked by a number cannot answer.
-    pub(super) fn refuses(&mut self, node: &str, number: u64, code: &str) {
+    pub(super) fn fail_bootstrap(&mut self, node: &str) {
         let response = MaintainerBootstrapResponse {
             changefeed: self.core.id.clone(),
             spans: vec![],
-            error: Some(error(code)),
+            error: Some(error("CDC:ErrX")),
             checkpoint: Ts::ZERO,
             redo_checkpoint: Ts::ZERO,
             operators: vec![],
             merges: vec![],
-            epoch: MaintainerEpoch::from_wire(number),
+            epoch: MaintainerEpoch::from_wire(5),
         };
         self.core.on_bootstrap(&node.into(), response, self.now, &mut self.out);
     }
@@ -443,7 +442,7 @@ impl Rig {
     }
 }
 
-pub(super) fn error(code: &str) -> RunningError {
+fn error(code: &str) -> RunningError {
     RunningError {
         time: String::new(),
         node: String::new(),
