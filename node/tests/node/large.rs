@@ -147,7 +147,7 @@ async fn two_large_transactions_at_once_are_written_to_a_database_exactly_once_b
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes minutes; its figures are in docs/postgresql.md"]
+#[ignore = "takes minutes; docs/postgresql.md has figures of the same load"]
 async fn two_transactions_of_ten_million_rows_at_once_are_written_to_a_database_exactly_once() {
     two_at_once(10_000_000).await;
 }

@@ -106,7 +106,7 @@ async fn measure(source: &PgServer, capture: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes minutes; its figures are in docs/postgresql.md"]
+#[ignore = "takes minutes; docs/postgresql.md has figures of the same load"]
 async fn fifty_thousand_tables_begin_stand_idle_and_go_on() {
     let tables =
         std::env::var("MILLRACE_TEST_TABLES").ok().and_then(|text| text.parse().ok()).unwrap_or(TABLES);

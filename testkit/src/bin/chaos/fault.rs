@@ -186,11 +186,7 @@ impl Fault {
 
     fn lasts_long(&self) -> Duration {
         let seconds = match self.kind {
-            Kind::Pause(_)
-            | Kind::CutNodes(..)
-            | Kind::CutOneWay
-            | Kind::CutStore(_)
-            | Kind::CutAll(_) => 30,
+            Kind::Pause(_) | Kind::CutNodes(..) | Kind::CutOneWay | Kind::CutStore(_) | Kind::CutAll(_) => 30,
             Kind::TargetDown | Kind::TargetSilent | Kind::DiskFull => 15,
             Kind::StoreLeader => 8,
             Kind::SourceRestart | Kind::SourceCrash => 3,
