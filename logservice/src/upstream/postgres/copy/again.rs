@@ -24,6 +24,7 @@ use event::{CopyPart, CopySession, TableInfo};
 use heartbeatpb::{TableId, Ts};
 use tokio_util::sync::CancellationToken;
 
+use super::super::admin;
 use super::super::catalog::{self, CatalogTable, Selection};
 use super::super::conn::{Connection, Purpose};
 use super::super::names::Names;
@@ -151,12 +152,7 @@ impl Again<'_> {
     }
 
     async fn look(&self, conn: &mut Connection) -> Result<CatalogTable, Error> {
-        let selection = Selection {
-            filter: &self.spec.filter,
-            force_replicate: self.spec.force_replicate,
-            version: self.spec.start_ts,
-            only: Some(self.table),
-        };
+        let selection = Selection { only: Some(self.table), ..admin::selection(self.spec) };
         let found = catalog::load(conn, &selection).await?.pop();
         found.ok_or_else(|| Error::TableIneligible {
             table: self.table.to_string(),
