@@ -81,7 +81,7 @@ pub const SINK_UNKNOWN_PROTOCOL: &str = "CDC:ErrSinkUnknownProtocol";
 /// The downstream does not answer, a connection broke, or it is short of memory, disk or connections.
 pub const SINK_UNAVAILABLE: &str = "CDC:ErrSinkUnavailable";
 /// A sink may not write any more: its tables were given to other nodes, or a newer sink of its node has taken its
-/// place. It stops for good; the changefeed starts again by itself.
+/// place. It stops for good; its node begins anew, or the changefeed starts again, by itself.
 pub const SINK_FENCED: &str = "CDC:ErrSinkFenced";
 /// A transaction of a lost node does not end, and its tables cannot start elsewhere until it has. Let the sink's user
 /// end sessions (`GRANT pg_signal_backend`), or end the session by hand.

@@ -251,6 +251,10 @@ impl Core {
         if self.initialized || self.removal.is_some() {
             return None;
         }
+        let closing: Vec<&str> = self.must_close().map(NodeId::as_str).collect();
+        if !closing.is_empty() {
+            return Some(format!("{} to close what an earlier maintainer left there", closing.join(", ")));
+        }
         let silent: Vec<&str> = self.bootstrapper.silent().map(NodeId::as_str).collect();
         if !silent.is_empty() {
             return Some(format!("bootstrap answers of {}", silent.join(", ")));

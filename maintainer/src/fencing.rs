@@ -17,8 +17,10 @@ const LOST: Duration = Duration::from_secs(30);
 /// A downstream that could not be asked for so long is told to the coordinator as the changefeed's error.
 const TOLD_AFTER: Duration = Duration::from_secs(10);
 
-/// A node that comes back is told to close what it has this long after it was told before.
+/// A node that is to close what it has is told so again after this time without an answer.
 const CLOSE_RESEND: Duration = Duration::from_secs(1);
+/// One that is closing it is asked again after this time.
+const CLOSE_AGAIN: Duration = Duration::from_millis(100);
 
 /// A node that was gone closes what it had.
 #[derive(Debug)]
@@ -127,6 +129,27 @@ impl Fencing {
         }
     }
 
+    /// Whether writers can be fenced.
+    pub(crate) fn applies(&self) -> bool {
+        self.applies
+    }
+
+    /// What a node has is an earlier maintainer's and of no use: it is closed, and the node begins anew. `false`: that was
+    /// done before, so that it would not help, or there are no numbers for it.
+    pub(crate) fn renew(&mut self, node: &NodeId) -> bool {
+        let room = self.epoch.is_some_and(|epoch| epoch.within(self.used + 2).is_some());
+        let renewed = room && !self.numbers.contains_key(node) && !self.closing.contains_key(node);
+        if renewed {
+            self.gone.insert(node.clone());
+        }
+        renewed
+    }
+
+    /// Nodes that have to close what they have before anybody takes their place: nothing else keeps them from writing.
+    pub(crate) fn must_close<'a>(&'a self, alive: &'a BTreeSet<NodeId>) -> impl Iterator<Item = &'a NodeId> {
+        self.gone.intersection(alive).filter(|_| !self.applies)
+    }
+
     /// The number by which a node is asked, and answers.
     pub(crate) fn number_of(&self, node: &NodeId) -> Option<MaintainerEpoch> {
         let closing = self.closing.get(node).map(|closing| closing.number);
@@ -166,6 +189,13 @@ impl Fencing {
     /// Whether a node that is back will be let in.
     pub(crate) fn is_closing(&self, node: &NodeId) -> bool {
         self.closing.contains_key(node)
+    }
+
+    /// A node is closing what it has.
+    pub(crate) fn on_closing(&mut self, node: &NodeId, now: Instant) {
+        if let Some(closing) = self.closing.get_mut(node) {
+            closing.again_at = closing.again_at.min(now + CLOSE_AGAIN);
+        }
     }
 
     /// A node has closed what it had: it is asked by a number of its own from now on. Says whether that is news.

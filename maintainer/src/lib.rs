@@ -50,9 +50,18 @@
 //!                                                       target names whose sinks were fenced before, under an earlier
 //!                                                       maintainer: they are gone, and let in again as above
 //!  (c) a member's dispatchers were closed under it      it answers with a new sink, which has fenced the older ones
-//!                                                       of its node before it was opened; one that was fenced while it
-//!                                                       ran reports so, and the changefeed starts again
+//!                                                       of its node before it was opened
+//!  (d) a member cannot answer: an earlier maintainer's  let in again as above, once. The take-over does without it,
+//!      table trigger is there, or its sink was fenced   unless it is the own node, or nothing else keeps it from
+//!                                                       writing: then it waits until that is closed
+//!  (e) a node comes after the take-over and has what    let in again as above; (b) has fenced it
+//!      this maintainer has not put there
+//!  (f) a member's sink says that it was fenced          as (a): then it begins anew. The own node's: the changefeed
+//!                                                       starts again
 //! ```
+//!
+//! (d) to (f) are what is left of two maintainers that both lived: who leads did not reach the node of the first, and gave
+//! the changefeed to another one, while the first gave up nodes that it did not reach.
 //!
 //! Numbers. A maintainer owns those from its epoch up to the next [`heartbeatpb::MaintainerEpoch::ROOM`], and its successor begins
 //! beyond them; n is the last one used. A node that was never gone is asked by the epoch itself. Whatever is compared is

@@ -59,8 +59,9 @@ impl Core {
                 self.ask_bootstrap(node, out);
             }
         }
-        let fewer = !change.removed.is_empty() && self.fencing.wants_sweep() && self.bootstrapper.is_ready();
-        if change.completed || fewer {
+        // Nobody may be waited for any more.
+        let waits = !self.initialized && self.bootstrapper.is_ready();
+        if change.completed || waits {
             self.on_round_complete(now, out);
         }
     }
@@ -110,6 +111,14 @@ impl Core {
             return;
         }
         if let Some(error) = response.error {
+            let renews = self.removal.is_none() && self.bootstrapper.has(from) && is_left_over(&error);
+            if renews && self.fencing.renew(from) {
+                tracing::info!(changefeedID = %self.id, node = %from, errorCode = error.code,
+                    "a node still has what an earlier maintainer left there; it begins anew");
+                self.renew_members(now, out);
+                self.let_back(now, out);
+                return self.after_change(now, out);
+            }
             // The node is asked again. A downstream that does not answer is nothing that a new start could mend.
             if error.code == codes::SINK_UNAVAILABLE {
                 self.set_trouble(Waits::Node(from.clone()), Some(error));
@@ -122,6 +131,13 @@ impl Core {
         if self.fencing.number_of(from) != self.epoch && !self.bootstrapper.has_answered(from) {
             self.begun.insert(from.clone());
         }
+        if self.is_outdated(from, &response) && self.fencing.renew(from) {
+            tracing::info!(changefeedID = %self.id, node = %from, spans = response.spans.len(),
+                "a node is back with what an earlier maintainer left there; it begins anew");
+            self.renew_members(now, out);
+            self.let_back(now, out);
+            return self.after_change(now, out);
+        }
         let heard = self.bootstrapper.on_answer(from, response);
         if *from == self.me {
             self.is_new = false;
@@ -131,6 +147,18 @@ impl Core {
             Heard::Unknown | Heard::Noted => {}
         }
         self.after_change(now, out);
+    }
+
+    /// Whether a node that came after the take-over has what this maintainer has not put there: it was given up by an
+    /// earlier one, and fenced as everybody was who was no member at the take-over.
+    fn is_outdated(&self, from: &NodeId, answer: &MaintainerBootstrapResponse) -> bool {
+        let empty = answer.spans.is_empty() && answer.operators.is_empty() && answer.merges.is_empty();
+        self.initialized
+            && self.removal.is_none()
+            && self.fencing.applies()
+            && !empty
+            && self.bootstrapper.has(from)
+            && !self.bootstrapper.has_answered(from)
     }
 
     /// The log reader runs and delivers these tables, or could not be started.
@@ -166,6 +194,9 @@ impl Core {
         if self.removal.is_some() || !self.bootstrapper.has(&self.me) {
             return;
         }
+        if self.must_close().next().is_some() {
+            return;
+        }
         let members = self.bootstrapper.nodes().cloned().collect();
         let nobody_else = self.fencing.only_these_write(&members);
         self.ask_fence(now, out);
@@ -181,7 +212,7 @@ impl Core {
         match merge::plan(&input, &mut self.placement.ids) {
             Ok(plan) => self.take_over(plan, now, out),
             Err(message) => {
-                self.own_error("CDC:ErrChangefeedInitTableTriggerDispatcherFailed", message.to_owned());
+                self.own_error(codes::CHANGEFEED_INIT_TABLE_TRIGGER_DISPATCHER_FAILED, message.to_owned());
             }
         }
     }
@@ -238,6 +269,12 @@ impl Core {
     pub(super) fn is_post_pending(&self) -> bool {
         self.post.is_some()
     }
+}
+
+/// Whether a node cannot answer for what an earlier maintainer left there: its table trigger, or a sink that it fenced.
+fn is_left_over(error: &RunningError) -> bool {
+    let codes = [codes::SINK_FENCED, codes::CHANGEFEED_INIT_TABLE_TRIGGER_DISPATCHER_FAILED];
+    codes.contains(&error.code.as_str())
 }
 
 fn schema_tables(tables: &[SourceTable], names_wanted: bool) -> Vec<SchemaTables> {

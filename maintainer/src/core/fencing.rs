@@ -17,6 +17,13 @@ impl Core {
         self.alive.iter().filter(usable).cloned().collect()
     }
 
+    /// Nodes without which nothing begins, and that have yet to close what an earlier maintainer left there: this one, and
+    /// all of them where nothing else keeps them from writing.
+    pub(super) fn must_close(&self) -> impl Iterator<Item = &NodeId> {
+        let own = Some(&self.me).filter(|me| self.fencing.is_gone(me) && self.fencing.applies());
+        self.fencing.must_close(&self.alive).chain(own)
+    }
+
     /// The set of nodes has changed: operators take a node that is gone for a silent one until it cannot write.
     pub(super) fn show_nodes(&mut self) {
         self.placement.alive = self.members();
@@ -106,6 +113,20 @@ impl Core {
             ToHeartbeatCollector::CheckpointTs(_) => {}
         }
         Effect::Dispatch(node, message)
+    }
+
+    /// A member's sink may not write any more, because an earlier maintainer had given the node up: it is fenced again, so that
+    /// nothing of it is on its way, and begins anew. `false`: that is not possible, and the changefeed has to.
+    pub(super) fn on_fenced_sink(&mut self, from: &NodeId, now: Instant, out: &mut Vec<Effect>) -> bool {
+        let possible = *from != self.me && self.epoch.is_some() && self.removal.is_none();
+        if !possible || !self.fencing.lose(from) {
+            return false;
+        }
+        tracing::info!(changefeedID = %self.id, node = %from, "the sink of a node may not write; the node begins anew");
+        self.renew_members(now, out);
+        self.ask_fence(now, out);
+        self.after_change(now, out);
+        true
     }
 
     /// Members have answered whose sinks cannot write: another maintainer had given them up. They would fail at their first

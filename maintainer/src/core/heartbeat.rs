@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use heartbeatpb::{
     ComponentState, DispatcherId, HeartBeatRequest, Mode, NodeId, OperatorType, TableSpan, TableSpanStatus,
+    codes,
 };
 use messaging::ToHeartbeatCollector;
 use replica::{Standing, contains, is_terminal};
@@ -35,6 +36,11 @@ impl Core {
         }
         // A late word of a node that is gone would bring its watermark back.
         if self.stopped || !self.initialized || !self.is_heard(from) {
+            return;
+        }
+        if request.error.as_ref().is_some_and(|error| error.code == codes::SINK_FENCED)
+            && self.on_fenced_sink(from, now, out)
+        {
             return;
         }
         if let Some(mark) = request.watermark {

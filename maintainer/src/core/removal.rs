@@ -141,6 +141,8 @@ impl Core {
             if response.success {
                 self.on_closed_again(from, now, out);
                 self.after_change(now, out);
+            } else {
+                self.fencing.on_closing(from, now);
             }
             return;
         }

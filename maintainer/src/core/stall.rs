@@ -247,7 +247,8 @@ impl Core {
             return Some(Holder::Leaving);
         }
         if !self.initialized {
-            let nodes: Vec<NodeId> = self.bootstrapper.silent().take(NAMED).cloned().collect();
+            let nodes: Vec<NodeId> =
+                self.must_close().chain(self.bootstrapper.silent()).take(NAMED).cloned().collect();
             return Some(match (nodes.is_empty(), &self.tables) {
                 (false, _) => Holder::Bootstrap { nodes },
                 (true, Some(_)) if self.fencing.wants_sweep() => self.held_by_fence(Vec::new()),

@@ -7,6 +7,7 @@ mod loads;
 mod merging;
 mod placing;
 mod progress;
+mod renewal;
 mod rig;
 mod stalling;
 mod walk;
@@ -98,7 +99,7 @@ fn an_error_of_a_node_is_told_once_and_the_node_is_asked_again() {
     let mut rig = Rig::new();
     rig.nodes(&["n1"]);
     rig.load(1);
-    rig.fail_bootstrap("n1");
+    rig.refuses("n1", 5, "CDC:ErrX");
     rig.tick(500);
     rig.says(&expect!["bootstrap n1 with trigger, load, bootstrap n1 with trigger"]);
     let status = rig.core.status();
@@ -106,7 +107,7 @@ fn an_error_of_a_node_is_told_once_and_the_node_is_asked_again() {
     assert_eq!(rig.core.status().errors.len(), 1, "looking is not telling");
     rig.core.on_reported(rig.core.version());
     assert!(rig.core.status().errors.is_empty());
-    rig.fail_bootstrap("n1");
+    rig.refuses("n1", 5, "CDC:ErrX");
     rig.core.on_reported(rig.core.version() - 1);
     assert_eq!(rig.core.status().errors.len(), 1, "newer than what was told");
 }

@@ -2,7 +2,7 @@
 
 use expect_test::expect;
 use heartbeatpb::ComponentState::Working;
-use heartbeatpb::{HeartBeatRequest, TableId};
+use heartbeatpb::TableId;
 
 use super::super::*;
 use super::rig::{Rig, WHOLE, span, status};
@@ -10,17 +10,9 @@ use crate::fence::FenceOutcome;
 
 impl Rig {
     /// The downstream answers an attempt; some nodes may still write.
-    fn fenced(&mut self, attempt: u64, busy: &[&str]) {
+    pub(super) fn fenced(&mut self, attempt: u64, busy: &[&str]) {
         let busy = busy.iter().map(|node| (NodeId::from(*node), "a transaction does not end".to_owned()));
         let outcome = FenceOutcome { busy: busy.collect(), writers: None };
-        self.core.on_fenced(attempt, Ok(outcome), self.now, &mut self.out);
-        self.core.settle();
-    }
-
-    /// All but some were refused, and these of them can write.
-    fn swept(&mut self, attempt: u64, writers: &[&str]) {
-        let writers = writers.iter().map(|node| NodeId::from(*node)).collect();
-        let outcome = FenceOutcome { writers: Some(writers), ..FenceOutcome::default() };
         self.core.on_fenced(attempt, Ok(outcome), self.now, &mut self.out);
         self.core.settle();
     }
@@ -36,30 +28,13 @@ impl Rig {
         self.core.settle();
     }
 
-    /// A node that was let in again answers, and with it comes what its dispatchers had said before they were closed.
-    fn answers_by(&mut self, node: &str, number: u64, stale: u64, seq: u64) {
-        let response = MaintainerBootstrapResponse {
-            changefeed: self.core.id.clone(),
-            spans: vec![],
-            error: None,
-            // Where the table trigger is.
-            checkpoint: if node == super::rig::ME { Ts(self.trigger_start) } else { Ts::ZERO },
-            redo_checkpoint: Ts::ZERO,
-            operators: vec![],
-            merges: vec![],
-            epoch: MaintainerEpoch::from_wire(number),
-        };
-        self.core.on_bootstrap(&node.into(), response, self.now, &mut self.out);
-        self.report(node, &[status(80, Working, stale)], stale, seq);
-    }
-
-    fn held_by(&self) -> String {
+    pub(super) fn held_by(&self) -> String {
         let holder = self.core.standstill(self.now).unwrap().holder;
         format!("{}: {holder}", holder.kind())
     }
 
     /// `n1` and `n2` with a table each, `t1` on `n1` as d2 and `t2` on `n2` as d3; nothing is left to say.
-    fn two_nodes() -> Self {
+    pub(super) fn two_nodes() -> Self {
         let mut rig = Rig::fencing();
         rig.nodes(&["n1", "n2"]);
         rig.load(2);
@@ -141,10 +116,11 @@ fn a_member_that_leaves_before_the_upstream_has_answered_is_refused_too() {
     rig.answer("n1", vec![]);
     rig.answer("n2", vec![span(80, 1, WHOLE, Working)]);
     rig.fenced(1, &[]);
-    rig.nodes(&["n1"]);
     rig.out.clear();
-    rig.load(1);
+    rig.nodes(&["n1"]);
     rig.says(&expect!["fence 2: all but n1"]);
+    rig.load(1);
+    rig.says(&expect!["-"]);
     rig.fenced(2, &[]);
     rig.says(&expect!["initialized, post n1: 1=public[1=t1], +add, create d2 t1@100 on n1"]);
 }
@@ -337,214 +313,6 @@ fn a_lost_answer_is_asked_for_again() {
     rig.says(&expect!["-"]);
     rig.fenced(3, &[]);
     rig.says(&expect!["+add, create d80 t2@200 on n1"]);
-}
-
-/// Nothing that it says counts before it has closed what it had and was asked anew.
-#[test]
-fn a_node_that_comes_back_is_let_in_under_a_new_number_and_gets_work_again() {
-    for fenced_first in [true, false] {
-        let mut rig = Rig::two_nodes();
-        rig.nodes(&["n1"]);
-        if fenced_first {
-            rig.fenced(2, &[]);
-            rig.report("n1", &[status(80, Working, 200)], 200, 4);
-        }
-        rig.out.clear();
-        rig.nodes(&["n1", "n2"]);
-        if fenced_first {
-            rig.says(&expect!["close n2 by 6"]);
-        } else {
-            rig.says(&expect!["-"]);
-            rig.fenced(2, &[]);
-            rig.says(&expect!["close n2 by 6, +add, create d80 t2@200 on n1"]);
-            rig.report("n1", &[status(80, Working, 200)], 200, 4);
-            rig.tick(0);
-            rig.out.clear();
-        }
-        // What it had says this and that.
-        rig.answer("n2", vec![span(80, 2, WHOLE, Working)]);
-        rig.report("n2", &[status(80, Working, 900)], 900, 40);
-        rig.closed("n2", true, 5);
-        rig.closed("n2", false, 6);
-        rig.says(&expect!["stale bootstrap_response, stale close_response"]);
-        rig.tick(1_000);
-        rig.says(&expect!["close n2 by 6"]);
-        rig.closed("n2", true, 6);
-        rig.says(&expect!["bootstrap n2 by 7"]);
-        rig.closed("n2", true, 6);
-        rig.answer("n2", vec![]);
-        rig.says(&expect!["stale close_response, stale bootstrap_response"]);
-        // Its first words may have waited behind the last ones of what it had.
-        rig.answers_by("n2", 7, 900, 40);
-        rig.add_tables(300, &[9]);
-        rig.tick(0);
-        let said: Vec<String> = rig.out.drain(..).map(|effect| super::rig::text(&effect)).collect();
-        assert!(
-            said.iter().any(|word| word.starts_with("create d") && word.ends_with("on n2 by 7")),
-            "{said:?}"
-        );
-        let created = rig.core.placement().spans.by_table(TableId(9)).next().unwrap().id.low;
-        rig.report("n2", &[status(created, Working, 300)], 300, 1);
-        rig.report("n1", &[status(70, Working, 900), status(80, Working, 900)], 900, 5);
-        assert_eq!(rig.checkpoint(), 300, "the new dispatcher holds it");
-        assert!(rig.core.status().errors.is_empty(), "{:?}", rig.core.status().errors);
-
-        // It goes once more.
-        rig.out.clear();
-        rig.nodes(&["n1"]);
-        rig.says(&expect!["fence 3 by 7: n2"]);
-        rig.fenced(3, &[]);
-        rig.out.clear();
-        rig.nodes(&["n1", "n2"]);
-        rig.says(&expect!["close n2 by 8"]);
-        rig.closed("n2", true, 8);
-        rig.says(&expect!["bootstrap n2 by 9"]);
-    }
-}
-
-#[test]
-fn a_node_that_goes_before_it_has_closed_what_it_had_begins_again_when_it_is_back() {
-    let mut rig = Rig::two_nodes();
-    rig.nodes(&["n1"]);
-    rig.fenced(2, &[]);
-    rig.report("n1", &[status(80, Working, 200)], 200, 4);
-    rig.nodes(&["n1", "n2"]);
-    rig.nodes(&["n1"]);
-    rig.out.clear();
-    rig.closed("n2", true, 6);
-    rig.tick(5_000);
-    rig.says(&expect!["stale close_response"]);
-    rig.nodes(&["n1", "n2"]);
-    rig.says(&expect!["close n2 by 7"]);
-    rig.closed("n2", true, 6);
-    rig.says(&expect!["stale close_response"]);
-    rig.closed("n2", true, 7);
-    rig.says(&expect!["bootstrap n2 by 8"]);
-}
-
-#[test]
-fn a_node_that_goes_and_comes_back_before_the_take_over_closes_what_it_had() {
-    let mut rig = Rig::fencing();
-    rig.nodes(&["n1", "n2"]);
-    rig.answer("n1", vec![]);
-    rig.answer("n2", vec![span(80, 1, WHOLE, Working)]);
-    rig.fenced(1, &[]);
-    rig.nodes(&["n1"]);
-    rig.out.clear();
-    rig.nodes(&["n1", "n2"]);
-    rig.says(&expect!["close n2 by 6"]);
-    rig.closed("n2", true, 6);
-    rig.says(&expect!["bootstrap n2 by 7"]);
-    rig.load(1);
-    rig.says(&expect!["-"]);
-    rig.answers_by("n2", 7, 100, 1);
-    rig.says(&expect!["initialized, post n1: 1=public[1=t1], +add, create d2 t1@100 on n1"]);
-}
-
-/// Another maintainer had given them up, and they have not noticed.
-#[test]
-fn members_whose_sinks_were_fenced_before_begin_anew_and_nobody_waits_for_them() {
-    let mut rig = Rig::fencing();
-    rig.nodes(&["n1", "n2", "n3"]);
-    rig.load(2);
-    rig.answer("n1", vec![]);
-    rig.answer("n2", vec![span(80, 1, WHOLE, Working)]);
-    rig.answer("n3", vec![span(90, 2, WHOLE, Working)]);
-    rig.out.clear();
-    rig.swept(1, &["n1", "n3"]);
-    rig.says(&expect!["close n2 by 6, fence 2 by 6: all but n1 n3"]);
-    rig.swept(2, &["n1", "n3"]);
-    rig.says(&expect!["initialized, post n1: 1=public[1=t1 2=t2], +add, create d2 t1@100 on n1"]);
-    rig.closed("n2", true, 6);
-    rig.says(&expect!["bootstrap n2 by 7"]);
-}
-
-#[test]
-fn a_maintainer_whose_own_node_was_fenced_before_takes_over_when_it_has_begun_anew() {
-    let mut rig = Rig::fencing();
-    rig.nodes(&["n1", "n2"]);
-    rig.load(1);
-    rig.answer("n1", vec![]);
-    rig.answer("n2", vec![span(80, 1, WHOLE, Working)]);
-    rig.out.clear();
-    rig.swept(1, &["n2"]);
-    rig.says(&expect!["close n1 by 6"]);
-    rig.tick(1_000);
-    rig.says(&expect!["load, close n1 by 6"]);
-    rig.closed("n1", true, 6);
-    rig.says(&expect!["bootstrap n1 by 7 with trigger"]);
-    rig.answers_by("n1", 7, 100, 1);
-    rig.says(&expect!["initialized, post n1 by 7: 1=public[1=t1]"]);
-}
-
-#[test]
-fn what_is_removed_is_closed_by_the_number_of_each_node() {
-    let mut rig = Rig::two_nodes();
-    rig.nodes(&["n1"]);
-    rig.fenced(2, &[]);
-    rig.nodes(&["n1", "n2"]);
-    rig.closed("n2", true, 6);
-    rig.answers_by("n2", 7, 200, 1);
-    rig.out.clear();
-    rig.remove(5, true, false);
-    rig.says(&expect!["close n1, close n2 by 7"]);
-    rig.closed("n1", true, 5);
-    rig.closed("n2", true, 5);
-    rig.says(&expect!["stale close_response"]);
-    rig.closed("n2", true, 7);
-    rig.says(&expect!["leave"]);
-}
-
-#[test]
-fn a_maintainer_that_has_used_up_its_numbers_lets_nobody_in_again() {
-    let mut rig = Rig::two_nodes();
-    let mut times = 0;
-    loop {
-        rig.nodes(&["n1"]);
-        let asked = rig.out.iter().find_map(|effect| {
-            let Effect::Fence { attempt, .. } = effect else { return None };
-            Some(*attempt)
-        });
-        rig.fenced(asked.unwrap(), &[]);
-        rig.out.clear();
-        rig.nodes(&["n1", "n2"]);
-        rig.tick(5_000);
-        let closes = rig.out.iter().find_map(|effect| {
-            let Effect::Orchestrate(_, ToOrchestrator::Close(request)) = effect else { return None };
-            request.epoch
-        });
-        let Some(number) = closes else { break };
-        rig.closed("n2", true, number.get());
-        rig.out.clear();
-        times += 1;
-    }
-    assert_eq!(times, MaintainerEpoch::ROOM / 2 - 1, "two numbers for each time");
-    assert!(rig.core.fencing.newest() <= MaintainerEpoch::from_wire(5).map(MaintainerEpoch::last));
-    assert!(rig.out.iter().all(|effect| !super::rig::text(effect).contains("n2")), "{:?}", rig.out);
-}
-
-// (c)
-#[test]
-fn a_sink_that_was_refused_makes_the_changefeed_start_again() {
-    let mut rig = Rig::two_nodes();
-    let request = HeartBeatRequest {
-        changefeed: rig.core.id.clone(),
-        watermark: None,
-        redo_watermark: None,
-        statuses: vec![],
-        complete: false,
-        error: Some(RunningError {
-            time: String::new(),
-            node: "n2".to_owned(),
-            code: codes::SINK_FENCED.to_owned(),
-            message: "this sink may not write".to_owned(),
-        }),
-        trouble: None,
-    };
-    rig.core.on_heartbeat(&"n2".into(), request, rig.now, &mut rig.out);
-    let codes: Vec<String> = rig.core.status().errors.into_iter().map(|error| error.code).collect();
-    assert_eq!(codes, [codes::SINK_FENCED]);
-    assert!(!codes::needs_person(codes::SINK_FENCED), "it is started again without a person");
 }
 
 #[test]

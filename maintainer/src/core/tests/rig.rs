@@ -196,16 +196,17 @@ impl Rig {
         self.settle();
     }
 
-    pub(super) fn fail_bootstrap(&mut self, node: &str) {
+    /// A node that is asked by a number cannot answer.
+    pub(super) fn refuses(&mut self, node: &str, number: u64, code: &str) {
         let response = MaintainerBootstrapResponse {
             changefeed: self.core.id.clone(),
             spans: vec![],
-            error: Some(error("CDC:ErrX")),
+            error: Some(error(code)),
             checkpoint: Ts::ZERO,
             redo_checkpoint: Ts::ZERO,
             operators: vec![],
             merges: vec![],
-            epoch: MaintainerEpoch::from_wire(5),
+            epoch: MaintainerEpoch::from_wire(number),
         };
         self.core.on_bootstrap(&node.into(), response, self.now, &mut self.out);
     }
@@ -442,7 +443,7 @@ impl Rig {
     }
 }
 
-fn error(code: &str) -> RunningError {
+pub(super) fn error(code: &str) -> RunningError {
     RunningError {
         time: String::new(),
         node: String::new(),
