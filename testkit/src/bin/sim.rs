@@ -29,7 +29,8 @@ struct Args {
     /// Also the situations in which such control planes are known to have failed, each with 20 seeds.
     #[arg(long)]
     scenarios: bool,
-    /// With --seed: without this rule and the one that it stands behind. With --mutants: only this one.
+    /// With --seed: without this rule and the one that it stands behind. With --scenarios: which of them break without it.
+    /// With --mutants: only this one.
     #[arg(long)]
     without: Option<String>,
     /// With --seed: also what the processes log, at this level and above.
@@ -49,6 +50,10 @@ fn main() -> anyhow::Result<()> {
         return mutants(&args);
     }
     if args.scenarios {
+        if let Some(rule) = args.without.as_deref().map(rule).transpose()? {
+            broken_without(rule);
+            return Ok(());
+        }
         situations()?;
     }
     search(&args)
@@ -77,6 +82,18 @@ fn situations() -> anyhow::Result<()> {
     }
     anyhow::ensure!(failed == 0, "{failed} situations are not survived");
     Ok(())
+}
+
+/// Which situations are not survived without a rule, and the one that it stands behind.
+fn broken_without(rule: Rule) {
+    let without = [Some(rule), rule.behind()];
+    for scenario in scenarios() {
+        let fails = |seed| run(&Plan { without, ..scenario.plan(seed) }, false).violation;
+        match (0..VARIATIONS).find_map(|seed| Some((seed, fails(seed)?))) {
+            None => println!("survived: {}", scenario.name),
+            Some((seed, violation)) => println!("broken: {} (seed {seed}): {violation:.100}", scenario.name),
+        }
+    }
 }
 
 fn tell(plan: &Plan, outcome: &Outcome) {

@@ -350,8 +350,8 @@ fn given_up(random: &mut Random, plan: &mut Plan) {
         plan.events.push((end, successor));
     } else {
         // Whoever was given up is believed after it was heard for long.
-        plan.unreached_after = 2_000;
-        end += 42_000 + random.between(0, 5_000);
+        plan.unreached_after = 1_000;
+        end += 21_000 + random.between(0, 3_000);
         plan.events.push((end, Event::MoveTable(far)));
         plan.events.push((end + random.between(0, 1_000), Event::CutPath(far, random.between(500, 5_000))));
     }

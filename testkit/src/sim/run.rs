@@ -32,6 +32,10 @@ const CONVERGENCE: u64 = 150_000;
 const CALM_LOAD: u64 = 1_500;
 /// Between two looks at the stored checkpoints.
 const LOOK: u64 = 100;
+/// Between two looks at what is kept of the logs.
+const TRIM: u64 = 500;
+/// A step after the faults: nothing is lost or late any more, and what is left is to see that everything comes to its end.
+const CALM_STEP: u64 = 50;
 
 /// How a run ended.
 #[derive(Clone, Debug)]
@@ -158,7 +162,10 @@ impl<'a> Simulation<'a> {
         }
         let mut calm = false;
         while now < end && self.world.lock().violation.is_none() {
-            now += GRAIN;
+            // The longer steps begin where they fit, so that nothing that happens at round times is stepped over.
+            let is_calm = calm && now > self.plan.chaos + CALM_LOAD && now.is_multiple_of(CALM_STEP);
+            let step = if is_calm { CALM_STEP } else { GRAIN };
+            now += step;
             self.world.lock().set_now(now);
             while events.last().is_some_and(|(at, _)| *at <= now) {
                 if let Some((_, event)) = events.pop() {
@@ -172,11 +179,13 @@ impl<'a> Simulation<'a> {
             self.housekeeping(now);
             self.load(now);
             wire::deliver(&self.world);
-            self.step(now);
+            self.step(now, step);
             self.apply(now);
+            if now.is_multiple_of(TRIM) {
+                super::streams::trim(&mut self.world.lock());
+            }
             if now.is_multiple_of(LOOK) {
                 self.check_checkpoints();
-                super::streams::trim(&mut self.world.lock());
                 if calm && now > self.plan.chaos + CALM_LOAD && events.is_empty() && self.is_done() {
                     converged = Some(now - self.plan.chaos);
                     break;
@@ -218,13 +227,13 @@ impl<'a> Simulation<'a> {
     }
 
     /// Every process runs for a step, in an order that changes.
-    fn step(&mut self, now: u64) {
+    fn step(&mut self, now: u64, millis: u64) {
         let first = self.world.lock().random.between(0, self.nodes.len().max(1) as u64 - 1);
         let order: Vec<u32> = self.nodes.keys().copied().collect();
         for n in 0..order.len() {
             let machine = order[(n + usize::try_from(first).unwrap_or(0)) % order.len()];
             if let Some(node) = self.nodes.get_mut(&machine) {
-                node.run(now, GRAIN);
+                node.run(now, millis);
             }
         }
     }

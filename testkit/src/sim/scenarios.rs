@@ -2,6 +2,7 @@
 //! many seeds: what varies is the network and the moments, what happens is the same.
 
 use super::feed::DdlChoice;
+use super::members::UNREACHED_AFTER;
 use super::plan::{Event, Plan};
 use super::wire::Faults;
 
@@ -13,6 +14,8 @@ pub struct Scenario {
     /// Machines, changefeeds, tables of each.
     size: (u32, u32, i64),
     faults: Faults,
+    /// Milliseconds after which a silent member is given up.
+    unreached_after: u64,
     events: Vec<(u64, Event)>,
 }
 
@@ -29,7 +32,7 @@ impl Scenario {
             tables,
             faults: self.faults,
             uncertain: 0,
-            unreached_after: 2_000,
+            unreached_after: self.unreached_after,
             chaos: last + 4_000,
             without: [None; 2],
             events: self.events.clone(),
@@ -50,6 +53,7 @@ pub fn scenarios() -> Vec<Scenario> {
             name: "a maintainer that was told to leave still schedules",
             size: (3, 2, 4),
             faults: SLOW,
+            unreached_after: UNREACHED_AFTER,
             events: vec![
                 (2_000, Event::Drain(0)),
                 (2_300, Event::MoveTable(1)),
@@ -62,6 +66,7 @@ pub fn scenarios() -> Vec<Scenario> {
             name: "dispatchers are made twice after a maintainer's node is lost",
             size: (3, 1, 4),
             faults: SLOW,
+            unreached_after: UNREACHED_AFTER,
             events: vec![
                 (2_000, ddl(Create)),
                 (2_200, Event::CrashMaintainer(600)),
@@ -73,6 +78,7 @@ pub fn scenarios() -> Vec<Scenario> {
             name: "operators in flight are lost with their maintainer",
             size: (3, 1, 3),
             faults: LOSSY,
+            unreached_after: UNREACHED_AFTER,
             events: vec![
                 (2_000, Event::MoveTable(1)),
                 (2_100, Event::SplitTable(3)),
@@ -85,6 +91,7 @@ pub fn scenarios() -> Vec<Scenario> {
             name: "a checkpoint from before the hand-off is taken for new",
             size: (3, 2, 3),
             faults: SLOW,
+            unreached_after: UNREACHED_AFTER,
             events: vec![
                 (2_000, Event::Drain(0)),
                 (3_000, Event::PauseFeeds(700)),
@@ -96,6 +103,7 @@ pub fn scenarios() -> Vec<Scenario> {
             name: "a maintainer of an old epoch never finishes its bootstrap",
             size: (3, 2, 3),
             faults: LOSSY,
+            unreached_after: UNREACHED_AFTER,
             events: vec![
                 (1_500, Event::Isolate(1, 4_000)),
                 (2_000, Event::PauseFeeds(400)),
@@ -107,6 +115,7 @@ pub fn scenarios() -> Vec<Scenario> {
             name: "a drain is said to be over too early",
             size: (3, 2, 4),
             faults: SLOW,
+            unreached_after: UNREACHED_AFTER,
             events: vec![
                 (2_000, Event::SplitTable(3)),
                 (2_400, Event::MoveTable(1)),
@@ -120,6 +129,7 @@ pub fn scenarios() -> Vec<Scenario> {
             name: "nodes do not reach each other while all of them reach the store",
             size: (4, 2, 4),
             faults: Faults { loss: 0, duplication: 0, disorder: 0, delay: 20, late: 0 },
+            unreached_after: UNREACHED_AFTER,
             events: vec![
                 (1_500, Event::Cut(0, 1, 7_000)),
                 (2_000, Event::Cut(2, 3, 6_000)),
@@ -132,6 +142,7 @@ pub fn scenarios() -> Vec<Scenario> {
             name: "a barrier is short of one report",
             size: (3, 1, 5),
             faults: LOSSY,
+            unreached_after: UNREACHED_AFTER,
             events: vec![
                 (1_500, ddl(All)),
                 (1_600, Event::CutStore(2, 4_000)),
@@ -144,6 +155,7 @@ pub fn scenarios() -> Vec<Scenario> {
             name: "a schema change overtakes rows of a divided table",
             size: (3, 1, 2),
             faults: SLOW,
+            unreached_after: UNREACHED_AFTER,
             events: vec![
                 (1_500, Event::SplitTable(4)),
                 (2_500, ddl(Alter)),
@@ -158,6 +170,7 @@ pub fn scenarios() -> Vec<Scenario> {
             name: "one dead dispatcher holds a changefeed for ever",
             size: (3, 1, 4),
             faults: LOSSY,
+            unreached_after: UNREACHED_AFTER,
             events: vec![
                 (2_000, Event::SinkFails(1, 1_500)),
                 (2_500, Event::Gaps(10, 3_000)),
@@ -169,22 +182,24 @@ pub fn scenarios() -> Vec<Scenario> {
             name: "a node that was given up has work again",
             size: (3, 1, 4),
             faults: Faults { loss: 0, duplication: 0, disorder: 0, delay: 20, late: 0 },
+            unreached_after: 1_000,
             events: vec![
                 (1_500, Event::CutPath(2, 5_000)),
                 (1_500, Event::CutPath(0, 5_000)),
                 (2_500, ddl(Create)),
                 (4_500, Event::MoveTable(2)),
-                // It is believed after 40 seconds.
-                (49_000, Event::MoveTable(2)),
-                (49_000, Event::MoveTable(0)),
-                (50_000, ddl(Alter)),
-                (51_000, Event::CutPath(2, 4_000)),
+                // It is believed after 20 seconds.
+                (28_000, Event::MoveTable(2)),
+                (28_000, Event::MoveTable(0)),
+                (29_000, ddl(Alter)),
+                (30_000, Event::CutPath(2, 4_000)),
             ],
         },
         Scenario {
             name: "who was given up by one maintainer works for the next one",
             size: (4, 2, 4),
             faults: SLOW,
+            unreached_after: UNREACHED_AFTER,
             events: vec![
                 (1_500, Event::CutPath(1, 6_000)),
                 (1_500, Event::CutPath(3, 6_000)),
@@ -198,6 +213,7 @@ pub fn scenarios() -> Vec<Scenario> {
             name: "a process that was stopped wakes and goes on",
             size: (3, 2, 3),
             faults: SLOW,
+            unreached_after: UNREACHED_AFTER,
             events: vec![
                 (1_800, Event::SplitTable(2)),
                 (2_000, Event::Pause(0, 6_000)),

@@ -165,7 +165,7 @@ fn key_of(row: &event::RowChange<'_>) -> Option<u64> {
 impl Sink for SimSink {
     async fn run(&self, shutdown: CancellationToken) -> Result<(), sink::Error> {
         let mut broken = self.broken.subscribe();
-        let mut look = tokio::time::interval(LOOK * 5);
+        let mut look = tokio::time::interval(LOOK * 20);
         let result = loop {
             tokio::select! {
                 biased;

@@ -168,41 +168,61 @@ pub(super) fn serve(world: &mut World, percent: u64, restart: u64) {
     refused.iter().for_each(|text| world.violated("FLOOR", text));
 }
 
+/// Those who read a table of a log, as it is known where that is read.
+struct Readers<'w> {
+    spans: Vec<&'w TableSpan>,
+    /// How far each is, unless it has not said so yet.
+    told: Vec<Option<u64>>,
+    /// They run on the node where the log is read.
+    all_here: bool,
+}
+
+impl Readers<'_> {
+    /// How far the slowest is; `None` as long as one has told nothing, or a part of the table has no reader.
+    fn slowest(&self) -> Option<u64> {
+        let told = self.told.iter().copied().reduce(|one, other| Some(one?.min(other?))).flatten();
+        told.filter(|_| is_covered(self.spans.clone()))
+    }
+}
+
 /// Drops of the logs, where they are read, what nobody needs again.
 pub(super) fn trim(world: &mut World) {
     let World { feeds, processes, now, .. } = world;
     for (gid, feed) in feeds {
-        let Some(reader) = feed.reader.as_ref().filter(|reader| processes.contains_key(&reader.node)) else {
+        let Some(here) = feed.reader.as_ref().map(|reader| &reader.node) else { continue };
+        if processes.get(here).is_none_or(|process| process.paused) {
             continue;
-        };
-        let mut tables: BTreeMap<i64, Vec<(&NodeId, &Stream)>> = BTreeMap::new();
+        }
+        let mut tables: BTreeMap<i64, Readers<'_>> = BTreeMap::new();
         for (node, process) in &*processes {
             let of_feed = process.streams.streams.range((*gid, DispatcherId::new(0, 0))..);
-            for (_, stream) in of_feed.take_while(|((of, _), _)| of == gid) {
-                let known = stream.told.is_none_or(|(_, heard)| heard + SILENCE > *now);
-                if known && stream.subscription.event_service == reader.node {
-                    tables.entry(stream.subscription.span.table.0).or_default().push((node, stream));
-                }
+            let reads_here = |stream: &&Stream| stream.subscription.event_service == *here;
+            let is_heard = |stream: &&Stream| stream.told.is_none_or(|(_, heard)| heard + SILENCE > *now);
+            let of_feed = of_feed.take_while(|((of, _), _)| of == gid).map(|(_, stream)| stream);
+            for stream in of_feed.filter(reads_here).filter(is_heard) {
+                let span = &stream.subscription.span;
+                let readers = tables.entry(span.table.0).or_insert_with(|| Readers {
+                    spans: Vec::new(),
+                    told: Vec::new(),
+                    all_here: true,
+                });
+                readers.spans.push(span);
+                readers.told.push(stream.told.map(|(ts, _)| ts));
+                readers.all_here &= node == here;
             }
         }
-        // Of the schema changes that the table trigger reads something is always kept.
-        for (table, streams) in tables.into_iter().filter(|(table, _)| *table != 0) {
-            let told = streams.iter().map(|(_, stream)| stream.told.map(|(ts, _)| ts));
-            let slowest =
-                told.reduce(|one, other| one.zip(other).map(|(one, other)| one.min(other))).flatten();
-            let all_here = streams.iter().all(|(node, _)| **node == reader.node);
-            if let Some(slowest) =
-                slowest.filter(|_| is_covered(streams.iter().map(|(_, stream)| &stream.subscription.span)))
-            {
-                feed.kept.trim(table, slowest, all_here);
+        // Of the schema changes that the table trigger reads the last ones are always kept.
+        tables.remove(&TableId::DDL.0);
+        for (table, readers) in tables {
+            if let Some(slowest) = readers.slowest() {
+                feed.kept.trim(table, slowest, readers.all_here);
             }
         }
     }
 }
 
 /// Whether spans of a table cover all of it.
-fn is_covered<'a>(spans: impl Iterator<Item = &'a TableSpan>) -> bool {
-    let mut spans: Vec<&TableSpan> = spans.collect();
+fn is_covered(mut spans: Vec<&TableSpan>) -> bool {
     spans.sort_unstable_by(|one, other| one.start.cmp(&other.start));
     let mut end: Option<&[u8]> = Some(&[]);
     for span in spans {

@@ -12,13 +12,17 @@ use crate::sim::world::World;
 
 /// A process that was told to stop is killed after this time.
 const GRACE: u64 = 8_000;
+/// How often a process looks at its lease, as the thread of a node does.
+const LOOK: u64 = 50;
 
 impl Simulation<'_> {
     /// Leases, members, processes that wake or start, and people.
     pub(super) fn housekeeping(&mut self, now: u64) {
         self.wake(now);
         self.end_leases(now);
-        self.watch_leases(now);
+        if now.is_multiple_of(LOOK) {
+            self.watch_leases(now);
+        }
         let starting: Vec<u32> =
             self.starting.iter().filter(|(_, at)| **at <= now).map(|(m, _)| *m).collect();
         for machine in starting {
