@@ -7,6 +7,7 @@ mod recorder;
 use std::sync::OnceLock;
 
 use anyhow::Context;
+use parking_lot::Mutex;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -81,6 +82,9 @@ pub(crate) fn log_filter() -> Option<String> {
 /// # Errors
 /// When another recorder was installed before.
 pub fn init_metrics() -> anyhow::Result<MetricsHandle> {
+    // Nodes of one process may start at the same time.
+    static INSTALLING: Mutex<()> = Mutex::new(());
+    let _one = INSTALLING.lock();
     if let Some(handle) = METRICS.get() {
         return Ok(handle.clone());
     }
