@@ -1,13 +1,14 @@
 //! The embedded store: an image in memory in front of a journal that makes every change durable first.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use heartbeatpb::Gid;
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::image::{Change, Image};
@@ -39,8 +40,8 @@ struct Shared {
     image: RwLock<Image>,
     journal: Mutex<Box<dyn Journal>>,
     blocks: bool,
-    /// Wakes watches and candidates.
-    committed: watch::Sender<Revision>,
+    /// Wakes watches and candidates, in the order in which they began to wait: the same history is the same every time.
+    committed: Notify,
     broken: CancellationToken,
     /// What ends with a lease.
     sessions: Mutex<BTreeMap<LeaseId, CancellationToken>>,
@@ -59,13 +60,12 @@ impl LocalStore {
     /// Takes over stored content. Keys that were attached to leases of an earlier process are deleted before
     /// anyone can see them.
     pub(super) fn start(image: Image, identity: u64, journal: Box<dyn Journal>) -> Result<Self, StoreError> {
-        let committed = watch::Sender::new(image.revision);
         let blocks = journal.blocks();
         let shared = Shared {
             image: RwLock::new(image),
             journal: Mutex::new(journal),
             blocks,
-            committed,
+            committed: Notify::new(),
             broken: CancellationToken::new(),
             sessions: Mutex::default(),
             identity,
@@ -114,7 +114,7 @@ impl Shared {
         }
         let revision = change.revision;
         self.image.write().apply(change);
-        self.committed.send_replace(revision);
+        self.committed.notify_waiters();
         Ok(revision)
     }
 }
@@ -195,18 +195,16 @@ impl Store for LocalStore {
             or_else: Vec::new(),
         })
         .await?;
-        let mut committed = self.shared.committed.subscribe();
         loop {
-            committed.borrow_and_update();
+            let mut committed = pin!(self.shared.committed.notified());
+            committed.as_mut().enable();
             let own = self.get(&key).await?.found.ok_or(StoreError::LeaseGone)?;
             if self.leader(prefix).await?.is_some_and(|leader| leader.key == key) {
                 return Ok(Leadership { key, revision: own.mod_revision });
             }
             tokio::select! {
                 biased;
-                changed = committed.changed() => {
-                    changed.map_err(|_| StoreError::Broken("the store was closed".to_owned()))?;
-                }
+                () = committed => {}
                 () = self.shared.broken.cancelled() => return Err(StoreError::Broken("a write failed".to_owned())),
             }
         }
@@ -226,7 +224,6 @@ impl Store for LocalStore {
         self.usable()?;
         Ok(Box::new(LocalWatch {
             shared: Arc::clone(&self.shared),
-            committed: self.shared.committed.subscribe(),
             prefix: prefix.to_owned(),
             seen: from.saturating_sub(1),
         }))
@@ -240,7 +237,6 @@ impl Store for LocalStore {
 /// Reads the image's history behind a cursor, so a slow reader costs no memory.
 struct LocalWatch {
     shared: Arc<Shared>,
-    committed: watch::Receiver<Revision>,
     prefix: String,
     seen: Revision,
 }
@@ -249,7 +245,8 @@ struct LocalWatch {
 impl Watch for LocalWatch {
     async fn next(&mut self) -> Result<Vec<WatchEvent>, StoreError> {
         loop {
-            self.committed.borrow_and_update();
+            let mut committed = pin!(self.shared.committed.notified());
+            committed.as_mut().enable();
             self.shared.usable()?;
             {
                 let image = self.shared.image.read();
@@ -262,9 +259,7 @@ impl Watch for LocalWatch {
             }
             tokio::select! {
                 biased;
-                changed = self.committed.changed() => {
-                    changed.map_err(|_| StoreError::Broken("the store was closed".to_owned()))?;
-                }
+                () = committed => {}
                 () = self.shared.broken.cancelled() => {}
             }
         }

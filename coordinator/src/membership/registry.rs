@@ -70,8 +70,9 @@ async fn follow(store: Arc<dyn Store>, prefix: String, seen: mpsc::Sender<Seen>)
         };
         loop {
             let next = tokio::select! {
-                next = changes.next() => next,
+                biased;
                 () = seen.closed() => return,
+                next = changes.next() => next,
             };
             match next {
                 Ok(events) => {

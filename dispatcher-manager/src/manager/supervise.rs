@@ -47,6 +47,7 @@ pub(super) async fn run(
         let to = owner.borrow().node.clone();
         let _ = context.center.send::<MaintainerManagerTopic>(&to, ToMaintainerManager::HeartBeat(request));
         tokio::select! {
+            biased;
             () = closed.closed() => return,
             () = tokio::time::sleep(REPEAT) => {}
         }

@@ -39,6 +39,9 @@ struct Args {
     /// Threads.
     #[arg(long)]
     threads: Option<usize>,
+    /// Every so many seeds one is run twice, and both runs have to be the same.
+    #[arg(long, default_value_t = 40)]
+    twice: u64,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -241,7 +244,11 @@ fn search(args: &Args) -> anyhow::Result<()> {
                     }
                     let outcome = run(&Plan::of(seed), false);
                     simulated.fetch_add(outcome.simulated, Ordering::Relaxed);
-                    if let Some(violation) = outcome.violation {
+                    let again = seed.is_multiple_of(args.twice.max(1)).then(|| run(&Plan::of(seed), false));
+                    if again.is_some_and(|again| again != outcome) {
+                        eprintln!("seed {seed}: a second run is not as the first one");
+                        failures.lock().push(seed);
+                    } else if let Some(violation) = outcome.violation {
                         eprintln!("seed {seed}: {violation}");
                         failures.lock().push(seed);
                     }

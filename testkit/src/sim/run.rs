@@ -38,7 +38,7 @@ const TRIM: u64 = 500;
 const CALM_STEP: u64 = 50;
 
 /// How a run ended.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Outcome {
     /// What was violated.
     pub violation: Option<String>,
