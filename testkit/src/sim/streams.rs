@@ -97,7 +97,8 @@ impl EventSource for Source {
                 format!("{:?} wants the log from {start}, which ends at {retained}", subscription.span);
             world.violated("RETENTION", &text);
         }
-        if world.emptied.contains(&self.node) {
+        // What the target refuses anyway replicates nothing: it goes when its node hears that it was given up.
+        if takes && world.emptied.contains(&self.node) {
             let text = format!(
                 "{:?} begins on {}, of which a drain said that it is empty",
                 subscription.span, self.node
