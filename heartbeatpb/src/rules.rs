@@ -55,11 +55,13 @@ pub enum Rule {
     FenceFirst,
     /// A process whose lease is not confirmed in time writes nothing.
     PermitEnds,
+    /// Nothing of a log is dropped where it is read before the maintainer has taken over.
+    FloorWaits,
 }
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::OwnerFence,
         Self::Tombstone,
         Self::StoppedEpochs,
@@ -85,6 +87,7 @@ impl Rule {
         Self::OneSnapshot,
         Self::FenceFirst,
         Self::PermitEnds,
+        Self::FloorWaits,
     ];
 
     /// The rule that stops what this one is for nearly every time. Alone, the absence of this one can hardly be noticed;
@@ -114,7 +117,8 @@ impl Rule {
             | Self::EveryNodeAnswers
             | Self::ClearOnce
             | Self::OneSnapshot
-            | Self::FenceFirst => None,
+            | Self::FenceFirst
+            | Self::FloorWaits => None,
         }
     }
 

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use heartbeatpb::config::ChangefeedInfo;
 use heartbeatpb::{
     ChangefeedId, CheckpointTsMessage, DispatcherId, MaintainerBootstrapResponse, MaintainerCloseResponse,
-    MaintainerEpoch, MaintainerPostBootstrapResponse, MaintainerStatus, NodeId, RunningError, Ts, WallTime,
+    MaintainerEpoch, MaintainerPostBootstrapResponse, MaintainerStatus, NodeId, Rule, RunningError, Ts,
+    WallTime,
 };
 use messaging::{HeartbeatCollectorTopic, MessageCenter, OrchestratorTopic};
 use replica::Standing;
@@ -417,7 +418,11 @@ impl Maintainer {
                 let upstream = Arc::clone(&self.upstream);
                 let (info, epoch, start) = (self.info.clone(), self.epoch, self.start);
                 self.reader = Some(tokio::spawn(async move {
-                    ReaderStep::Loaded(upstream.start(&info, epoch, start).await)
+                    let loaded = upstream.start(&info, epoch, start).await;
+                    if !Rule::FloorWaits.holds() {
+                        upstream.raise_floor(&info.id, epoch, start);
+                    }
+                    ReaderStep::Loaded(loaded)
                 }));
                 Ok(())
             }

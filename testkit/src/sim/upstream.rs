@@ -109,15 +109,20 @@ impl Upstream for Hub {
             return;
         }
         feed.retained = feed.retained.max(persisted.0);
-        if feed.kept.has_begun_before(persisted.0) {
-            feed.kept.raise_floor(persisted.0);
-        }
         if feed.first_outstanding().is_some_and(|(first, ..)| first <= persisted.0) {
             let text = format!(
                 "{persisted} is confirmed upstream, and {:?} is not downstream",
                 feed.first_outstanding()
             );
             world.violated("CHECKPOINT", &text);
+        }
+    }
+
+    fn raise_floor(&self, changefeed: &ChangefeedId, epoch: Option<MaintainerEpoch>, floor: Ts) {
+        let mut world = self.world.lock();
+        let Some(feed) = world.feeds.get_mut(&changefeed.gid) else { return };
+        if feed.reader == Some(Reader { node: self.node.clone(), epoch }) {
+            feed.kept.raise_floor(floor.0);
         }
     }
 

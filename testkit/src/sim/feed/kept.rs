@@ -19,11 +19,6 @@ impl Kept {
         Self { begin: ts, ..Self::default() }
     }
 
-    /// Whether the reader began before a place.
-    pub(in crate::sim) fn has_begun_before(&self, ts: u64) -> bool {
-        self.begin < ts
-    }
-
     /// The maintainer lets nobody begin below `floor` any more.
     pub(in crate::sim) fn raise_floor(&mut self, floor: u64) {
         self.floor = self.floor.max(Some(floor));
