@@ -174,7 +174,9 @@ impl Sink for SimSink {
                     break Err(if self.may_write() { gone() } else { fenced() });
                 }
                 _ = look.tick() => {
-                    if fails(&self.world.lock(), &self.node) {
+                    let world = self.world.lock();
+                    let refused = world.feeds.get(&self.gid).is_some_and(|feed| feed.has_refused(self.sink));
+                    if refused || fails(&world, &self.node) {
                         self.broken.send_replace(true);
                     }
                 }

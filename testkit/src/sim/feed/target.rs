@@ -81,10 +81,19 @@ impl Feed {
         let Some(session) = self.by_holder.get(holder).and_then(|n| self.sessions.get_mut(n)) else {
             return false;
         };
+        if session.failed {
+            // What is sent behind something that was refused is refused too, as on one connection.
+            return true;
+        }
         session.last_due = session.last_due.max(due);
         let due = session.last_due;
         session.pending.push_back(Pending { starts, sent: false, due, changes, flushed });
         true
+    }
+
+    /// Whether the target has refused something of a sink.
+    pub(in crate::sim) fn has_refused(&self, sink: u64) -> bool {
+        self.sessions.values().any(|session| session.sink == sink && session.failed)
     }
 
     /// Whether all rows of a dispatcher are durable; `None` when some were refused.
