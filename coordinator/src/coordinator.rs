@@ -403,6 +403,7 @@ fn is_fatal(error: &Error) -> bool {
         | Error::NodeNotExists(_)
         | Error::Drain(_)
         | Error::AlreadyExists(_)
+        | Error::CreationUnfinished(_)
         | Error::DeletionUnfinished(_)
         | Error::UpdateRefused { .. }
         | Error::InvalidName(_)

@@ -12,6 +12,9 @@ pub enum Error {
     /// A changefeed has the name already.
     #[error("changefeed {0} already exists; remove it first or choose another name")]
     AlreadyExists(String),
+    /// A changefeed of this name is being created, and is not stored yet: it may still come to nothing.
+    #[error("changefeed {0} is still being created; try again later")]
+    CreationUnfinished(String),
     /// A changefeed of this name is still being removed.
     #[error("changefeed {0} is still being removed; try again later")]
     DeletionUnfinished(String),
@@ -74,6 +77,7 @@ impl Error {
         match self {
             Self::NotExists(_) => "CDC:ErrChangeFeedNotExists",
             Self::AlreadyExists(_) => "CDC:ErrChangeFeedAlreadyExists",
+            Self::CreationUnfinished(_) => "CDC:ErrChangeFeedCreationUnfinished",
             Self::DeletionUnfinished(_) => "CDC:ErrChangeFeedDeletionUnfinished",
             Self::UpdateRefused { .. } => "CDC:ErrChangefeedUpdateRefused",
             Self::InvalidName(_) | Self::InvalidClusterId(_) => "CDC:ErrAPIInvalidParam",
@@ -96,6 +100,7 @@ impl Error {
             Self::NotInitialized
             | Self::Stopped
             | Self::NotOwner
+            | Self::CreationUnfinished(_)
             | Self::DeletionUnfinished(_)
             | Self::Conflict(_)
             | Self::Retention(_) => true,

@@ -87,16 +87,18 @@ impl CoordinatorHandle {
     }
 
     /// Stores a new changefeed, whose description was validated, and gives it to a node. Returns it as it is
-    /// stored. A removal of the same name that is still under way is waited for.
+    /// stored. A removal or another creation of the same name that is still under way is waited for.
     ///
     /// # Errors
-    /// [`Error::AlreadyExists`], [`Error::DeletionUnfinished`], or when it cannot be stored.
+    /// [`Error::AlreadyExists`], [`Error::CreationUnfinished`], [`Error::DeletionUnfinished`], or when it cannot be stored.
     pub async fn create(&self, info: ChangefeedInfo) -> Result<ChangefeedInfo, Error> {
         let deadline = tokio::time::Instant::now() + REMOVAL_WAIT;
         loop {
             let command = Command::Create { info: Box::new(info.clone()), candidate: epoch_candidate() };
             match self.ask(command).await {
-                Err(Error::DeletionUnfinished(_)) if tokio::time::Instant::now() < deadline => {
+                Err(Error::CreationUnfinished(_) | Error::DeletionUnfinished(_))
+                    if tokio::time::Instant::now() < deadline =>
+                {
                     tokio::time::sleep(REMOVAL_POLL).await;
                 }
                 Ok(Reply::Info(info)) => return Ok(*info),

@@ -200,6 +200,8 @@ pub const CLI_INVALID_CHECKPOINT_TS: &str = "CDC:ErrCliInvalidCheckpointTs";
 pub const CHANGEFEED_NOT_EXISTS: &str = "CDC:ErrChangeFeedNotExists";
 /// A changefeed of this name exists.
 pub const CHANGEFEED_ALREADY_EXISTS: &str = "CDC:ErrChangeFeedAlreadyExists";
+/// A changefeed of this name is being created and is not stored yet; ask again in a moment.
+pub const CHANGEFEED_CREATION_UNFINISHED: &str = "CDC:ErrChangeFeedCreationUnfinished";
 /// A changefeed of this name is being removed; ask again in a moment.
 pub const CHANGEFEED_DELETION_UNFINISHED: &str = "CDC:ErrChangeFeedDeletionUnfinished";
 /// A changefeed is updated while it is stopped or failed, and keeps its start and identity.

@@ -190,7 +190,14 @@ impl Core {
         if let Some(existing) = self.lookup(&id.keyspace, &id.name) {
             let removing = self.feeds.get(&existing).is_some_and(|feed| feed.removing);
             let name = id.to_string();
-            return Err(if removing { Error::DeletionUnfinished(name) } else { Error::AlreadyExists(name) });
+            return Err(if self.creating.contains_key(&existing) {
+                // Whoever is told that it exists stops asking, and this coordinator may end before it is stored.
+                Error::CreationUnfinished(name)
+            } else if removing {
+                Error::DeletionUnfinished(name)
+            } else {
+                Error::AlreadyExists(name)
+            });
         }
         info.epoch = MaintainerEpoch::next(None, candidate);
         info.state = ChangefeedState::Normal;

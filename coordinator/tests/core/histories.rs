@@ -73,6 +73,31 @@ fn a_new_changefeed_is_stored_then_placed_as_new() {
 }
 
 #[test]
+fn a_changefeed_that_is_not_stored_yet_is_not_said_to_exist() {
+    let mut w = World::started(vec![], &[("n1", vec![])]);
+    w.held = true;
+    let info = doc("a", NORMAL, 0, Progress::None).info;
+    let create = Command::Create { info: Box::new(info), candidate: 9 };
+    w.ask(create.clone());
+    w.ask(create.clone());
+    w.expect(&expect![[r#"
+        begin create
+        reply 2: CDC:ErrChangeFeedCreationUnfinished"#]]);
+    w.failing = true;
+    w.settle();
+    w.expect(&expect![[r#"
+        lost create
+        reply 1: CDC:ErrMetaOpFailed"#]]);
+    w.failing = false;
+    w.ask(create);
+    w.expect(&expect!["begin create"]);
+    w.settle_one();
+    w.expect(&expect![[r#"
+        reply 3: info a epoch 9
+        begin bump for n1"#]]);
+}
+
+#[test]
 // behaviour: coordinator-CO-18
 fn a_pause_is_durable_before_the_maintainer_hears_of_it() {
     let mut w = running();

@@ -53,7 +53,8 @@ const BAD_REQUEST: [&str; 31] = [
 ];
 
 /// Codes that mean "ask again in a moment".
-const UNAVAILABLE: [&str; 6] = [
+const UNAVAILABLE: [&str; 7] = [
+    "CDC:ErrChangeFeedCreationUnfinished",
     "CDC:ErrOwnerNotFound",
     "CDC:ErrClusterIsUnhealthy",
     "CDC:ErrNotInitialized",
