@@ -13,7 +13,7 @@ use postgres_protocol::authentication::md5_hash;
 use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::UnixStream;
 use tokio_rustls::TlsConnector;
 
 use super::options::{ConnectOptions, Endpoint, SslMode};
@@ -146,7 +146,7 @@ impl Connection {
         application: &str,
     ) -> Result<Self, Error> {
         let mut connection = Self {
-            io: open(options, endpoint).await?,
+            io: open(options, endpoint, purpose).await?,
             read: BytesMut::new(),
             write: BytesMut::new(),
             address: endpoint.to_string(),
@@ -307,9 +307,14 @@ impl Connection {
         self.last_read
     }
 
-    /// Bytes received since the last call.
-    pub(crate) fn take_received(&mut self) -> u64 {
-        std::mem::take(&mut self.received)
+    /// Bytes received so far.
+    pub(crate) fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// Whether the server is on this machine and its window is narrow.
+    pub(crate) fn is_narrow(&mut self) -> bool {
+        self.io.socket().is_narrow()
     }
 
     /// What is needed to cancel a statement of this connection from another one.
@@ -534,7 +539,7 @@ impl CancelToken {
     /// Asks the server to cancel; there is no answer.
     pub(crate) async fn cancel(&self, options: &ConnectOptions) {
         let ask = async {
-            let mut io = open(options, &self.endpoint).await?;
+            let mut io = open(options, &self.endpoint, Purpose::Admin).await?;
             let mut message = BytesMut::new();
             frontend::cancel_request(self.backend.0, self.backend.1, &mut message);
             io.write_all(&message).await.map_err(|error| unreachable(&self.endpoint, error))?;
@@ -547,7 +552,7 @@ impl CancelToken {
 }
 
 /// Opens the byte stream, with TLS as far as the options and the server want it.
-async fn open(options: &ConnectOptions, endpoint: &Endpoint) -> Result<Box<dyn Io>, Error> {
+async fn open(options: &ConnectOptions, endpoint: &Endpoint, purpose: Purpose) -> Result<Box<dyn Io>, Error> {
     let host = match endpoint {
         Endpoint::Tcp(host, _) => host,
         Endpoint::Unix(path) => {
@@ -556,9 +561,9 @@ async fn open(options: &ConnectOptions, endpoint: &Endpoint) -> Result<Box<dyn I
         }
     };
     if options.ssl_mode == SslMode::Disable {
-        return Ok(Box::new(tcp(endpoint).await?));
+        return Ok(Box::new(tcp(endpoint, purpose).await?));
     }
-    let mut stream = tcp(endpoint).await?;
+    let mut stream = tcp(endpoint, purpose).await?;
     let mut request = BytesMut::new();
     frontend::ssl_request(&mut request);
     let answer = async {
@@ -584,7 +589,7 @@ async fn open(options: &ConnectOptions, endpoint: &Endpoint) -> Result<Box<dyn I
         Ok(stream) => Ok(Box::new(stream)),
         Err(error) if options.ssl_mode == SslMode::Prefer => {
             tracing::debug!(%error, "TLS failed and is not demanded");
-            Ok(Box::new(tcp(endpoint).await?))
+            Ok(Box::new(tcp(endpoint, purpose).await?))
         }
         Err(error) => Err(Error::UpstreamTls {
             reason: "the handshake failed; check sslmode and sslrootcert against the server's certificate"
@@ -594,10 +599,10 @@ async fn open(options: &ConnectOptions, endpoint: &Endpoint) -> Result<Box<dyn I
     }
 }
 
-async fn tcp(endpoint: &Endpoint) -> Result<Socket, Error> {
+async fn tcp(endpoint: &Endpoint, purpose: Purpose) -> Result<Socket, Error> {
     let Endpoint::Tcp(host, port) = endpoint else { return Err(Error::protocol("no TCP endpoint")) };
-    let stream = TcpStream::connect((host.as_str(), *port)).await.and_then(Socket::tcp);
-    stream.map_err(|error| unreachable(endpoint, error))
+    let socket = Socket::connect(host, *port, purpose == Purpose::Replication).await;
+    socket.map_err(|error| unreachable(endpoint, error))
 }
 
 fn unreachable(endpoint: &Endpoint, source: io::Error) -> Error {

@@ -10,6 +10,7 @@ mod copied;
 mod follow;
 mod guard;
 mod huge;
+pub(super) mod pace;
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use self::pace::Pace;
 use super::admin;
 use super::apply::{Step, Tables};
 use super::backoff::Backoff;
@@ -49,9 +51,6 @@ const SILENCE: Duration = Duration::from_secs(60);
 const PUBLISH_EVERY: Duration = Duration::from_millis(5);
 /// As [`PUBLISH_EVERY`], in bytes.
 const PUBLISH_BYTES: usize = 1 << 20;
-/// Pause before a socket that just ran dry is looked at again. The server sends every change by itself: a reader that
-/// wakes for each costs both of them more than the change, and so do publications of one transaction.
-const GATHER: Duration = Duration::from_millis(1);
 /// Bytes of an open transaction between two looks at the store's room.
 const ROOM_EVERY: usize = 1 << 20;
 
@@ -251,6 +250,7 @@ impl Session {
             side: None,
             guard: guard::Guard::new(),
             last_publish: Instant::now(),
+            reported: 0,
             session: self,
         }
         .run()
@@ -438,6 +438,8 @@ struct Stream<'s> {
     side: Option<Connection>,
     guard: guard::Guard,
     last_publish: Instant,
+    /// Received bytes that were told.
+    reported: u64,
     session: &'s mut Session,
 }
 
@@ -447,6 +449,9 @@ impl Stream<'_> {
         let mut quiet_since = Instant::now();
         // Whether bytes came since the socket was last waited for.
         let mut busy = false;
+        // The server sends every change by itself: a reader that wakes for each costs both of them more than the change,
+        // and so do publications of one transaction.
+        let mut pace = Pace::new(self.link.conn.is_narrow(), self.link.conn.received(), Instant::now());
         loop {
             if self.drain().await?.is_none() {
                 return Ok(self.stop().await);
@@ -472,7 +477,11 @@ impl Stream<'_> {
                 tokio::task::coop::consume_budget().await;
                 continue;
             }
-            let pause = std::mem::take(&mut busy);
+            let pause =
+                std::mem::take(&mut busy).then(|| pace.pause(self.link.conn.received(), Instant::now()));
+            if pause.is_some_and(|pause| pause > pace::SHORT) {
+                self.publish();
+            }
             tokio::select! {
                 biased;
                 () = self.session.shutdown.cancelled() => return Ok(self.stop().await),
@@ -482,8 +491,8 @@ impl Stream<'_> {
                     let idle = self.link.conn.last_read().elapsed() >= STATUS_EVERY / 2;
                     self.link.send_status(idle).await?;
                 }
-                () = tokio::time::sleep(GATHER), if pause => {}
-                filled = self.link.conn.fill(), if !pause => {
+                () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {}
+                filled = self.link.conn.fill(), if pause.is_none() => {
                     filled?;
                     quiet_since = Instant::now();
                     busy = true;
@@ -614,7 +623,9 @@ impl Stream<'_> {
         let progress = &self.session.progress;
         progress.log_rows.fetch_add(counts.rows, Ordering::Relaxed);
         progress.transactions.fetch_add(counts.transactions, Ordering::Relaxed);
-        progress.bytes.fetch_add(self.link.conn.take_received(), Ordering::Relaxed);
+        let received = self.link.conn.received();
+        let before = std::mem::replace(&mut self.reported, received);
+        progress.bytes.fetch_add(received - before, Ordering::Relaxed);
         progress.received.store(self.link.received, Ordering::Relaxed);
         self.session.metrics.rows.increment(counts.rows);
         if self.session.publish_complete() {
