@@ -305,6 +305,18 @@ impl Store {
         self.dir.discard();
     }
 
+    /// Whether memory and index are within their limits.
+    fn has_room(&self, state: &State) -> bool {
+        // What the writer itself holds cannot be waited for; it takes up to half of the memory from the chunks.
+        let limit = self.config.memory_bytes;
+        let limit = limit - state.held_bytes.min(limit / 2);
+        state.memory_bytes <= limit && state.index_bytes <= self.index_limit()
+    }
+
+    fn index_limit(&self) -> usize {
+        self.config.memory_bytes.max(MIN_INDEX)
+    }
+
     /// Waits until memory and disk are within their limits, moving the oldest chunks to disk.
     async fn wait_for_room(&self) -> Result<(), Error> {
         loop {
@@ -316,14 +328,10 @@ impl Store {
                 if state.closed {
                     return Err(Error::Closed { what: "the event store" });
                 }
-                let index_limit = self.config.memory_bytes.max(MIN_INDEX);
-                // What the writer itself holds cannot be waited for; it takes up to half of the memory from the chunks.
-                let limit = self.config.memory_bytes;
-                let limit = limit - state.held_bytes.min(limit / 2);
-                if state.memory_bytes <= limit && state.index_bytes <= index_limit {
+                if self.has_room(&state) {
                     return Ok(());
                 }
-                if state.disk_bytes < self.config.disk_bytes && state.index_bytes <= index_limit {
+                if state.disk_bytes < self.config.disk_bytes && state.index_bytes <= self.index_limit() {
                     state.oldest_in_memory(self.config.memory_bytes / 2)
                 } else {
                     Vec::new()

@@ -219,9 +219,11 @@ impl StoreWriter {
             }
         }
         self.ddls.extend(txn.ddls.into_iter().map(Arc::new));
-        self.tell_held();
         // Many small published transactions fill the store as one large one does.
-        self.store.wait_for_room().await
+        match self.tell_held() {
+            true => Ok(()),
+            false => self.store.wait_for_room().await,
+        }
     }
 
     /// Forgets the open transaction, if any: the connection broke and it will come again.
@@ -251,8 +253,11 @@ impl StoreWriter {
         self.open_bytes + self.committed_bytes + self.cuts * size_of::<Cut>()
     }
 
-    fn tell_held(&self) {
-        self.store.state.lock().held_bytes = self.held();
+    /// Answers whether the store is open and has room for more.
+    fn tell_held(&self) -> bool {
+        let mut state = self.store.state.lock();
+        state.held_bytes = self.held();
+        !state.closed && self.store.has_room(&state)
     }
 
     /// Bytes that were written since the last publish.
