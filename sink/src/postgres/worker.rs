@@ -57,8 +57,12 @@ pub(crate) struct Incoming {
 
 /// Routes batches until the sink closes.
 pub(crate) async fn route(shared: Arc<Shared>, mut incoming: UnboundedReceiver<Incoming>) {
-    let mut router =
-        Router { routings: FxHashMap::default(), copies: FxHashMap::default(), scratch: Vec::new() };
+    let mut router = Router {
+        routings: FxHashMap::default(),
+        copies: FxHashMap::default(),
+        chunk: Vec::with_capacity(ROUTE_CHUNK),
+        scratch: Vec::new(),
+    };
     loop {
         let next = tokio::select! {
             biased;
@@ -87,6 +91,8 @@ struct Router {
     routings: FxHashMap<TableId, Routing>,
     /// Dispatchers whose initial copy is passing, by the position of its snapshot.
     copies: FxHashMap<DispatcherId, Ts>,
+    /// Routed rows that are not in their queues yet; empty between batches.
+    chunk: Vec<(Access, QueuedChange)>,
     scratch: Vec<u8>,
 }
 
@@ -100,7 +106,6 @@ impl Router {
                 &self.routings[&table.id]
             }
         };
-        let mut chunk: Vec<(Access, QueuedChange)> = Vec::with_capacity(ROUTE_CHUNK);
         for row in held.batch.iter() {
             let copying = self.copies.get(&held.dispatcher).copied();
             let copied = match (row.op, copying) {
@@ -117,12 +122,12 @@ impl Router {
                 }
                 (_, None) => false,
             };
-            chunk.push(routing.route(held, &row, copied, &mut self.scratch));
-            if chunk.len() == ROUTE_CHUNK {
-                shared.enqueue(&mut chunk).await?;
+            self.chunk.push(routing.route(held, &row, copied, &mut self.scratch));
+            if self.chunk.len() == ROUTE_CHUNK {
+                shared.enqueue(&mut self.chunk).await?;
             }
         }
-        shared.enqueue(&mut chunk).await
+        shared.enqueue(&mut self.chunk).await
     }
 }
 
