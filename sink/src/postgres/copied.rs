@@ -190,7 +190,7 @@ pub(crate) async fn set_progress(
     lock_table(client, changefeed, table).await?;
     let delete = format!("DELETE FROM {own}.progress WHERE changefeed = $1 AND table_id = $2");
     client.execute(&delete, &[&changefeed, &table.0]).await.map_err(writing)?;
-    let [mut start, mut end, mut ts] = std::array::from_fn(|_| TextArray::new());
+    let [mut start, mut end, mut ts] = std::array::from_fn(|_| TextArray::new(pieces.len()));
     for piece in pieces {
         start.push_text(&hex(&piece.range.start));
         end.push_text(&hex(&piece.range.end));

@@ -5,10 +5,15 @@
 //! change that makes an earlier one of its row superfluous replaces it. Where other unique keys exist, or
 //! rows are found by all their values, the order is kept and only neighbours share a statement.
 
+mod images;
+
+use std::sync::Arc;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use event::{Datum, RowOp, TableInfo};
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use self::images::Images;
 use super::route::{Change, Holds, Image, Locate};
 use super::sql::{TextArray, copy_value};
 use super::stage::{self, STAGED_BYTES};
@@ -25,7 +30,7 @@ pub(crate) enum Kind {
     /// `INSERT … ON CONFLICT DO UPDATE`: complete rows whose key stays, which may or may not be there.
     Upsert,
     /// `UPDATE` of columns of rows that are there: true for each column of the target that is set.
-    Update(Box<[bool]>),
+    Update(Arc<[bool]>),
     /// `DELETE`.
     Delete,
 }
@@ -81,109 +86,80 @@ fn unusable(table: &TableInfo, what: &str) -> Error {
     }
 }
 
-/// The image in which a change finds its row.
-fn found_by<B: Holds>(change: &Change<B>) -> Option<Image<'_>> {
-    let (old, new) = (change.old_image(), change.new_image());
-    Some(Image { main: old.or(new)?, fallback: old.and(new) })
-}
-
-/// The new image, with the old one standing in for what was not sent.
-fn after<B: Holds>(change: &Change<B>) -> Option<Image<'_>> {
-    Some(Image { main: change.new_image()?, fallback: change.old_image() })
-}
-
-fn key_values<'a, B: Holds>(target: &Target, change: &'a Change<B>) -> Vec<Datum<'a>> {
-    let image = found_by(change);
-    let value =
-        |&column: &usize| image.map_or(Datum::Unchanged, |image| image.get(target.columns[column].source));
-    target.key.iter().map(value).collect()
-}
-
-/// Whether the old image holds a value of the column that the new one replaces.
-fn value_changes<B: Holds>(change: &Change<B>, after: &Image<'_>, source: usize) -> bool {
-    change
-        .old_image()
-        .and_then(|old| old.get(source))
-        .is_some_and(|old| old != Datum::Unchanged && old != after.get(source))
-}
-
-/// Whether the row is found by another key after the change than before.
-fn key_changes<B: Holds>(target: &Target, change: &Change<B>) -> bool {
-    after(change).is_some_and(|image| {
-        target.key.iter().any(|&column| value_changes(change, &image, target.columns[column].source))
-    })
-}
-
 /// Whether every column that the sink writes has a value in the new image.
 pub(crate) fn is_complete<B: Holds>(target: &Target, change: &Change<B>) -> bool {
-    after(change)
-        .is_some_and(|image| target.columns.iter().all(|column| image.get(column.source) != Datum::Unchanged))
+    Images::of(change).is_complete(target)
 }
 
 /// The statements of a change in order: almost always one.
-fn kinds<B: Holds>(target: &Target, change: &Change<B>, update: bool) -> Result<Vec<Kind>, Error> {
+type Kinds = [Option<Kind>; 2];
+
+const fn one(kind: Kind) -> Kinds {
+    [Some(kind), None]
+}
+
+/// The statements of a change. Where whole rows may be updated, `whole` are the columns that such an `UPDATE` sets.
+fn kinds<B: Holds>(target: &Target, change: &Change<B>, whole: Option<&Arc<[bool]>>) -> Result<Kinds, Error> {
+    let images = Images::of(change);
     let by_key = target.routing.locate != Locate::FullRow;
-    if by_key && key_values(target, change).contains(&Datum::Unchanged) {
+    if by_key && images.key(target).any(|value| value == Datum::Unchanged) {
         return Err(unusable(
             &target.info,
             "a change came without the key of its row; set its REPLICA IDENTITY",
         ));
     }
     match change.op {
-        RowOp::Insert if !is_complete(target, change) => {
+        RowOp::Insert if !images.is_complete(target) => {
             Err(unusable(&target.info, "an inserted row is incomplete"))
         }
-        RowOp::Insert if change.copied => Ok(vec![Kind::Copy]),
-        RowOp::Insert => Ok(vec![if by_key { Kind::Upsert } else { Kind::Insert }]),
-        RowOp::Update => update_kinds(target, change, by_key, update),
-        RowOp::Delete if change.old_image().is_none() => {
+        RowOp::Insert if change.copied => Ok(one(Kind::Copy)),
+        RowOp::Insert => Ok(one(if by_key { Kind::Upsert } else { Kind::Insert })),
+        RowOp::Update => update_kinds(target, images, by_key, whole),
+        RowOp::Delete if images.old.is_none() => {
             Err(unusable(&target.info, "a delete came without the old row; set its REPLICA IDENTITY"))
         }
-        RowOp::Delete => Ok(vec![Kind::Delete]),
+        RowOp::Delete => Ok(one(Kind::Delete)),
         RowOp::Truncate | RowOp::CopyStart => Err(unusable(&target.info, "a barrier is not a row")),
     }
 }
 
 /// The columns that an `UPDATE` sets of whole rows whose key stays.
-fn whole_row(target: &Target) -> Box<[bool]> {
+fn whole_row(target: &Target) -> impl Iterator<Item = bool> {
     let set = |at: usize| !target.key.contains(&at) && !target.columns[at].identity_always;
-    (0..target.columns.len()).map(set).collect()
+    (0..target.columns.len()).map(set)
 }
 
 /// Whether an `UPDATE` is one of whole rows whose key stays.
 pub(crate) fn is_whole_row(target: &Target, set: &[bool]) -> bool {
-    !target.key.is_empty() && *set == *whole_row(target)
+    !target.key.is_empty() && whole_row(target).eq(set.iter().copied())
 }
 
-fn update_kinds<B: Holds>(
+fn update_kinds(
     target: &Target,
-    change: &Change<B>,
+    images: Images<'_>,
     by_key: bool,
-    update: bool,
-) -> Result<Vec<Kind>, Error> {
-    let Some(image) = after(change) else {
+    whole: Option<&Arc<[bool]>>,
+) -> Result<Kinds, Error> {
+    let Some(image) = images.after() else {
         return Err(unusable(&target.info, "an update came without the new row"));
     };
-    if !by_key && change.old_image().is_none() {
+    if !by_key && images.old.is_none() {
         return Err(unusable(
             &target.info,
             "an update came without the old row; set its REPLICA IDENTITY to FULL",
         ));
     }
-    let changed = |source: usize| value_changes(change, &image, source);
-    let key_changed = key_changes(target, change);
-    let complete = is_complete(target, change);
+    let key_changed = images.key_changes(target);
+    let complete = images.is_complete(target);
     if by_key && !key_changed && complete {
-        let set = whole_row(target);
-        let update = update && set.contains(&true);
-        return Ok(vec![if update { Kind::Update(set) } else { Kind::Upsert }]);
+        return Ok(one(whole.map_or(Kind::Upsert, |set| Kind::Update(Arc::clone(set)))));
     }
     // PostgreSQL lets nobody update such a column, so the row is replaced.
-    if target.columns.iter().any(|column| column.identity_always && changed(column.source)) {
+    if target.columns.iter().any(|column| column.identity_always && images.value_changes(column.source)) {
         if !by_key || !complete {
             return Err(unusable(&target.info, "an update changes a GENERATED ALWAYS AS IDENTITY column"));
         }
-        return Ok(vec![Kind::Delete, Kind::Upsert]);
+        return Ok([Some(Kind::Delete), Some(Kind::Upsert)]);
     }
     let set = target.columns.iter().enumerate().map(|(at, column)| {
         let wanted = if key_changed || !target.key.contains(&at) {
@@ -193,9 +169,9 @@ fn update_kinds<B: Holds>(
         };
         wanted != Datum::Unchanged && !column.identity_always
     });
-    let set: Box<[bool]> = set.collect();
-    // Nothing that the target keeps has changed.
-    Ok(if set.contains(&true) { vec![Kind::Update(set)] } else { Vec::new() })
+    let set: Arc<[bool]> = set.collect();
+    // Otherwise nothing that the target keeps has changed.
+    Ok([set.contains(&true).then_some(Kind::Update(set)), None])
 }
 
 /// Groups the changes of one table.
@@ -207,15 +183,18 @@ pub(crate) fn plan<'a, B: Holds>(
 ) -> Result<Vec<Group<'a, B>>, Error> {
     // Where the order is kept, or each change is alone, one kind of statement for all whole rows is the better one.
     let update = leave.update && mode == Mode::Batched && !target.routing.has_other_keys();
+    let whole: Option<Arc<[bool]>> = update.then(|| whole_row(target).collect());
+    let whole = whole.filter(|set| set.contains(&true));
+    let changes = changes.into_iter();
     let mut planner = Planner {
         target,
         groups: Vec::new(),
-        last: FxHashMap::default(),
+        last: FxHashMap::with_capacity_and_hasher(changes.size_hint().0, Default::default()),
         in_last_group: FxHashSet::default(),
         mode,
     };
     for change in changes {
-        for kind in kinds(target, change, update)? {
+        for kind in kinds(target, change, whole.as_ref())?.into_iter().flatten() {
             let kind = match kind {
                 Kind::Copy if leave.copy && mode == Mode::Batched && change.bytes() < STAGED_BYTES => {
                     Kind::Copy
@@ -316,15 +295,18 @@ impl<'a, B: Holds> Planner<'_, 'a, B> {
             (Kind::Upsert | Kind::Update(_) | Kind::Delete, Kind::Upsert)
             | (Kind::Upsert | Kind::Update(_), Kind::Delete) => true,
             (Kind::Update(before), Kind::Update(after)) => {
-                before.iter().zip(after).all(|(before, after)| *after || !*before)
+                before.iter().zip(after.iter()).all(|(before, after)| *after || !*before)
             }
             (Kind::Copy | Kind::Insert | Kind::Upsert | Kind::Update(_) | Kind::Delete, _) => false,
         };
+        if !supersedes {
+            return false;
+        }
+        let (earlier, change) = (Images::of(earlier), Images::of(change));
         // A change of the key touches two rows, and its two hashes may be one.
-        supersedes
-            && !key_changes(self.target, earlier)
-            && !key_changes(self.target, change)
-            && key_values(self.target, earlier) == key_values(self.target, change)
+        !earlier.key_changes(self.target)
+            && !change.key_changes(self.target)
+            && earlier.key(self.target).eq(change.key(self.target))
     }
 }
 
@@ -479,7 +461,8 @@ pub(crate) fn values<'a, B: Holds>(
     let mut values = Vec::new();
     group.changes().map(move |change| {
         let mut row = Vec::with_capacity(found.len() + new.len());
-        for (image, columns) in [(found_by(change), &found), (after(change), &new)] {
+        let images = Images::of(change);
+        for (image, columns) in [(images.found_by(), &found), (images.after(), &new)] {
             fill(image, &mut values);
             let value = |&at: &usize| values.get(target.columns[at].source).copied().unwrap_or(Datum::Null);
             row.extend(columns.iter().map(value));
@@ -491,19 +474,26 @@ pub(crate) fn values<'a, B: Holds>(
 /// The parameters of a group's statement.
 pub(crate) fn params<B: Holds>(target: &Target, group: &Group<'_, B>) -> Vec<TextArray> {
     let (found, new) = wanted(target, &group.kind);
-    let mut arrays: Vec<TextArray> = (0..found.len() + new.len()).map(|_| TextArray::new()).collect();
+    let rows = usize::try_from(group.rows()).unwrap_or_default();
+    let mut arrays: Vec<TextArray> = (0..found.len() + new.len()).map(|_| TextArray::new(rows)).collect();
+    let (for_key, for_new) = arrays.split_at_mut(found.len());
     let mut values = Vec::with_capacity(target.info.columns.len());
+    let put = |arrays: &mut [TextArray], columns: &[usize], values: &[Datum<'_>]| {
+        for (array, &column) in arrays.iter_mut().zip(columns) {
+            array.push(values.get(target.columns[column].source).copied().unwrap_or(Datum::Null));
+        }
+    };
     for change in group.changes() {
-        let (for_key, for_new) = arrays.split_at_mut(found.len());
-        for (image, columns, arrays) in [(found_by(change), &found, for_key), (after(change), &new, for_new)]
-        {
-            if columns.is_empty() {
-                continue;
+        let images = Images::of(change);
+        if !found.is_empty() {
+            fill(images.found_by(), &mut values);
+            put(for_key, &found, &values);
+        }
+        if !new.is_empty() {
+            if found.is_empty() || !images.is_one() {
+                fill(images.after(), &mut values);
             }
-            fill(image, &mut values);
-            for (array, &column) in arrays.iter_mut().zip(columns) {
-                array.push(values.get(target.columns[column].source).copied().unwrap_or(Datum::Null));
-            }
+            put(for_new, &new, &values);
         }
     }
     arrays
@@ -528,7 +518,7 @@ pub(crate) fn copy_text<B: Holds>(target: &Target, group: &Group<'_, B>) -> Byte
     let mut out = BytesMut::new();
     let mut values = Vec::with_capacity(target.info.columns.len());
     for change in group.changes() {
-        fill(after(change), &mut values);
+        fill(Images::of(change).after(), &mut values);
         for (at, column) in target.columns.iter().enumerate() {
             if at > 0 {
                 out.put_u8(b'\t');

@@ -196,7 +196,7 @@ async fn read(
 }
 
 fn stored_params(rows: &[Stored]) -> [TextArray; 5] {
-    let mut arrays = std::array::from_fn(|_| TextArray::new());
+    let mut arrays = std::array::from_fn(|_| TextArray::new(rows.len()));
     for Stored { shard, piece: Piece { range, at } } in rows {
         let values = [
             shard.index().to_string(),
@@ -258,7 +258,7 @@ pub(crate) const ADVANCE_PARAMS: usize = 9;
 
 /// Parameters of [`advance_sql`].
 pub(crate) fn advance_params(changefeed: &str, steps: &[Advance]) -> Vec<TextArray> {
-    let mut arrays: Vec<TextArray> = (0..ADVANCE_PARAMS).map(|_| TextArray::new()).collect();
+    let mut arrays: Vec<TextArray> = (0..ADVANCE_PARAMS).map(|_| TextArray::new(steps.len())).collect();
     for step in steps {
         let values = [
             changefeed.to_owned(),

@@ -47,10 +47,15 @@ pub(crate) struct TextArray {
 
 const TEXT_OID: u32 = 25;
 const COUNT_AT: usize = 12;
+/// Bytes before the first value.
+const HEAD: usize = 20;
+/// Bytes of a short value, with its length.
+const SHORT: usize = 16;
 
 impl TextArray {
-    pub(crate) fn new() -> Self {
-        let mut bytes = BytesMut::with_capacity(256);
+    /// For so many values, most of which are short.
+    pub(crate) fn new(values: usize) -> Self {
+        let mut bytes = BytesMut::with_capacity(HEAD + values.saturating_mul(SHORT));
         bytes.put_i32(1); // dimensions
         bytes.put_i32(1); // may hold nulls
         bytes.put_u32(TEXT_OID);
@@ -141,7 +146,7 @@ mod tests {
 
     #[test]
     fn a_text_array_carries_its_count_and_nulls() {
-        let mut array = TextArray::new();
+        let mut array = TextArray::new(2);
         array.push_text("ab");
         array.push(Datum::Null);
         let mut out = BytesMut::new();
