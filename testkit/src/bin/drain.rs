@@ -10,6 +10,7 @@ use serde_json::json;
 use testkit::figures::{load, median};
 use testkit::pair;
 use testkit::postgres::{PASSWORD, program};
+use testkit::process::tree_cpu_seconds;
 use testkit::{Millrace, PgServer, Usage};
 use tokio_postgres::Client;
 
@@ -90,6 +91,8 @@ const WIDE_VALUES: &str = "repeat(md5(i::text), 10), repeat('wide ', 40), i / 7.
 struct Measure {
     wall_seconds: f64,
     cpu_seconds: f64,
+    /// Processor time of the server meanwhile, all of its processes.
+    server_seconds: f64,
     peak_bytes: u64,
 }
 
@@ -216,7 +219,7 @@ impl Bench<'_> {
             self.print(&format!("round {round} pg_recvlogical"), other);
             theirs.push(other);
             if let Some(millrace) = millrace.as_deref_mut() {
-                let own = drain(millrace, &feed(round), end).await?;
+                let own = drain(self.server, millrace, &feed(round), end).await?;
                 self.print(&format!("round {round} millrace"), own);
                 ours.push(own);
             }
@@ -259,12 +262,13 @@ impl Bench<'_> {
         Ok(end)
     }
 
-    fn print(&self, name: &str, Measure { wall_seconds, cpu_seconds, peak_bytes }: Measure) {
+    fn print(&self, name: &str, measure: Measure) {
+        let Measure { wall_seconds, cpu_seconds, server_seconds, peak_bytes } = measure;
         #[expect(clippy::cast_precision_loss, reason = "counts of changes")]
         let rate = self.rows.changes(self.arguments.changes) as f64 / wall_seconds;
         println!(
-            "{:8}{name:24} {wall_seconds:8.2} s wall  {cpu_seconds:8.2} s cpu  {:6} MiB peak  {rate:10.0} changes/s  \
-             load {}",
+            "{:8}{name:24} {wall_seconds:8.2} s wall  {cpu_seconds:8.2} s cpu  {server_seconds:8.2} s of the server  \
+             {:6} MiB peak  {rate:10.0} changes/s  load {}",
             self.rows.name(),
             peak_bytes >> 20,
             load()
@@ -287,6 +291,7 @@ async fn create_feeds(arguments: &Arguments, server: &PgServer, millrace: &mut M
 async fn recvlogical(server: &PgServer, slot: &str, end: u64) -> Result<Measure> {
     // Both readers come over TCP, as most do.
     let connection = format!("host=127.0.0.1 port={} user=postgres dbname=postgres", server.port());
+    let before = tree_cpu_seconds(server.pid()?)?;
     let started = Instant::now();
     let mut child = Command::new(program("pg_recvlogical"))
         .args([
@@ -318,7 +323,9 @@ async fn recvlogical(server: &PgServer, slot: &str, end: u64) -> Result<Measure>
             if !status.success() {
                 bail!("pg_recvlogical: {status}");
             }
-            return Ok(Measure { wall_seconds, cpu_seconds: usage.cpu_seconds, peak_bytes });
+            let server_seconds = tree_cpu_seconds(server.pid()?)? - before;
+            let cpu_seconds = usage.cpu_seconds;
+            return Ok(Measure { wall_seconds, cpu_seconds, server_seconds, peak_bytes });
         }
         if started.elapsed() > DRAIN_LIMIT {
             child.kill()?;
@@ -330,19 +337,20 @@ async fn recvlogical(server: &PgServer, slot: &str, end: u64) -> Result<Measure>
 }
 
 /// Resumes a changefeed in a fresh process, so that each round has its own memory and processor time.
-async fn drain(millrace: &mut Millrace, name: &str, end: u64) -> Result<Measure> {
+async fn drain(server: &PgServer, millrace: &mut Millrace, name: &str, end: u64) -> Result<Measure> {
     millrace.start().await?;
-    let before = millrace.usage()?;
+    let before = (millrace.usage()?, tree_cpu_seconds(server.pid()?)?);
     let started = Instant::now();
     millrace.api().resume(name).await?;
     millrace.reach(name, end, DRAIN_LIMIT, || ()).await?;
     let wall_seconds = started.elapsed().as_secs_f64();
     let usage = millrace.usage()?;
-    let cpu_seconds = usage.cpu_seconds - before.cpu_seconds;
+    let server_seconds = tree_cpu_seconds(server.pid()?)? - before.1;
+    let cpu_seconds = usage.cpu_seconds - before.0.cpu_seconds;
     // The next round's process would read this one's log again.
     millrace.api().pause(name).await?;
     millrace.stop().await?;
-    Ok(Measure { wall_seconds, cpu_seconds, peak_bytes: usage.peak_bytes })
+    Ok(Measure { wall_seconds, cpu_seconds, server_seconds, peak_bytes: usage.peak_bytes })
 }
 
 #[cfg(test)]
