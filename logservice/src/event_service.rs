@@ -309,8 +309,8 @@ impl EventService {
         }
         stream.heard = Instant::now();
         let table = stream.span.table;
-        if let Some(at) = held.get(&table) {
-            stream.repeat_held(*at, entry.checkpoint);
+        if let Some(at) = held.at(table) {
+            stream.repeat_held(at, entry.checkpoint);
         }
         let durable = Position::after(entry.checkpoint).max(entry.copied.unwrap_or_default());
         stream.progress = Some((entry.checkpoint, stream.passed(durable)));

@@ -132,6 +132,12 @@ impl Stream {
         }
     }
 
+    /// Rows up to `until` are nobody's business, and those behind it come later.
+    pub(super) fn leave_out(&mut self, until: Ts) {
+        self.loaded = None;
+        self.position = self.position.max(Position::after(until));
+    }
+
     /// The position to tell when everything at or before `resolved` was queued; `None` when there is nothing new.
     pub(super) fn resolved_to_send(&self, resolved: Ts) -> Option<Ts> {
         let ts = self.at_ddl.map_or(resolved, |at| at.min(resolved));
@@ -167,18 +173,18 @@ impl Feed {
             resolved: Ts::ZERO,
             resolved_time: WallTime::default(),
             resolved_at: None,
-            held: HeldTables::new(),
+            held: HeldTables::default(),
         }
     }
 
     /// The resolved ts of a table: of one that is held, no later than its hold.
     pub(super) fn resolved_of(&self, table: TableId) -> Ts {
-        self.held.get(&table).map_or(self.resolved, |at| self.resolved.min(*at))
+        self.held.at(table).map_or(self.resolved, |at| self.resolved.min(at))
     }
 
     /// Hears how far a reader of a table is.
     pub(super) fn on_progress(&self, table: TableId, here: &NodeId) {
-        if self.held.contains_key(&table)
+        if self.held.at(table).is_some()
             && let Some((checkpoint, _)) = self.slowest(table)
         {
             self.store.on_held_checkpoint(table, checkpoint);

@@ -98,8 +98,11 @@ impl Pump<'_> {
                 return Ok(Pumped::NoRoom);
             }
             let looked = Instant::now();
-            let Next { rows: found, ddl, until } =
+            let Next { rows: found, ddl, until, left_out } =
                 store.next(stream.span.table, stream.position, stream.ddl_sent)?;
+            if let Some(left_out) = left_out {
+                stream.leave_out(left_out);
+            }
             if !matches!(found, Scan::End) {
                 self.metrics.read_index.record(looked.elapsed());
             }

@@ -6,8 +6,20 @@
 //!      └──────────────────────────── release ◀───────────────────────────────────┘  everything behind h comes
 //! ```
 //!
+//! A hold belongs to whoever has asked for it, and ends with him. That of a table that came with rows that nobody has copied
+//! is kept beside that: it outlives attempts that fail, and no row is served while it lasts. What is up to its place is left
+//! out for good, because a copy will hold it; so the place can be moved past schema changes, for which others wait, before
+//! the copy is made. Before it is known which tables those are, all are held.
+//!
+//! ```text
+//!   kept at h ──▶ no rows; schema changes and resolved ts up to h ──▶ moved to h' ──▶ owned ──▶ copied at s ≥ h': released,
+//!                                                                        ▲    │                 rows behind h' come, and what
+//!                                                                        └────┘                 s held is left out downstream
+//! ```
+//!
 //! - **ES-4** While a table is held, nothing of it behind the place of the hold is served, and no reader is told a resolved
 //!   ts behind it; so its dispatchers, and the changefeed's checkpoint with them, stay at or before that place.
+//! - **ES-5** A kept hold is moved only to where it is noted downstream that no older snapshot answers for the table.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,7 +32,18 @@ use super::{Scan, Store};
 use crate::Error;
 
 /// Tables that are held, and where.
-pub(crate) type HeldTables = BTreeMap<TableId, Ts>;
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct HeldTables {
+    all: Option<Ts>,
+    tables: BTreeMap<TableId, Ts>,
+}
+
+impl HeldTables {
+    /// Where a table is held.
+    pub(crate) fn at(&self, table: TableId) -> Option<Ts> {
+        self.tables.get(&table).copied().or(self.all)
+    }
+}
 
 /// One held table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,6 +52,16 @@ pub(super) struct Hold {
     pub(super) at: Ts,
     /// Everything up to there is durable downstream.
     flushed: bool,
+    /// Somebody has a [`Held`] for it.
+    owned: bool,
+    /// It stays when he drops it, and rows are left out.
+    kept: bool,
+}
+
+impl Hold {
+    fn new(at: Ts) -> Self {
+        Self { at, flushed: false, owned: false, kept: false }
+    }
 }
 
 /// What the next events of a table are.
@@ -38,51 +71,61 @@ pub(crate) struct Next {
     pub(crate) ddl: Option<Arc<event::DdlEvent>>,
     /// The table is held: rows on disk that are behind this are not for now.
     pub(crate) until: Option<Ts>,
+    /// Rows up to here are left out, and there are none now.
+    pub(crate) left_out: Option<Ts>,
 }
 
 impl State {
     fn held_at(&self, table: TableId) -> Option<Ts> {
-        self.held.get(&table).map(|hold| hold.at)
+        self.held.get(&table).map(|hold| hold.at).or(self.all_held)
     }
 
     /// Where tables are held, as of the resolved ts.
     pub(super) fn held_tables(&self) -> HeldTables {
-        self.held.iter().map(|(table, hold)| (*table, hold.at)).collect()
+        let tables = self.held.iter().map(|(table, hold)| (*table, hold.at)).collect();
+        HeldTables { all: self.all_held, tables }
     }
 
     /// Leaves out of the next events of a table what its hold does not let through.
     pub(super) fn restrict(&self, table: TableId, rows: Scan, ddl: Option<Arc<event::DdlEvent>>) -> Next {
         let until = self.held_at(table);
-        let Some(at) = until else { return Next { rows, ddl, until } };
+        let Some(at) = until else { return Next { rows, ddl, until, left_out: None } };
+        let left_out = self.held.get(&table).filter(|hold| hold.kept).map(|hold| hold.at);
         let rows = match rows {
             Scan::Rows(batch, _) if batch.first_commit_ts() > Some(at) => Scan::End,
             rows @ (Scan::Rows(..) | Scan::OnDisk(_) | Scan::End) => rows,
         };
-        Next { rows, ddl: ddl.filter(|ddl| ddl.commit_ts <= at), until }
+        let rows = if left_out.is_some() { Scan::End } else { rows };
+        Next { rows, ddl: ddl.filter(|ddl| ddl.commit_ts <= at), until, left_out }
     }
 }
 
 impl Store {
-    /// Holds a table where everything is complete now. `None`: it is held already.
-    fn hold(&self, table: TableId) -> Option<Ts> {
-        let mut state = self.state.lock();
-        if state.held.contains_key(&table) {
-            return None;
-        }
-        let at = state.resolved;
-        state.held.insert(table, Hold { at, flushed: false });
-        // Whoever serves it has to hear of it, also when nothing else happens.
-        drop(state);
+    /// Changes holds; whoever serves the tables hears of it, also when nothing else happens.
+    fn change_holds<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
+        let result = change(&mut self.state.lock());
         self.changed.notify_one();
-        Some(at)
+        result
     }
 
+    /// Holds a table where everything is complete now, or takes over a hold that was kept. False: somebody else has it.
+    fn hold(&self, table: TableId) -> bool {
+        self.change_holds(|state| {
+            let hold = state.held.entry(table).or_insert(Hold::new(state.resolved));
+            !std::mem::replace(&mut hold.owned, true)
+        })
+    }
+
+    /// Whoever has a hold lets go of it.
     fn release(&self, table: TableId) {
-        let mut state = self.state.lock();
-        state.held.remove(&table);
-        state.mark_dirty(table);
-        drop(state);
-        self.changed.notify_one();
+        self.change_holds(|state| {
+            if let Some(hold) = state.held.get_mut(&table).filter(|hold| hold.kept) {
+                hold.owned = false;
+            } else {
+                state.held.remove(&table);
+                state.mark_dirty(table);
+            }
+        });
     }
 
     /// All readers of a held table have told a checkpoint of at least `checkpoint`.
@@ -96,6 +139,23 @@ impl Store {
             drop(state);
             self.told.notify_waiters();
         }
+    }
+
+    /// Where a table is held that somebody has a [`Held`] for.
+    fn held_at(&self, table: TableId) -> Option<Ts> {
+        self.state.lock().held.get(&table).map(|hold| hold.at)
+    }
+
+    fn forget(&self, table: TableId) {
+        self.change_holds(|state| {
+            if let Some(hold) = state.held.get_mut(&table) {
+                hold.kept = false;
+                if !hold.owned {
+                    state.held.remove(&table);
+                    state.mark_dirty(table);
+                }
+            }
+        });
     }
 
     /// Whether everything up to the place of a hold is durable. An error when there is no such hold any more.
@@ -117,17 +177,80 @@ impl Gate {
         Self { store }
     }
 
+    /// Holds all tables where everything is complete now.
+    pub fn hold_all(&self) {
+        self.store.change_holds(|state| state.all_held = Some(state.resolved));
+    }
+
+    /// No table is held any more because all are; these are kept where they stand, until [`Gate::forget`].
+    pub fn release_but(&self, tables: &[TableId]) {
+        self.store.change_holds(|state| {
+            let all = state.all_held.take();
+            for table in tables {
+                keep(state, *table, all);
+            }
+            let others: Vec<TableId> = state.tables.keys().copied().collect();
+            others.into_iter().for_each(|table| state.mark_dirty(table));
+        });
+    }
+
+    /// Holds a table where everything is complete now, until [`Gate::forget`]. One that is held stays where it is.
+    pub fn keep(&self, table: TableId) {
+        self.store.change_holds(|state| keep(state, table, None));
+    }
+
+    /// A table is not kept any more.
+    pub fn forget(&self, table: TableId) {
+        self.store.forget(table);
+    }
+
+    /// Moves the place of a table that is kept to `at`: rows up to there are left out, schema changes pass. That no older
+    /// snapshot answers for the table was noted downstream before.
+    pub fn pass(&self, table: TableId, at: Ts) {
+        self.store.change_holds(|state| {
+            let resolved = state.resolved;
+            if let Some(hold) = state.held.get_mut(&table).filter(|hold| hold.kept && hold.at < at) {
+                (hold.at, hold.flushed) = (at.min(resolved), false);
+                state.mark_dirty(table);
+            }
+        });
+    }
+
+    /// Whether a table is kept.
+    #[must_use]
+    pub fn is_kept(&self, table: TableId) -> bool {
+        self.store.state.lock().held.get(&table).is_some_and(|hold| hold.kept)
+    }
+
+    /// Tables that are kept.
+    #[must_use]
+    pub fn kept(&self) -> Vec<TableId> {
+        let state = self.store.state.lock();
+        state.held.iter().filter(|(_, hold)| hold.kept).map(|(table, _)| *table).collect()
+    }
+
+    /// Tables that are kept, of which nobody makes a copy now, with a schema change behind the place where they stand: whoever
+    /// takes part in it waits for them.
+    #[must_use]
+    pub fn delaying(&self) -> Vec<TableId> {
+        let state = self.store.state.lock();
+        let idle = state.held.iter().filter(|(_, hold)| hold.kept && !hold.owned);
+        idle.filter(|(table, hold)| state.first_ddl(**table, hold.at).is_some())
+            .map(|(table, _)| *table)
+            .collect()
+    }
+
     /// The log has been read up to here.
     #[must_use]
     pub fn resolved(&self) -> Ts {
         self.store.resolved().0
     }
 
-    /// Makes the streams of a table stand still at the resolved ts until the answer is dropped. `None`: they do already.
+    /// Makes the streams of a table stand still at the resolved ts until the answer is dropped; or takes over the hold of a
+    /// table that is kept, and then it stays when the answer is dropped. `None`: they do already.
     #[must_use]
     pub fn hold(&self, table: TableId) -> Option<Held> {
-        let at = self.store.hold(table)?;
-        Some(Held { store: Arc::clone(&self.store), table, at })
+        self.store.hold(table).then(|| Held { store: Arc::clone(&self.store), table })
     }
 
     /// Whether the log is not read here any more.
@@ -159,25 +282,35 @@ impl Gate {
     }
 }
 
+/// Holds a table from `at` on, or from where everything is complete, and lets nobody's end end it.
+fn keep(state: &mut State, table: TableId, at: Option<Ts>) {
+    let at = at.unwrap_or(state.resolved);
+    state.held.entry(table).or_insert(Hold::new(at)).kept = true;
+}
+
 /// A table whose streams stand still. They go on when it is dropped.
 #[derive(Debug)]
 pub struct Held {
     store: Arc<Store>,
     table: TableId,
-    at: Ts,
 }
 
 impl Held {
-    /// Everything up to here is served, and nothing behind it.
+    /// Everything up to here is served, and nothing behind it. Never, when the streams are not held any more.
     #[must_use]
     pub fn at(&self) -> Ts {
-        self.at
+        self.store.held_at(self.table).unwrap_or(Ts::MAX)
     }
 
     /// The shape of the table there.
     #[must_use]
     pub fn shape(&self) -> Option<Arc<TableInfo>> {
-        self.store.table_at(self.table, self.at)
+        self.store.table_at(self.table, self.at())
+    }
+
+    /// The rows that were missing are there: the table is not kept any more.
+    pub fn complete(self) {
+        self.store.forget(self.table);
     }
 
     /// Waits until everything that is served is durable downstream.

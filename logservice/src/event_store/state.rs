@@ -107,6 +107,8 @@ pub(super) struct State {
     pub(super) closed: bool,
     /// Tables whose streams stand still.
     pub(super) held: BTreeMap<TableId, Hold>,
+    /// Where those of all tables do, until it is known which have to.
+    pub(super) all_held: Option<Ts>,
     dirty: FxHashSet<TableId>,
     /// Chunks in memory by age: (sequence, table). Entries of dropped chunks are skipped.
     ages: VecDeque<(u64, TableId)>,
@@ -129,6 +131,7 @@ impl State {
             disk_bytes: 0,
             closed: false,
             held: BTreeMap::new(),
+            all_held: None,
             dirty: FxHashSet::default(),
             ages: VecDeque::new(),
             segments: BTreeMap::new(),

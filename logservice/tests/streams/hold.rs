@@ -150,3 +150,91 @@ async fn whoever_comes_while_a_table_is_held_gets_no_further_and_a_hold_ends_wit
     manager.until_resolved(20, PATIENCE).await;
     assert_eq!(manager.rows(1), sent.rows(1));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_tables_are_held_until_it_is_known_which_have_to_be_and_those_stay() {
+    let rig = Rig::new(at_once());
+    let mut writer = rig.open(Ts(1));
+    let gate = rig.gate();
+    gate.hold_all();
+    let mut manager = rig.manager(1 << 20);
+    let streams = [1, 2].map(|table| {
+        register(&mut writer, table);
+        manager.subscribe(table, Ts(1))
+    });
+    let mut sent = Sent::default();
+    sent.transaction(&mut writer, 10, &[(1, 3), (2, 3)]).await;
+    publish(&mut writer, 10);
+    until(&mut manager, "both have begun", |manager| manager.begins() == 2).await;
+    gate.release_but(&[TableId(1)]);
+    until(&mut manager, "the other one goes on", |manager| manager.resolved(streams[1]) >= Ts(10)).await;
+    assert_eq!((manager.rows(1).len(), manager.rows(2)), (0, sent.rows(2)));
+    assert_eq!(gate.kept(), [TableId(1)]);
+
+    // Whoever takes it over and fails leaves it held; nothing of it is missing, so it is flushed at once.
+    let held = gate.hold(TableId(1)).unwrap();
+    assert!(gate.hold(TableId(1)).is_none());
+    assert_eq!(held.at(), Ts(1));
+    manager.checkpoint(streams[0], 1);
+    let flushed = tokio::spawn(async move {
+        held.flushed().await.unwrap();
+        held
+    });
+    until(&mut manager, "it is flushed", |_| flushed.is_finished()).await;
+    drop(flushed.await.unwrap());
+    sent.transaction(&mut writer, 20, &[(1, 3), (2, 3)]).await;
+    publish(&mut writer, 20);
+    until(&mut manager, "the other one goes on", |manager| manager.resolved(streams[1]) >= Ts(20)).await;
+    assert_eq!(manager.rows(1).len(), 0);
+
+    // It is moved past a schema change, without the rows before it, and what nobody holds is served from there on.
+    assert!(gate.delaying().is_empty());
+    sent.wide_ddl(&mut writer, 30, &[1]).await;
+    sent.transaction(&mut writer, 40, &[(1, 3)]).await;
+    publish(&mut writer, 40);
+    until(&mut manager, "somebody waits for it", |_| gate.delaying() == [TableId(1)]).await;
+    gate.pass(TableId(1), Ts(40));
+    until(&mut manager, "it passes the change", |manager| manager.seen(1) == [Seen::Ddl(30)]).await;
+    manager.checkpoint(streams[0], 30);
+    until(&mut manager, "it comes to its new place", |manager| manager.resolved(streams[0]) >= Ts(40)).await;
+    assert_eq!(manager.rows(1), []);
+    assert!(gate.delaying().is_empty());
+    let held = gate.hold(TableId(1)).unwrap();
+    assert_eq!(held.at(), Ts(40));
+    sent.transaction(&mut writer, 50, &[(1, 3)]).await;
+    publish(&mut writer, 50);
+    held.complete();
+    assert!(gate.kept().is_empty());
+    manager.until_resolved(50, PATIENCE).await;
+    let behind: Vec<Row> = sent.rows(1).into_iter().filter(|row| row.0 > 40).collect();
+    assert_eq!(manager.rows(1), behind);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_left_out_on_disk_and_in_memory_is_not_missed_when_it_is_trimmed() {
+    let limits = LogLimits { memory_bytes: 32 << 10, disk_bytes: 1 << 30 };
+    let rig = Rig::new(limits);
+    let mut writer = rig.open(Ts(1));
+    let gate = rig.gate();
+    gate.hold_all();
+    let mut manager = rig.manager(1 << 20);
+    register(&mut writer, 1);
+    let stream = manager.subscribe(1, Ts(1));
+    let mut sent = Sent::default();
+    for commit_ts in 10..100 {
+        sent.transaction(&mut writer, commit_ts, &[(1, 30)]).await;
+        publish(&mut writer, commit_ts);
+    }
+    // With a chunk at hand that was read from disk.
+    until(&mut manager, "the stream has begun", |manager| manager.begins() == 1).await;
+    gate.release_but(&[TableId(1)]);
+    let held = gate.hold(TableId(1)).unwrap();
+    gate.pass(TableId(1), Ts(80));
+    until(&mut manager, "it comes to its place", |manager| manager.resolved(stream) >= Ts(80)).await;
+    manager.checkpoint(stream, 80);
+    held.flushed().await.unwrap();
+    held.complete();
+    manager.until_resolved(99, PATIENCE).await;
+    let behind: Vec<Row> = sent.rows(1).into_iter().filter(|row| row.0 > 80).collect();
+    assert_eq!(manager.rows(1), behind);
+}
