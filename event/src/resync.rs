@@ -11,7 +11,7 @@
 //!   cancelled from any of them: gone
 //! ```
 
-use heartbeatpb::{TableId, WallTime};
+use heartbeatpb::{TableId, Ts, WallTime};
 
 /// How far a request is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,6 +54,9 @@ pub struct Resync {
     pub name: String,
     /// How far it is.
     pub state: ResyncState,
+    /// The table has come to a changefeed that was running, with rows that nobody has copied: until it is done no change of
+    /// the table can be applied.
+    pub entering: bool,
     /// When it was asked for.
     pub asked: WallTime,
     /// When it was done or failed.
@@ -71,6 +74,8 @@ pub enum ResyncChange {
     Ask {
         /// Schema and name, for people.
         name: String,
+        /// As [`Resync::entering`]; it stays so until the request is done or withdrawn.
+        entering: bool,
     },
     /// A waiting one is to rest.
     Pause,
@@ -78,6 +83,12 @@ pub enum ResyncChange {
     Resume,
     /// It is withdrawn, or its result forgotten.
     Cancel,
+    /// Of an entering table nothing up to here is applied, for good: only a snapshot at or behind it answers the request. Not
+    /// of a table that is not entering any more.
+    LeaveOut {
+        /// Where.
+        until: Ts,
+    },
     /// A waiting one cannot be carried out.
     Fail {
         /// Stable code.

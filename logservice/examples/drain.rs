@@ -42,6 +42,7 @@ async fn main() -> Result<()> {
         copy_parallel: 1,
         copy_part_bytes: 64 << 20,
         copy_target: None,
+        entrance: None,
         ddl: heartbeatpb::config::DdlConfig {
             capture: heartbeatpb::config::DdlCapture::Off,
             ..Default::default()

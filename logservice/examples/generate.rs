@@ -31,6 +31,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         copy_parallel: 1,
         copy_part_bytes: 64 << 20,
         copy_target: None,
+        entrance: None,
         ddl: heartbeatpb::config::DdlConfig::default(),
     };
     let begun = Instant::now();

@@ -50,6 +50,8 @@ pub struct FeedSpec {
     pub copy_part_bytes: u64,
     /// A downstream that may take existing rows itself. Without one they come like changes.
     pub copy_target: Option<Arc<dyn CopyTarget>>,
+    /// Who sees to the rows of tables that come while the log is read. Without one, tables with rows do not come.
+    pub entrance: Option<Arc<dyn Entrance>>,
     /// What is done about changes of the schema.
     pub ddl: DdlConfig,
 }
@@ -67,9 +69,21 @@ impl fmt::Debug for FeedSpec {
             .field("copy_parallel", &self.copy_parallel)
             .field("copy_part_bytes", &self.copy_part_bytes)
             .field("copy_target", &self.copy_target.is_some())
+            .field("entrance", &self.entrance.is_some())
             .field("ddl", &self.ddl)
             .finish_non_exhaustive()
     }
+}
+
+/// Sees to the rows of tables that come to a changefeed while its log is read, and that nobody has copied.
+#[async_trait]
+pub trait Entrance: Send + Sync {
+    /// A table is about to come. When this returns it is noted durably that its rows have to be copied, and no change of it
+    /// is applied before that. False: the downstream does not take rows so, and the table cannot come.
+    ///
+    /// # Errors
+    /// When the downstream does not answer or refuses.
+    async fn enter(&self, table: TableId, name: &str) -> Result<bool, Error>;
 }
 
 /// A table of the upstream.

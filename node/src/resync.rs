@@ -4,6 +4,9 @@
 //! the rows; so this task knows nothing that has to survive it. It ends with its reader, and the next one begins with the
 //! requests that are left.
 //!
+//! A table that comes to a running changefeed with rows is copied in the same way, and until that is done nothing of it is
+//! served ([`Entrance`]). Which tables those are is not known before the downstream has told: until then all are held.
+//!
 //! ```text
 //!   requests ──► the oldest that waits ──► copied ──► the next one
 //!      ▲              │ fails: again after a pause, and others meanwhile
@@ -15,10 +18,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use event::{CopyError, CopyTarget, Resync, ResyncChange, ResyncState};
 use heartbeatpb::{TableId, codes};
 use logservice::event_store::Gate;
-use logservice::upstream::{FeedSpec, ReaderPhase, ReaderProgress, Upstream};
+use logservice::upstream::{Entrance, FeedSpec, ReaderPhase, ReaderProgress, Upstream};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -29,6 +33,8 @@ use crate::http::{ApiFailure, time_text};
 /// Pause after the first failure of a request, and the longest one; each is twice as long as the one before.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// How long a schema change may wait for a table that comes.
+const DELAY: Duration = Duration::from_secs(1);
 /// Between two looks at whether the log is read.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -71,15 +77,28 @@ struct State {
 /// The requests of a changefeed whose log is read here.
 pub(crate) struct Resyncs {
     target: Option<Arc<dyn CopyTarget>>,
+    gate: Option<Gate>,
+    /// Whoever asks for a table that comes, or looks which ones are coming: one at a time.
+    turn: tokio::sync::Mutex<()>,
     state: Mutex<State>,
     /// Somebody has asked or changed something.
     changed: Notify,
 }
 
 impl Resyncs {
-    /// Those of a downstream; `None` of one that takes existing rows in the stream.
-    pub(crate) fn new(target: Option<Arc<dyn CopyTarget>>) -> Self {
-        Self { target, state: Mutex::default(), changed: Notify::new() }
+    /// Those of a downstream; `None` of one that takes existing rows in the stream. Holds all tables until
+    /// [`Resyncs::run`] has heard from the downstream.
+    pub(crate) fn new(target: Option<Arc<dyn CopyTarget>>, gate: Option<Gate>) -> Self {
+        if let (Some(_), Some(gate)) = (&target, &gate) {
+            gate.hold_all();
+        }
+        Self {
+            target,
+            gate,
+            turn: tokio::sync::Mutex::default(),
+            state: Mutex::default(),
+            changed: Notify::new(),
+        }
     }
 
     /// All requests, oldest first.
@@ -108,6 +127,9 @@ impl Resyncs {
             running.stop.cancel();
         }
         drop(state);
+        if let (ResyncChange::Cancel, Some(gate)) = (change, &self.gate) {
+            gate.forget(table);
+        }
         self.changed.notify_one();
         Ok(changed)
     }
@@ -129,6 +151,7 @@ impl Resyncs {
             "table_id": resync.table,
             "table": resync.name,
             "state": if running.is_some() { "copying" } else { resync.state.name() },
+            "entering": resync.entering,
             "asked": time_text(Some(resync.asked)),
             "ended": time_text(resync.ended),
             "rows": resync.rows,
@@ -138,6 +161,11 @@ impl Resyncs {
             running.add_to(&mut value);
         }
         value
+    }
+
+    /// Tables that have come and are not copied yet, whatever keeps them from that.
+    pub(crate) fn entering(&self) -> Vec<TableId> {
+        self.gate.as_ref().map(Gate::kept).unwrap_or_default()
     }
 
     /// The one that is being carried out; `null` when there is none.
@@ -152,6 +180,10 @@ impl Resyncs {
     /// Carries requests out until `shutdown`. What is under way then is ended in an orderly way, which may take seconds.
     pub(crate) async fn run(&self, means: Means, shutdown: CancellationToken) {
         let Some(target) = &self.target else { return };
+        tokio::select! {
+            () = self.begin(&means, &**target) => {}
+            () = shutdown.cancelled() => return,
+        }
         loop {
             let next = tokio::select! {
                 next = self.next(&means, &**target) => next,
@@ -162,27 +194,67 @@ impl Resyncs {
         }
     }
 
+    /// Lets all tables go but those whose rows are missing.
+    async fn begin(&self, means: &Means, target: &dyn CopyTarget) {
+        let Some(gate) = &self.gate else { return };
+        let _turn = self.turn.lock().await;
+        let all = read(means, target).await.unwrap_or_default();
+        gate.release_but(&entering(&all));
+    }
+
     /// The next one that is due, however long that takes. `None`: there will never be one.
     async fn next(&self, means: &Means, target: &dyn CopyTarget) -> Option<TableId> {
-        let mut pause = FIRST_PAUSE;
         loop {
-            let all = match target.resyncs().await {
-                Ok(all) => all?,
-                Err(error) => {
-                    tracing::debug!(changefeedID = %means.spec.changefeed, errorCode = error.code, %error,
-                        "cannot read which tables are to be copied again");
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(LONGEST_PAUSE);
-                    continue;
-                }
-            };
+            let turn = self.turn.lock().await;
+            let all = read(means, target).await?;
+            if let Some(gate) = &self.gate {
+                // Those that are done, or withdrawn by somebody else.
+                let entering = entering(&all);
+                let kept = gate.kept();
+                kept.into_iter()
+                    .filter(|table| !entering.contains(table))
+                    .for_each(|table| gate.forget(table));
+            }
+            drop(turn);
+            self.pass(means, target).await;
             match self.choose(&all, Instant::now()) {
                 Choice::Table(table) => return Some(table),
-                Choice::Later(wait) => {
-                    // Whichever comes first.
-                    let _ = tokio::time::timeout(wait, self.changed.notified()).await;
+                Choice::Later(wait) => self.rest(Some(wait)).await,
+                Choice::Nothing => self.rest(None).await,
+            }
+        }
+    }
+
+    /// Waits until something is asked for or changed, for so long at most, or until a schema change waits for a table that
+    /// comes.
+    async fn rest(&self, longest: Option<Duration>) {
+        let begun = Instant::now();
+        loop {
+            let left = longest.map(|longest| longest.saturating_sub(begun.elapsed()));
+            let comes = self.gate.as_ref().is_some_and(|gate| !gate.kept().is_empty());
+            let pause = left.into_iter().chain(comes.then_some(DELAY)).min();
+            let Some(pause) = pause else { return self.changed.notified().await };
+            let told = tokio::time::timeout(pause, self.changed.notified()).await.is_ok();
+            let delays = self.gate.as_ref().is_some_and(|gate| !gate.delaying().is_empty());
+            if told || delays || left.is_some_and(|left| left <= pause) {
+                return;
+            }
+        }
+    }
+
+    /// Lets schema changes pass that wait for tables whose rows nobody has copied: what is before them will be in the copy.
+    async fn pass(&self, means: &Means, target: &dyn CopyTarget) {
+        let Some(gate) = &self.gate else { return };
+        for (table, until) in gate.delaying() {
+            match target.change_resync(table, &ResyncChange::LeaveOut { until }).await {
+                Ok(true) => gate.pass(table, until),
+                // It was withdrawn.
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!(changefeedID = %means.spec.changefeed, errorCode = error.code, %error,
+                        "a schema change waits for a table that is not copied yet");
+                    tokio::time::sleep(FIRST_PAUSE).await;
                 }
-                Choice::Nothing => self.changed.notified().await,
             }
         }
     }
@@ -239,6 +311,44 @@ impl Resyncs {
     }
 }
 
+#[async_trait]
+impl Entrance for Resyncs {
+    async fn enter(&self, table: TableId, name: &str) -> Result<bool, logservice::Error> {
+        let (Some(target), Some(gate)) = (&self.target, &self.gate) else { return Ok(false) };
+        let _turn = self.turn.lock().await;
+        let Some(all) = target.resyncs().await? else { return Ok(false) };
+        gate.keep(table);
+        if !entering(&all).contains(&table) {
+            let change = ResyncChange::Ask { name: name.to_owned(), entering: true };
+            // One that waits or rests is done before as well.
+            target.change_resync(table, &change).await?;
+        }
+        self.changed.notify_one();
+        Ok(true)
+    }
+}
+
+/// All requests, as soon as the downstream answers.
+async fn read(means: &Means, target: &dyn CopyTarget) -> Option<Vec<Resync>> {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match target.resyncs().await {
+            Ok(all) => return all,
+            Err(error) => {
+                tracing::warn!(changefeedID = %means.spec.changefeed, errorCode = error.code, %error,
+                    "cannot read in the target which tables are to be copied");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+        }
+    }
+}
+
+/// Tables of which nothing may be applied.
+fn entering(all: &[Resync]) -> Vec<TableId> {
+    all.iter().filter(|one| one.entering).map(|one| one.table).collect()
+}
+
 /// Waits until the log is followed: before that nobody knows the tables, or all of them are being copied. False: told to
 /// stop before.
 async fn streaming(reader: &ReaderProgress, stop: &CancellationToken) -> bool {
@@ -281,12 +391,21 @@ mod tests {
 
     fn resync(table: i64, state: ResyncState) -> Resync {
         let (name, asked) = (format!("s.t{table}"), WallTime(table));
-        Resync { table: TableId(table), name, state, asked, ended: None, rows: 0, error: None }
+        Resync {
+            table: TableId(table),
+            name,
+            state,
+            entering: false,
+            asked,
+            ended: None,
+            rows: 0,
+            error: None,
+        }
     }
 
     #[test]
     fn the_oldest_that_waits_is_next_and_one_that_failed_lets_the_others_pass() {
-        let resyncs = Resyncs::new(None);
+        let resyncs = Resyncs::new(None, None);
         let now = Instant::now();
         let all = [
             resync(1, ResyncState::Done),
@@ -309,7 +428,7 @@ mod tests {
 
     #[test]
     fn what_is_shown_of_a_request_follows_from_its_state() {
-        let resyncs = Resyncs::new(None);
+        let resyncs = Resyncs::new(None, None);
         let waiting = resync(3, ResyncState::Waiting);
         assert_eq!(resyncs.shown(&waiting)["state"], "waiting");
         let due = Instant::now();

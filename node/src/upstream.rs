@@ -11,7 +11,7 @@ use heartbeatpb::{ChangefeedId, Gid, MaintainerEpoch, RunningError, TableSpan, T
 use logservice::LogService;
 use logservice::event_store::Gate;
 use logservice::upstream::{
-    CheckReport, FeedSpec, ReaderPhase, ReaderProgress, ReaderStart, StartPoint, Upstream,
+    CheckReport, Entrance, FeedSpec, ReaderPhase, ReaderProgress, ReaderStart, StartPoint, Upstream,
 };
 use metrics::{Gauge, gauge};
 use parking_lot::Mutex;
@@ -114,6 +114,7 @@ pub(crate) fn feed_spec(
         copy_parallel: usize::try_from(config.initial_copy.parallel.max(1)).unwrap_or(1),
         copy_part_bytes: config.initial_copy.part_bytes,
         copy_target: None,
+        entrance: None,
         ddl: config.ddl.clone(),
     })
 }
@@ -228,6 +229,7 @@ impl UpstreamHub {
             "copy_rows": read(&progress.copy_rows),
             "copy": progress.copy.view(),
             "resync": reader.resyncs.view(),
+            "entering": reader.resyncs.entering(),
             "rows_read": read(&progress.log_rows),
             "transactions": read(&progress.transactions),
             "rows_written": written,
@@ -316,8 +318,10 @@ impl UpstreamHub {
         let error: Arc<Mutex<Option<RunningError>>> = Arc::default();
         let shutdown = CancellationToken::new();
         let start = ReaderStart { start_ts: info.start_ts, checkpoint };
-        let resyncs = Arc::new(Resyncs::new(spec.copy_target.clone()));
-        if let Some(gate) = self.log.gate(&info.id) {
+        let gate = self.log.gate(&info.id);
+        let resyncs = Arc::new(Resyncs::new(spec.copy_target.clone(), gate.clone()));
+        spec.entrance = Some(Arc::clone(&resyncs) as Arc<dyn Entrance>);
+        if let Some(gate) = gate {
             let means = Means {
                 upstream: Arc::clone(&upstream),
                 spec: FeedSpec { start_ts: info.start_ts, ..spec.clone() },

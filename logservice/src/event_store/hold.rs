@@ -205,7 +205,7 @@ impl Gate {
     }
 
     /// Moves the place of a table that is kept to `at`: rows up to there are left out, schema changes pass. That no older
-    /// snapshot answers for the table was noted downstream before.
+    /// snapshot answers for the table was noted downstream before, and none has been taken by whoever holds it.
     pub fn pass(&self, table: TableId, at: Ts) {
         self.store.change_holds(|state| {
             let resolved = state.resolved;
@@ -229,15 +229,13 @@ impl Gate {
         state.held.iter().filter(|(_, hold)| hold.kept).map(|(table, _)| *table).collect()
     }
 
-    /// Tables that are kept, of which nobody makes a copy now, with a schema change behind the place where they stand: whoever
-    /// takes part in it waits for them.
+    /// Tables that are kept, with schema changes behind the place where they stand: whoever takes part in those waits for them.
+    /// Of each the last such change. Their dispatchers, and the checkpoint with them, need not go further than to that.
     #[must_use]
-    pub fn delaying(&self) -> Vec<TableId> {
+    pub fn delaying(&self) -> Vec<(TableId, Ts)> {
         let state = self.store.state.lock();
-        let idle = state.held.iter().filter(|(_, hold)| hold.kept && !hold.owned);
-        idle.filter(|(table, hold)| state.first_ddl(**table, hold.at).is_some())
-            .map(|(table, _)| *table)
-            .collect()
+        let kept = state.held.iter().filter(|(_, hold)| hold.kept);
+        kept.filter_map(|(table, hold)| Some((*table, state.last_ddl(*table, hold.at)?))).collect()
     }
 
     /// The log has been read up to here.

@@ -253,6 +253,15 @@ impl State {
         (first.commit_ts <= self.resolved).then(|| Arc::clone(first))
     }
 
+    /// Where the last schema change behind `after` is that concerns a table.
+    pub(super) fn last_ddl(&self, table: TableId, after: Ts) -> Option<Ts> {
+        let mut last = None;
+        while let Some(ddl) = self.first_ddl(table, last.unwrap_or(after)) {
+            last = Some(ddl.commit_ts);
+        }
+        last
+    }
+
     /// Whether a wide schema change concerns a table. One whose shape nobody has told may be in any schema: its
     /// dispatcher knows.
     fn reaches(&self, ddl: &DdlEvent, table: TableId) -> bool {

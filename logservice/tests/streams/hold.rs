@@ -192,7 +192,7 @@ async fn all_tables_are_held_until_it_is_known_which_have_to_be_and_those_stay()
     sent.wide_ddl(&mut writer, 30, &[1]).await;
     sent.transaction(&mut writer, 40, &[(1, 3)]).await;
     publish(&mut writer, 40);
-    until(&mut manager, "somebody waits for it", |_| gate.delaying() == [TableId(1)]).await;
+    until(&mut manager, "somebody waits for it", |_| gate.delaying() == [(TableId(1), Ts(30))]).await;
     gate.pass(TableId(1), Ts(40));
     until(&mut manager, "it passes the change", |manager| manager.seen(1) == [Seen::Ddl(30)]).await;
     manager.checkpoint(streams[0], 30);

@@ -88,7 +88,7 @@ pub(super) async fn ask(
     // Where that cannot be, this says so.
     resyncs.all().await?;
     let name = format!("{}.{}", info.schema, info.name);
-    if !resyncs.change(info.id, &ResyncChange::Ask { name: name.clone() }).await? {
+    if !resyncs.change(info.id, &ResyncChange::Ask { name: name.clone(), entering: false }).await? {
         return Err(ApiFailure::new(
             codes::SCHEDULER_REQUEST_FAILED,
             format!(
@@ -158,9 +158,11 @@ async fn change(
     }
     match change {
         ResyncChange::Cancel => Ok(Json(json!({}))),
-        ResyncChange::Pause | ResyncChange::Resume | ResyncChange::Ask { .. } | ResyncChange::Fail { .. } => {
-            told(&state, &id, one.table).await
-        }
+        ResyncChange::Pause
+        | ResyncChange::Resume
+        | ResyncChange::Ask { .. }
+        | ResyncChange::LeaveOut { .. }
+        | ResyncChange::Fail { .. } => told(&state, &id, one.table).await,
     }
 }
 
@@ -189,7 +191,16 @@ mod tests {
 
     fn resync(table: i64, name: &str) -> Resync {
         let (name, state, asked) = (name.to_owned(), ResyncState::Waiting, WallTime(table));
-        Resync { table: TableId(table), name, state, asked, ended: None, rows: 0, error: None }
+        Resync {
+            table: TableId(table),
+            name,
+            state,
+            entering: false,
+            asked,
+            ended: None,
+            rows: 0,
+            error: None,
+        }
     }
 
     #[test]

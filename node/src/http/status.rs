@@ -92,6 +92,12 @@ fn held_value(standstill: &Standstill, reader: &Value) -> Value {
         if place.is_some_and(|place| reader["resync"]["table_id"] == json!(place.table)) {
             value["kind"] = json!("resync");
             value["by"] = json!(format!("{}: the table is being copied again", standstill.holder));
+        } else if place.is_some_and(|place| is_among(&reader["entering"], place.table)) {
+            value["kind"] = json!("resync");
+            value["by"] = json!(format!(
+                "{}: the table has come with rows that are not copied yet; `changefeed resyncs` tells why",
+                standstill.holder
+            ));
         }
         if reader["connected"] == false || problem.is_some() {
             let problem = problem.unwrap_or("it is not connected");
@@ -100,6 +106,10 @@ fn held_value(standstill: &Standstill, reader: &Value) -> Value {
         }
     }
     value
+}
+
+fn is_among(tables: &Value, table: heartbeatpb::TableId) -> bool {
+    tables.as_array().is_some_and(|tables| tables.contains(&json!(table)))
 }
 
 #[cfg(test)]
@@ -142,6 +152,11 @@ mod tests {
         assert_eq!((&value["kind"], &value["table_id"]), (&json!("resync"), &json!(7)));
         assert!(value["by"].as_str().unwrap().ends_with("is being copied again"), "{value}");
         assert_eq!(held(8)["kind"], "node");
+        let node = Holder::Node { node: "n1".into(), slowest: Some(place), waits_at: None };
+        let value =
+            held_value(&standstill(node), &json!({ "connected": true, "resync": null, "entering": [5, 7] }));
+        assert_eq!((&value["kind"], &value["table_id"]), (&json!("resync"), &json!(7)));
+        assert!(value["by"].as_str().unwrap().contains("not copied yet"), "{value}");
         let nobody = Holder::Node { node: "n1".into(), slowest: None, waits_at: None };
         assert_eq!(held_value(&standstill(nobody), &json!({ "connected": true }))["kind"], "node");
     }

@@ -10,6 +10,7 @@ mod common;
 mod copy;
 mod copy_ddl;
 mod copy_index;
+mod enter;
 mod faults;
 mod filters;
 mod identity;

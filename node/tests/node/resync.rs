@@ -13,21 +13,23 @@ use crate::common::{TARGET, assert_same, caught_up, create, eventually, position
 const ROWS: u64 = 8_000;
 const PATIENCE: Duration = Duration::from_secs(300);
 
-async fn resyncs(client: &Client) -> Vec<Value> {
+pub(crate) async fn resyncs(client: &Client) -> Vec<Value> {
     let list = client.get("/api/v2/changefeeds/f/resyncs").await.unwrap();
     list["items"].as_array().unwrap().clone()
 }
 
-async fn resync(client: &Client, table: &str) -> Value {
-    let all = resyncs(client).await;
-    all.into_iter().find(|one| one["table"] == table).unwrap_or(Value::Null)
+pub(crate) async fn resync(client: &Client, table: &str) -> Value {
+    // While the log is not read, nobody tells.
+    let list = client.get("/api/v2/changefeeds/f/resyncs").await.unwrap_or_default();
+    let mut all = list["items"].as_array().into_iter().flatten();
+    all.find(|one| one["table"] == table).cloned().unwrap_or(Value::Null)
 }
 
-async fn ask(client: &Client, what: &str, table: &str) -> Result<Value, node::cli::ApiError> {
+pub(crate) async fn ask(client: &Client, what: &str, table: &str) -> Result<Value, node::cli::ApiError> {
     client.post(&format!("/api/v2/changefeeds/f/{what}"), &json!({ "table": table })).await
 }
 
-async fn until_done(client: &Client, table: &str) -> Value {
+pub(crate) async fn until_done(client: &Client, table: &str) -> Value {
     let mut last = Value::Null;
     eventually("the table is copied again", async || {
         last = resync(client, table).await;
@@ -38,7 +40,7 @@ async fn until_done(client: &Client, table: &str) -> Value {
     last
 }
 
-async fn assert_equal(source: &PgServer, target: &PgServer, more: &[&str]) {
+pub(crate) async fn assert_equal(source: &PgServer, target: &PgServer, more: &[&str]) {
     let (from, to) = (source.client("postgres").await.unwrap(), target.client(TARGET).await.unwrap());
     let mut tables = load::TABLES.to_vec();
     tables.extend(more);
@@ -46,7 +48,7 @@ async fn assert_equal(source: &PgServer, target: &PgServer, more: &[&str]) {
     assert!(comparison.equal(), "{comparison}");
 }
 
-async fn number(server: &PgServer, database: &str, sql: &str) -> i64 {
+pub(crate) async fn number(server: &PgServer, database: &str, sql: &str) -> i64 {
     server.client(database).await.unwrap().query_one(sql, &[]).await.unwrap().get(0)
 }
 
@@ -95,24 +97,24 @@ async fn a_damaged_table_is_copied_again_while_it_and_the_others_change() {
 }
 
 /// Keeps a copy from ending: somebody has a row of the table at the target.
-struct Blocked {
+pub(crate) struct Blocked {
     client: tokio_postgres::Client,
 }
 
 impl Blocked {
-    async fn new(target: &PgServer, table: &str) -> Self {
+    pub(crate) async fn new(target: &PgServer, table: &str) -> Self {
         let client = target.client(TARGET).await.unwrap();
         client.batch_execute(&format!("BEGIN; SELECT FROM {table} LIMIT 1 FOR UPDATE")).await.unwrap();
         Self { client }
     }
 
-    async fn end(self) {
+    pub(crate) async fn end(self) {
         self.client.batch_execute("ROLLBACK").await.unwrap();
     }
 }
 
 /// Whether the sink is about to remove the rows of the table.
-async fn removes_rows(target: &PgServer) -> bool {
+pub(crate) async fn removes_rows(target: &PgServer) -> bool {
     let sql =
         "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'DELETE FROM %' AND wait_event_type = 'Lock'";
     number(target, TARGET, sql).await > 0

@@ -226,6 +226,14 @@ impl Session {
         if before.furthest() > snapshot.0 {
             return Err(resync::again("it has newer changes than those that a copy of it would hold"));
         }
+        let own = &self.config.own_schema;
+        if self.config.on_existing_rows == OnExistingRows::Error
+            && before.is_nothing()
+            && resync::is_entering(client, own, &self.gid, info.id).await?
+        {
+            // As for an initial copy: rows of somebody else are not ours to remove.
+            apply::require_empty(&part.connection, &part.opened.target, &Range::default()).await?;
+        }
         // Whoever reads the table sees it as it was until all is there.
         let Target { name, partitioned, .. } = &part.opened.target;
         let sql = format!("DELETE FROM {}{name}", if *partitioned { "" } else { "ONLY " });

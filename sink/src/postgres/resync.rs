@@ -11,6 +11,9 @@
 //!   progress := S; the request is done; COMMIT              who waited finds it moved, and leaves out what S held
 //! ```
 //!
+//! Of a table that has come with rows, what nobody waits for any more is left out of its stream ([`ResyncChange::LeaveOut`]):
+//! noted first, in the row that a replacement answers, so that one with an older snapshot finds that it is too late.
+//!
 //! Every change of a table's rows moves its progress in the same transaction, or notes a schema change. So one that saw
 //! neither move has replaced exactly what the stream had made, whoever thought that he was alone.
 
@@ -43,7 +46,8 @@ fn is_missing(error: &tokio_postgres::Error) -> bool {
 pub(crate) async fn prepare(client: &Client, config: &PgConfig) -> Result<(), Failure> {
     let schema = &config.own_schema;
     let exists = "SELECT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n \
-                  ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = 'resyncs')";
+                  ON n.oid = c.relnamespace JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid \
+                  WHERE n.nspname = $1 AND c.relname = 'resyncs' AND a.attname = 'left_out' AND NOT a.attisdropped)";
     let row = client.query_one(exists, &[&config.own_schema_name]).await.map_err(failed)?;
     if row.get(0) {
         return Ok(());
@@ -53,7 +57,9 @@ pub(crate) async fn prepare(client: &Client, config: &PgConfig) -> Result<(), Fa
          CREATE TABLE IF NOT EXISTS {schema}.resyncs (changefeed text NOT NULL, table_id bigint NOT NULL, \
              name text NOT NULL, state text NOT NULL, asked bigint NOT NULL, ended bigint, \
              row_count bigint NOT NULL DEFAULT 0, error_code text, error_message text, \
-             PRIMARY KEY (changefeed, table_id)); COMMIT"
+             PRIMARY KEY (changefeed, table_id)); \
+         ALTER TABLE {schema}.resyncs ADD COLUMN IF NOT EXISTS entering boolean NOT NULL DEFAULT false, \
+             ADD COLUMN IF NOT EXISTS left_out numeric(20) NOT NULL DEFAULT 0; COMMIT"
     );
     let result = client.batch_execute(&sql).await;
     if result.is_err() {
@@ -66,8 +72,9 @@ pub(crate) async fn prepare(client: &Client, config: &PgConfig) -> Result<(), Fa
 /// All requests of a changefeed, oldest first.
 pub(crate) async fn list(client: &Client, own: &str, changefeed: &str) -> Result<Vec<Resync>, Failure> {
     let sql = format!(
-        "SELECT table_id, name, state, asked, ended, row_count, error_code, error_message FROM {own}.resyncs \
-         WHERE changefeed = $1 ORDER BY asked, table_id"
+        "SELECT table_id, name, state, asked, ended, row_count, error_code, error_message, \
+             COALESCE((to_jsonb(r) ->> 'entering')::boolean, false) \
+         FROM {own}.resyncs r WHERE changefeed = $1 ORDER BY asked, table_id"
     );
     match client.query(&sql, &[&changefeed]).await {
         Ok(rows) => rows.iter().map(of_row).collect(),
@@ -93,6 +100,7 @@ fn of_row(row: &Row) -> Result<Resync, Failure> {
         ended: row.get::<_, Option<i64>>(4).map(WallTime),
         rows: u64::try_from(row.get::<_, i64>(5)).unwrap_or_default(),
         error: error.0.zip(error.1),
+        entering: row.get(8),
     })
 }
 
@@ -108,14 +116,15 @@ pub(crate) async fn change(
     let (waiting, paused, own_rows) =
         (ResyncState::Waiting.name(), ResyncState::Paused.name(), "changefeed = $1 AND table_id = $2");
     let changed = match change {
-        ResyncChange::Ask { name } => {
+        ResyncChange::Ask { name, entering } => {
             let sql = format!(
-                "INSERT INTO {own}.resyncs AS r (changefeed, table_id, name, state, asked) \
-                 VALUES ($1, $2, $3, '{waiting}', $4) ON CONFLICT (changefeed, table_id) DO UPDATE SET \
+                "INSERT INTO {own}.resyncs AS r (changefeed, table_id, name, state, asked, entering) \
+                 VALUES ($1, $2, $3, '{waiting}', $4, $5) ON CONFLICT (changefeed, table_id) DO UPDATE SET \
                      name = EXCLUDED.name, state = EXCLUDED.state, asked = EXCLUDED.asked, ended = NULL, row_count = 0, \
-                     error_code = NULL, error_message = NULL WHERE r.state NOT IN ('{waiting}', '{paused}')"
+                     error_code = NULL, error_message = NULL, entering = r.entering OR EXCLUDED.entering \
+                     WHERE r.state NOT IN ('{waiting}', '{paused}') OR EXCLUDED.entering AND NOT r.entering"
             );
-            client.execute(&sql, &[&changefeed, &table.0, name, &now.0]).await
+            client.execute(&sql, &[&changefeed, &table.0, name, &now.0, entering]).await
         }
         ResyncChange::Pause | ResyncChange::Resume => {
             let (from, to) =
@@ -127,6 +136,12 @@ pub(crate) async fn change(
         ResyncChange::Cancel => {
             let sql = format!("DELETE FROM {own}.resyncs WHERE {own_rows}");
             client.execute(&sql, &[&changefeed, &table.0]).await
+        }
+        ResyncChange::LeaveOut { until } => {
+            let sql = format!(
+                "UPDATE {own}.resyncs SET left_out = GREATEST(left_out, $3::text::numeric) WHERE {own_rows} AND entering"
+            );
+            client.execute(&sql, &[&changefeed, &table.0, &until.0.to_string()]).await
         }
         ResyncChange::Fail { code, message } => {
             let failed = ResyncState::Failed.name();
@@ -155,6 +170,11 @@ pub(crate) struct Before {
 }
 
 impl Before {
+    /// No row of the stream was ever applied to it.
+    pub(crate) fn is_nothing(&self) -> bool {
+        self.queues.iter().all(|(_, at, _)| *at == Ts::ZERO)
+    }
+
     /// The furthest position.
     pub(crate) fn furthest(&self) -> Ts {
         let queues = self.queues.iter().map(|(_, at, _)| *at).max();
@@ -209,18 +229,32 @@ pub(crate) async fn conclude(
         return Err(Failure::Fatal(registration::fenced()));
     }
     let sql = format!(
-        "UPDATE {own}.resyncs SET state = '{}', ended = $3, row_count = $4 \
-         WHERE changefeed = $1 AND table_id = $2 AND state = '{}'",
+        "UPDATE {own}.resyncs SET state = '{}', ended = $3, row_count = $4, entering = false \
+         WHERE changefeed = $1 AND table_id = $2 AND state = '{}' AND left_out <= $5::text::numeric",
         ResyncState::Done.name(),
         ResyncState::Waiting.name()
     );
     let rows = i64::try_from(part.rows).unwrap_or(i64::MAX);
-    let params: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
-        [&changefeed, &table.0, &WallTime::now().0, &rows];
+    // A later attempt may have left out more of a table that nobody had copied.
+    let params: [&(dyn tokio_postgres::types::ToSql + Sync); 5] =
+        [&changefeed, &table.0, &WallTime::now().0, &rows, &part.at.0.to_string()];
     match client.execute(&sql, &params).await.map_err(failed)? {
         1 => Ok(()),
-        _ => Err(again("it was paused or cancelled")),
+        _ => Err(again("it was paused or cancelled, or another copy of it was begun")),
     }
+}
+
+/// Whether a table has come with rows that nobody has copied.
+pub(crate) async fn is_entering(
+    client: &Client,
+    own: &str,
+    changefeed: &str,
+    table: TableId,
+) -> Result<bool, Failure> {
+    let sql = format!(
+        "SELECT EXISTS (SELECT FROM {own}.resyncs WHERE changefeed = $1 AND table_id = $2 AND entering)"
+    );
+    Ok(client.query_one(&sql, &[&changefeed, &table.0]).await.map_err(failed)?.get(0))
 }
 
 /// Nothing is replaced, for this reason, which may have passed when it is tried again.

@@ -24,7 +24,7 @@ fn target(rig: &Rig, params: &str) -> Arc<dyn CopyTarget> {
 }
 
 fn ask() -> ResyncChange {
-    ResyncChange::Ask { name: "public.items".into() }
+    ResyncChange::Ask { name: "public.items".into(), entering: false }
 }
 
 async fn states(target: &Arc<dyn CopyTarget>) -> Vec<(i64, ResyncState)> {
@@ -174,4 +174,49 @@ async fn requests_change_only_where_that_has_a_meaning_and_are_forgotten_with_th
     assert_eq!(states(&target).await, []);
     assert!(self::target(&rig, "on-existing-rows=append").resyncs().await.expect("asks").is_none());
     sink.stop().await.ok();
+}
+
+#[tokio::test]
+async fn of_a_table_that_came_a_copy_must_hold_what_was_left_out_and_rows_of_others_stay() {
+    let rig = Rig::new().await;
+    let t = items();
+    rig.exec("CREATE TABLE items (id int PRIMARY KEY, name text)").await;
+    let target = target(&rig, "");
+    let entering = || ResyncChange::Ask { name: "public.items".into(), entering: true };
+    let leave_out = |until| ResyncChange::LeaveOut { until: Ts(until) };
+    assert!(!target.change_resync(t.id, &leave_out(40)).await.expect("asks"), "nobody has asked");
+    assert!(target.change_resync(t.id, &ask()).await.expect("asks"));
+    assert!(!target.change_resync(t.id, &leave_out(40)).await.expect("asks"), "its rows were copied once");
+    assert!(target.change_resync(t.id, &entering()).await.expect("asks"), "it comes while it waits");
+    assert!(!target.change_resync(t.id, &entering()).await.expect("asks"), "once");
+    assert!(target.resyncs().await.expect("asks").expect("can")[0].entering);
+
+    let session = target.begin().await.expect("begins").expect("takes rows");
+    let early = replacing(&session, &t, 50, "1\ta\n").await;
+    assert!(target.change_resync(t.id, &leave_out(51)).await.expect("asks"));
+    assert!(target.change_resync(t.id, &leave_out(40)).await.expect("asks"), "which was said before");
+    let late = early.commit(1).await.expect_err("51 is left out");
+    assert!(late.retryable, "{late}");
+    rig.exec("INSERT INTO items VALUES (7, 'theirs')").await;
+    let theirs = session.replace(&t, (Ts(51), WallTime(51))).await.err().expect("there are rows");
+    assert_eq!(theirs.code, "CDC:ErrTargetNotEmpty");
+    rig.expect("items", &["7|theirs"]).await;
+    rig.exec("DELETE FROM items").await;
+    replacing(&session, &t, 51, "1\ta\n").await.commit(1).await.expect("51 is in it");
+    rig.expect("items", &["1|a"]).await;
+    let all = target.resyncs().await.expect("asks").expect("can");
+    assert_eq!((all[0].state, all[0].entering), (ResyncState::Done, false));
+    assert!(!target.change_resync(t.id, &leave_out(60)).await.expect("asks"), "it has come");
+}
+
+#[tokio::test]
+async fn requests_that_an_earlier_version_kept_are_read_and_changed() {
+    let rig = Rig::new().await;
+    let target = target(&rig, "");
+    assert!(target.change_resync(TableId(7), &ask()).await.expect("asks"));
+    rig.exec("ALTER TABLE millrace.resyncs DROP COLUMN entering, DROP COLUMN left_out").await;
+    assert_eq!(states(&target).await, [(7, ResyncState::Waiting)]);
+    let entering = ResyncChange::Ask { name: "public.items".into(), entering: true };
+    assert!(target.change_resync(TableId(7), &entering).await.expect("asks"));
+    assert!(target.resyncs().await.expect("asks").expect("can")[0].entering);
 }

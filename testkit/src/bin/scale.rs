@@ -162,6 +162,7 @@ fn spec(uri: &str, round: u64) -> Result<FeedSpec> {
         copy_parallel: 1,
         copy_part_bytes: 64 << 20,
         copy_target: None,
+        entrance: None,
         ddl: DdlConfig { capture: DdlCapture::Off, ..DdlConfig::default() },
     })
 }

@@ -35,6 +35,7 @@
 //! - **DC-2** A change that cannot be made again at the target is an error of the changefeed, never silence.
 
 pub(crate) mod alter;
+pub(crate) mod entrance;
 pub(crate) mod event;
 pub(crate) mod history;
 pub(crate) mod install;

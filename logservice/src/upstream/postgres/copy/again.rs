@@ -18,9 +18,9 @@
 //! set to it. It is lost with this process, and so is the copy: the downstream notices when it was not alone.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use event::{CopyPart, CopySession, TableInfo};
+use event::{CopyPart, CopySession, CopyTarget, ResyncChange, TableInfo};
 use heartbeatpb::{TableId, Ts};
 use tokio_util::sync::CancellationToken;
 
@@ -39,6 +39,8 @@ use crate::upstream::{FeedSpec, ReaderProgress, TableCopy};
 
 /// Between two looks at how far the log was read.
 const LOOK: Duration = Duration::from_millis(20);
+/// How long a table that comes may take to be in the log, from when it is to be copied.
+const COMES: Duration = Duration::from_secs(10);
 /// What the connections of a copy call themselves.
 const APPLICATION: &str = "millrace resync";
 
@@ -83,12 +85,16 @@ impl Again<'_> {
                     .to_owned(),
         };
         let target = self.spec.copy_target.as_ref().ok_or_else(nowhere)?;
-        let (mut locked, held) = self.unless_stopped(self.prepare()).await?;
+        let (mut locked, held) = self.unless_stopped(self.prepare(target)).await?;
         let session = self.unless_stopped(async { Ok(target.begin().await?) }).await?.ok_or_else(nowhere)?;
         let outcome = self.unless_stopped(self.replace(&mut locked, &held, &session)).await;
         // Also after a failure: nothing of it is left at work downstream when the streams go on.
         session.end().await;
-        drop(held);
+        if outcome.is_ok() {
+            held.complete();
+        } else {
+            drop(held);
+        }
         self.progress.copy.end();
         locked.conn.close().await;
         outcome
@@ -106,7 +112,15 @@ impl Again<'_> {
     }
 
     /// Locks the table and lets its streams stand still, with everything before that written.
-    async fn prepare(&self) -> Result<(Locked, Held), Error> {
+    async fn prepare(&self, target: &Arc<dyn CopyTarget>) -> Result<(Locked, Held), Error> {
+        self.waits_for("it waits for the place in the log where the table comes");
+        let begun = Instant::now();
+        while self.gate.is_kept(self.table)
+            && self.gate.table(self.table).is_none()
+            && begun.elapsed() < COMES
+        {
+            tokio::time::sleep(LOOK).await;
+        }
         self.waits_for("it waits for whoever alters the table in the source");
         let locked = self.lock().await?;
         self.waits_for("it waits for the log to be read up to where it begins");
@@ -118,10 +132,24 @@ impl Again<'_> {
         }
         let held = self.gate.hold(self.table);
         let held = held.ok_or(Error::Closed { what: "the stream of the table" })?;
+        self.pass(target).await?;
         self.waits_for("it waits for earlier changes of the table to be written");
         held.flushed().await?;
         self.progress.set_last_error(None);
         Ok((locked, held))
+    }
+
+    /// What nobody has copied stands in front of schema changes, for which this one or another such table may wait: all of
+    /// them go on to the last one, without rows, which the copies will hold.
+    async fn pass(&self, target: &Arc<dyn CopyTarget>) -> Result<(), Error> {
+        for (table, until) in self.gate.delaying() {
+            if target.change_resync(table, &ResyncChange::LeaveOut { until }).await? {
+                self.gate.pass(table, until);
+            } else if table == self.table {
+                return Err(Error::Closed { what: "the request for a table" });
+            }
+        }
+        Ok(())
     }
 
     async fn lock(&self) -> Result<Locked, Error> {
@@ -167,7 +195,9 @@ impl Again<'_> {
         session: &Arc<dyn CopySession>,
     ) -> Result<(), Error> {
         let catalog = &locked.catalog;
-        let info = held.shape().filter(|shape| is_same(shape, &catalog.info));
+        // One that has come is told behind the place where it is held. Behind the lock it does not change.
+        let shape = if self.gate.is_kept(self.table) { self.gate.table(self.table) } else { held.shape() };
+        let info = shape.filter(|shape| is_same(shape, &catalog.info));
         let info = info.ok_or_else(|| outdated(&catalog.info))?;
         let copy = Arc::new(TableCopy::new(&info.schema, &info.name));
         self.progress.copy.begin(vec![Arc::clone(&copy)]);

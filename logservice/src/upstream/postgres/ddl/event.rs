@@ -10,7 +10,7 @@ use heartbeatpb::{AddedTable, InfluencedTables, SchemaChange, SchemaId, TableId,
 use super::message::{Change, Notice, ObjectKind, ObjectShape, TableShape};
 use super::sequences::{self, SequenceValue};
 use super::statement::{self, Obstacle};
-use super::{alter, object, partition, table};
+use super::{alter, install, object, partition, table};
 use crate::upstream::postgres::catalog::CatalogTable;
 use crate::upstream::postgres::sql::{ident, qualified};
 use crate::{Error, TableFilter};
@@ -23,6 +23,8 @@ pub(crate) struct Feed<'a> {
     pub(crate) filter: &'a TableFilter,
     /// What it does about each kind of change.
     pub(crate) policy: &'a DdlConfig,
+    /// Whether the change was made before the place where the changefeed is.
+    pub(crate) passed: bool,
     /// Whether tables that cannot be replicated are left out.
     pub(crate) ignore_ineligible: bool,
     /// Shape of a table that it follows.
@@ -328,7 +330,11 @@ fn referred(shape: &TableShape, feed: &Feed<'_>) -> Vec<TableId> {
 fn unfollowed(shape: &TableShape, after: CatalogTable, feed: &Feed<'_>) -> Result<Answer, Error> {
     let wanted = feed.filter.matches(&shape.schema, &shape.name);
     // What is unlogged is not in the log and never will be.
-    if !wanted || feed.ignore_ineligible || shape.persistence != 'p' {
+    if !wanted || feed.passed || shape.persistence != 'p' {
+        return known(NOTHING);
+    }
+    // One that only has rows may come all the same.
+    if feed.ignore_ineligible && (after.obstacle.is_some() || shape.parent.is_some()) {
         return known(NOTHING);
     }
     let reason = after.obstacle.unwrap_or_else(|| {
@@ -373,7 +379,9 @@ fn altered(
     };
     let moved = (before.schema_oid, &before.name) != (shape.schema_oid, &shape.name);
     let stays = is_ours(shape, feed);
-    let leaves = !stays && !feed.filter.matches(&shape.schema, &shape.name);
+    // It was not wanted for a while, and comes anew.
+    let was_taken_out = notice.tag == install::TAKE_OUT;
+    let leaves = !stays && (was_taken_out || !feed.filter.matches(&shape.schema, &shape.name));
     if !stays && !leaves {
         return Err(unsupported(
             named(),

@@ -85,7 +85,8 @@ pub(crate) async fn load(
         tables.retain(|table| table.info.id.0 != i64::from(object));
         let Some(text) = row.opt(1) else { continue };
         let shape = read(text)?;
-        if shape.published.contains(&names.slot) {
+        // Not one that an altered filter does not want any more.
+        if shape.published.contains(&names.slot) && spec.filter.matches(&shape.schema, &shape.name) {
             earlier.push((object, shape));
         }
     }

@@ -17,6 +17,8 @@ const LOCK: &str = "SELECT pg_catalog.pg_advisory_xact_lock(7883963434930823013)
 const LOCK_TIMEOUT: &str = "1s";
 const LOCK_ATTEMPTS: u32 = 40;
 const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(500);
+/// The tag of changes by which a table that is not wanted any more leaves a publication.
+pub(crate) const TAKE_OUT: &str = "MILLRACE DROP TABLE";
 /// Statements that may change the shape of what is followed.
 const TAGS: [&str; 17] = [
     "CREATE TABLE",
@@ -135,7 +137,42 @@ pub(crate) async fn refresh(conn: &mut Connection, spec: &FeedSpec, names: &Name
         spec.force_replicate,
         literal(&names.slot)
     );
-    conn.query("tell which tables are wanted", &sql).await.map(drop)
+    conn.query("tell which tables are wanted", &sql).await?;
+    // What is not wanted any more leaves the publication: should it be wanted again, changes of it will be missing from the
+    // log, and it has to come anew.
+    let sql = format!(
+        "SELECT c.oid::bigint, n.nspname, c.relname FROM pg_catalog.pg_publication p \
+         JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid JOIN pg_catalog.pg_class c ON c.oid = r.prrelid \
+         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = {}",
+        literal(&names.slot)
+    );
+    for row in conn.query("list the tables of a publication", &sql).await? {
+        if !spec.filter.matches(row.text(1), row.text(2)) {
+            take_out(conn, spec, row.number(0)?).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes a table out of the publications of the changefeeds that do not want it.
+async fn take_out(conn: &mut Connection, spec: &FeedSpec, table: i64) -> Result<(), Error> {
+    let sql = format!(
+        "BEGIN; SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'; SELECT millrace_capture.note('table', {table}, \
+         millrace_capture.table_shape({table}), {}, current_setting('search_path'), false); COMMIT",
+        literal(TAKE_OUT)
+    );
+    let Err(error) = conn.query("take a table out of a publication", &sql).await else { return Ok(()) };
+    conn.query("end a transaction", "ROLLBACK").await?;
+    if !matches!(
+        error,
+        Error::UpstreamUnavailable { .. } | Error::UpstreamPrivilege { .. } | Error::UpstreamQuery { .. }
+    ) {
+        return Err(error);
+    }
+    // Whoever keeps it locked ends some time, and it is tried again when the log is read anew.
+    tracing::warn!(changefeed = %spec.changefeed, table, error = error.chain(),
+        "a table that is not wanted any more stays in the publication");
+    Ok(())
 }
 
 /// Whether our role may install, as far as it can be told without trying.

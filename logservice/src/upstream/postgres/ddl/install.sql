@@ -483,6 +483,16 @@ BEGIN
     END IF;
     IF tag = 'ALTER PUBLICATION' THEN
         PERFORM millrace_capture.tell_altered(tag);
+        -- What somebody has put in is followed from here on.
+        PERFORM millrace_capture.note('table', t.relation, millrace_capture.table_shape(t.relation), tag, path, false)
+        FROM (SELECT DISTINCT r.prrelid AS relation
+            FROM millrace_capture.feeds f JOIN pg_publication p ON p.pubname = f.slot
+                JOIN pg_publication_rel r ON r.prpubid = p.oid JOIN pg_class c ON c.oid = r.prrelid
+                JOIN pg_namespace n ON n.oid = c.relnamespace
+                LEFT JOIN millrace_capture.shapes s ON s.class = 'table' AND s.object = r.prrelid
+            WHERE NOT COALESCE(s.shape -> 'published' ? f.slot::text, false) AND NOT c.relispartition
+                AND c.relpersistence = 'p' AND millrace_capture.wants(f.rules, n.nspname, c.relname)
+                AND millrace_capture.identified(c.oid, f.force)) t;
         RETURN;
     END IF;
     FOR command IN

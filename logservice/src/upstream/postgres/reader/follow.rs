@@ -15,7 +15,7 @@ use crate::upstream::postgres::conn::Connection;
 use crate::upstream::postgres::ddl::event::{Answer, Becomes, Feed, Found, Meaning, Place, meaning};
 use crate::upstream::postgres::ddl::history::{self, Fate};
 use crate::upstream::postgres::ddl::message::{Change, Notice};
-use crate::upstream::postgres::ddl::{install, table};
+use crate::upstream::postgres::ddl::{entrance, install, table};
 use crate::upstream::postgres::names::Names;
 use crate::upstream::postgres::options::ConnectOptions;
 use crate::upstream::postgres::publication;
@@ -107,17 +107,20 @@ impl Look<'_> {
         Ok(found)
     }
 
-    /// Waits until a table is followed, or gone.
+    /// Waits until a table is followed, or gone. One that may be left out is looked at once.
     async fn settled(&self, side: &mut Option<Connection>, object: u32) -> Result<bool, Error> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + if self.spec.ignore_ineligible { Duration::ZERO } else { PATIENCE };
         loop {
             let mut conn = match side.take() {
                 Some(conn) => conn,
                 None => admin::connect(self.options).await?,
             };
             let fate = history::fate(&mut conn, self.names, object).await?;
+            // One that has rows comes all the same, if somebody sees to them.
+            let settled = fate == Fate::Settled
+                || entrance::open(&mut conn, self.spec, self.names, Some(object)).await? > 0;
             *side = Some(conn);
-            if fate == Fate::Settled {
+            if settled {
                 return Ok(true);
             }
             if Instant::now() >= deadline {
@@ -223,12 +226,21 @@ impl Stream<'_> {
                 if self.link.hold(asked, &self.session.shutdown).await?.is_none() {
                     return Ok(None);
                 }
-                if !settled {
+                if !settled && !spec.ignore_ineligible {
                     return Err(error);
                 }
                 Meaning { event: None, table: Becomes::Same }
             }
         };
+        if let Becomes::Table(table) = &found.table
+            && place.at > self.resume
+            && self.tables.known(notice.object).is_none()
+        {
+            let comes = entrance::come(&spec, &notice.tag, table);
+            if self.link.hold(comes, &self.session.shutdown).await?.is_none() {
+                return Ok(None);
+            }
+        }
         self.side = side;
         self.take_effect(notice.object, found, place).await
     }
@@ -243,7 +255,8 @@ impl Stream<'_> {
             slot: &names.slot,
             filter: &spec.filter,
             policy: &policy,
-            ignore_ineligible: passed || spec.ignore_ineligible,
+            passed,
+            ignore_ineligible: spec.ignore_ineligible,
             known: &known,
         };
         meaning(notice, change, found, place, &feed)
@@ -318,6 +331,9 @@ impl Session {
     pub(super) async fn current_tables(&mut self, conn: &mut Connection) -> Result<Vec<CatalogTable>, Error> {
         if self.captured {
             install::refresh(conn, &self.spec, &self.names).await?;
+            if self.copied {
+                entrance::open(conn, &self.spec, &self.names, None).await?;
+            }
             history::forget(conn).await?;
             let straddling = history::straddling(conn, &self.spec, &self.names, self.checkpoint).await?;
             self.straddling = straddling.map(|(at, tables)| {
