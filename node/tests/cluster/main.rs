@@ -9,3 +9,4 @@ mod handover;
 mod lease;
 mod leave;
 mod loss;
+mod resync;
