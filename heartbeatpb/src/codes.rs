@@ -27,7 +27,7 @@ pub const UPSTREAM_PRIVILEGE: &str = "CDC:ErrUpstreamPrivilege";
 pub const UPSTREAM_PREREQUISITE: &str = "CDC:ErrUpstreamPrerequisite";
 /// The upstream refused a statement; the message holds its words.
 pub const UPSTREAM_QUERY_FAILED: &str = "CDC:ErrUpstreamQueryFailed";
-/// A row is larger than what the upstream can send; the message says what to do.
+/// A row is larger than what the upstream can send, or than this server has memory for; the message says what to do.
 pub const UPSTREAM_VALUE_TOO_LARGE: &str = "CDC:ErrUpstreamValueTooLarge";
 /// The upstream sent what its protocol does not allow.
 pub const UPSTREAM_PROTOCOL: &str = "CDC:ErrUpstreamProtocol";
