@@ -2,12 +2,12 @@
 //!
 //! The node runs as a process of its own, so that the memory that is measured is its own.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use testkit::{Api, Millrace, PgServer, compare};
 
 use crate::common::{TARGET, position, servers};
@@ -27,6 +27,12 @@ const SCHEMA: &str = "CREATE TABLE big (id int PRIMARY KEY, v int); \
 const SMALL_AT_TARGET: &str = "CREATE TABLE small (id bigint PRIMARY KEY, v text, at timestamptz, \
                                arrived timestamptz DEFAULT clock_timestamp())";
 
+/// The program: this build's, or the one that `MILLRACE_TEST_PROGRAM` names.
+pub(crate) fn program() -> PathBuf {
+    std::env::var_os("MILLRACE_TEST_PROGRAM")
+        .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_millrace")), PathBuf::from)
+}
+
 /// A running process with the changefeed `f`.
 struct Process {
     server: Millrace,
@@ -38,14 +44,31 @@ struct Process {
 
 impl Process {
     async fn start(source: &PgServer, sink_uri: &str, copy: bool) -> Self {
+        Self::start_as(&program(), source, sink_uri, copy).await
+    }
+
+    async fn start_as(program: &Path, source: &PgServer, sink_uri: &str, copy: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let mut server = Millrace::new(Path::new(env!("CARGO_BIN_EXE_millrace")), dir.path()).unwrap();
+        let mut server = Millrace::new(program, dir.path()).unwrap();
         server.start().await.unwrap();
         let api = server.api();
         let config = json!({ "initial_copy": { "enabled": copy } });
         let feed = api.create("f", &source.uri("postgres"), sink_uri, &config).await.unwrap();
         let begin = if copy { feed["start_ts"].as_u64().unwrap() } else { 0 };
         Self { server, api, begin, _dir: dir }
+    }
+
+    /// Waits until the changefeed has failed; answers its error.
+    async fn failed(&self) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let progress = self.api.progress("f").await.unwrap();
+            if progress.state == "failed" {
+                return progress.all["error"].clone();
+            }
+            assert!(Instant::now() < deadline, "it is not refused: {}", progress.all);
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     /// Waits until the checkpoint has reached the source's end. Answers the number of rows that were written.
@@ -172,47 +195,88 @@ async fn existing_rows_are_copied_through_little_memory() {
 const LARGE: u64 = 200 << 20;
 /// In text more than a message may have.
 const TOO_LARGE: u64 = 600 << 20;
+/// What the process takes beside the rows that it holds.
+const BESIDE: u64 = 100 << 20;
 
 async fn put(source: &PgServer, id: i32, bytes: u64) {
     let sql = format!("INSERT INTO v VALUES ({id}, convert_to(repeat('x', {bytes}), 'UTF8'))");
     source.sql("postgres", &sql).await.unwrap();
 }
 
+/// Compares ids, lengths and hashes of large values at both ends.
+async fn same_values(source: &PgServer, target: &PgServer, rows: usize) {
+    let sql = "SELECT ARRAY[id::text, length(raw)::text, md5(raw), length(other)::text, md5(other)] FROM v ORDER BY id";
+    let here = source.client("postgres").await.unwrap().query(sql, &[]).await.unwrap();
+    let there = target.client(TARGET).await.unwrap().query(sql, &[]).await.unwrap();
+    let texts = |rows: &[tokio_postgres::Row]| -> Vec<Vec<Option<String>>> {
+        rows.iter().map(|row| row.get(0)).collect()
+    };
+    assert_eq!(texts(&here), texts(&there));
+    assert_eq!(here.len(), rows);
+}
+
+const VALUES: &str = "CREATE TABLE v (id int PRIMARY KEY, raw bytea, other text)";
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_value_of_two_hundred_mebibytes_is_carried_and_one_that_cannot_be_sent_is_refused_by_name() {
     let (source, target) = servers().await;
-    source.sql("postgres", "CREATE TABLE v (id int PRIMARY KEY, raw bytea)").await.unwrap();
+    source.sql("postgres", VALUES).await.unwrap();
     put(&source, 1, LARGE).await;
     let mut process = Process::start(&source, &target.uri(TARGET), true).await;
     process.caught_up(&source).await;
-    println!("copied with {} MiB at most", process.server.peak_bytes() >> 20);
-    assert!(process.server.peak_bytes() < LARGE, "a copy passes values on as they come");
+    let copied = process.server.peak_bytes();
+    println!("copied with {} MiB at most", copied >> 20);
+    assert!(copied < LARGE, "a copy passes values on as they come");
+
+    // Inserted, left alone by an update, and updated.
     put(&source, 2, LARGE).await;
     process.caught_up(&source).await;
-    println!("streamed with {} MiB at most", process.server.peak_bytes() >> 20);
-    let rows = target.client(TARGET).await.unwrap();
-    let rows = rows.query("SELECT id, length(raw)::bigint, md5(raw) FROM v ORDER BY id", &[]).await.unwrap();
-    let wanted = source.client("postgres").await.unwrap();
-    let wanted =
-        wanted.query("SELECT id, length(raw)::bigint, md5(raw) FROM v ORDER BY id", &[]).await.unwrap();
-    assert_eq!(rows.len(), 2);
-    for (row, wanted) in rows.iter().zip(&wanted) {
-        assert_eq!(row.get::<_, i32>(0), wanted.get::<_, i32>(0));
-        assert_eq!(row.get::<_, i64>(1).unsigned_abs(), LARGE);
-        assert_eq!(row.get::<_, &str>(2), wanted.get::<_, &str>(2));
-    }
+    source.sql("postgres", "UPDATE v SET other = 'small' WHERE id = 2").await.unwrap();
+    source.sql("postgres", "UPDATE v SET raw = raw || 'y' WHERE id = 1").await.unwrap();
+    process.caught_up(&source).await;
+    let streamed = process.server.peak_bytes();
+    println!("streamed with {} MiB at most", streamed >> 20);
+    // Twice in text: as it comes, and as it is kept.
+    assert!(streamed < 2 * 2 * LARGE + BESIDE, "{} MiB for a value of {}", streamed >> 20, LARGE >> 20);
+    same_values(&source, &target, 2).await;
 
-    put(&source, 3, TOO_LARGE).await;
-    let deadline = Instant::now() + PATIENCE;
-    let told = loop {
-        let progress = process.api.progress("f").await.unwrap();
-        if progress.state == "failed" {
-            break progress.all["error"].clone();
-        }
-        assert!(Instant::now() < deadline, "it is not refused: {}", progress.all);
-        tokio::time::sleep(LOOK).await;
-    };
+    // A row of several, as large as a message of the server may be.
+    let several = format!(
+        "INSERT INTO v VALUES (3, convert_to(repeat('a', {LARGE}), 'UTF8'), repeat('b', {LARGE} * 2))"
+    );
+    source.sql("postgres", &several).await.unwrap();
+    process.caught_up(&source).await;
+    let several = process.server.peak_bytes();
+    println!("a row of several: {} MiB at most", several >> 20);
+    assert!(several < 2 * 4 * LARGE + BESIDE, "{} MiB for a row of {}", several >> 20, (4 * LARGE) >> 20);
+    same_values(&source, &target, 3).await;
+
+    put(&source, 4, TOO_LARGE).await;
+    let told = process.failed().await;
     assert_eq!(told["code"], "CDC:ErrUpstreamValueTooLarge", "{told}");
     assert!(told["message"].as_str().unwrap().contains("1 GiB"), "{told}");
+    process.server.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_the_process_has_no_memory_for_is_refused_by_the_name_of_its_table() {
+    let (source, target) = servers().await;
+    source.sql("postgres", VALUES).await.unwrap();
+    // 384 MiB at most for a row; the value takes 400 as text.
+    let dir = tempfile::tempdir().unwrap();
+    let small = dir.path().join("small");
+    let script = format!("#!/bin/sh\nulimit -v {}\nexec '{}' \"$@\"\n", 1536 << 10, program().display());
+    std::fs::write(&small, script).unwrap();
+    std::fs::set_permissions(&small, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut process = Process::start_as(&small, &source, &target.uri(TARGET), false).await;
+    put(&source, 1, 1000).await;
+    process.caught_up(&source).await;
+    put(&source, 2, LARGE).await;
+    let told = process.failed().await;
+    assert_eq!(told["code"], "CDC:ErrUpstreamValueTooLarge", "{told}");
+    let words = told["message"].as_str().unwrap();
+    assert!(words.contains("public.v") && words.contains("more memory"), "{told}");
+    process.server.still_running().unwrap();
+    assert!(process.server.peak_bytes() < LARGE, "it was refused before it was there");
     process.server.stop().await.unwrap();
 }

@@ -2,7 +2,6 @@
 //!
 //! `cargo test --release -p node --test node -- --ignored --nocapture fifty_thousand_tables`
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use node::cli::Client;
@@ -10,6 +9,7 @@ use serde_json::json;
 use testkit::{Millrace, PgServer};
 
 use crate::common::position;
+use crate::large::program;
 
 /// `MILLRACE_TEST_TABLES` names another number.
 const TABLES: usize = 50_000;
@@ -17,12 +17,6 @@ const TABLES: usize = 50_000;
 const AT_ONCE: usize = 500;
 const IDLE: Duration = Duration::from_secs(20);
 const PATIENCE: Duration = Duration::from_secs(1800);
-
-/// The program: this build's, or the one that `MILLRACE_TEST_PROGRAM` names.
-fn program() -> PathBuf {
-    std::env::var_os("MILLRACE_TEST_PROGRAM")
-        .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_millrace")), PathBuf::from)
-}
 
 async fn source(tables: usize) -> PgServer {
     // Publishing a table takes a lock until the end of the statement.
