@@ -3,7 +3,7 @@
 use event::KeyCodec;
 use heartbeatpb::TableSpan;
 
-use super::admin::connect;
+use super::admin::{connect, selection};
 use super::catalog::{self, CatalogTable, Selection};
 use super::conn::Connection;
 use super::options::ConnectOptions;
@@ -38,12 +38,7 @@ async fn ask(
     span: &TableSpan,
     pieces: usize,
 ) -> Result<SplitPoints, Error> {
-    let selection = Selection {
-        filter: &spec.filter,
-        force_replicate: spec.force_replicate,
-        version: spec.start_ts,
-        only: Some(span.table),
-    };
+    let selection = Selection { only: Some(span.table), ..selection(spec) };
     let tables = catalog::load(conn, &selection).await?;
     let Some(table) = tables.first() else { return Ok(SplitPoints::default()) };
     let codec = KeyCodec::new(&table.info).filter(|_| table.source().splittable);

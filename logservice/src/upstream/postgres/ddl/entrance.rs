@@ -16,6 +16,7 @@ use heartbeatpb::TableId;
 
 use crate::Error;
 use crate::upstream::FeedSpec;
+use crate::upstream::postgres::admin;
 use crate::upstream::postgres::catalog::{self, CatalogTable, Selection};
 use crate::upstream::postgres::conn::Connection;
 use crate::upstream::postgres::names::Names;
@@ -96,12 +97,7 @@ async fn outside(
             ids.push(TableId(row.number(0)?));
         }
     }
-    let selection = |only| Selection {
-        filter: &spec.filter,
-        force_replicate: spec.force_replicate,
-        version: spec.start_ts,
-        only,
-    };
+    let selection = |only| Selection { only, ..admin::selection(spec) };
     let mut tables = Vec::new();
     if ids.len() > FEW {
         tables = catalog::load(conn, &selection(None)).await?;

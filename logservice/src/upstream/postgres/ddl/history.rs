@@ -8,6 +8,7 @@ use super::message::TableShape;
 use super::table;
 use crate::Error;
 use crate::upstream::FeedSpec;
+use crate::upstream::postgres::admin;
 use crate::upstream::postgres::catalog::{self, CatalogTable, Selection};
 use crate::upstream::postgres::conn::Connection;
 use crate::upstream::postgres::names::Names;
@@ -58,8 +59,7 @@ pub(crate) async fn load(
     at: Ts,
     now: bool,
 ) -> Result<Vec<CatalogTable>, Error> {
-    let selection =
-        Selection { filter: &spec.filter, force_replicate: spec.force_replicate, version: at, only: None };
+    let selection = Selection { version: at, ..admin::selection(spec) };
     let mut tables = catalog::load(conn, &selection).await?;
     let sql = format!(
         "SELECT r.prrelid FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid WHERE p.pubname = {}",
@@ -131,12 +131,7 @@ pub(crate) async fn straddling(
     }
     let Some(commit) = commit else { return Ok(None) };
     let types = table::types(conn, shapes.iter().filter_map(|(_, shape)| shape.as_ref())).await?;
-    let selection = Selection {
-        filter: &spec.filter,
-        force_replicate: spec.force_replicate,
-        version: Ts(commit),
-        only: None,
-    };
+    let selection = Selection { version: Ts(commit), ..admin::selection(spec) };
     let tables = shapes
         .into_iter()
         .map(|(object, shape)| (object, shape.map(|shape| table::table(object, &shape, &types, &selection))));

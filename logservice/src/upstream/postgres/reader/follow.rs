@@ -87,12 +87,7 @@ impl Look<'_> {
         match change {
             Change::Table { after: Some(shape), .. } => {
                 let types = table::types(&mut conn, [&**shape]).await?;
-                let selection = Selection {
-                    filter: &self.spec.filter,
-                    force_replicate: self.spec.force_replicate,
-                    version: self.place.at,
-                    only: None,
-                };
+                let selection = Selection { version: self.place.at, ..admin::selection(self.spec) };
                 found.table = Some(table::table(notice.object, shape, &types, &selection));
             }
             Change::Object { after: Some(shape), .. } => {
