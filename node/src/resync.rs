@@ -384,19 +384,23 @@ impl Running {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use heartbeatpb::WallTime;
 
     use super::*;
 
     fn resync(table: i64, state: ResyncState) -> Resync {
-        let (name, asked) = (format!("s.t{table}"), WallTime(table));
+        Resync { state, ..waiting(table, &format!("s.t{table}")) }
+    }
+
+    /// A request of nothing but its table.
+    pub(crate) fn waiting(table: i64, name: &str) -> Resync {
         Resync {
             table: TableId(table),
-            name,
-            state,
+            name: name.to_owned(),
+            state: ResyncState::Waiting,
             entering: false,
-            asked,
+            asked: WallTime(table),
             ended: None,
             rows: 0,
             error: None,

@@ -184,28 +184,12 @@ fn running(maintained: Maintained) -> Result<ChangefeedId, ApiFailure> {
 
 #[cfg(test)]
 mod tests {
-    use event::ResyncState;
-    use heartbeatpb::WallTime;
-
     use super::*;
-
-    fn resync(table: i64, name: &str) -> Resync {
-        let (name, state, asked) = (name.to_owned(), ResyncState::Waiting, WallTime(table));
-        Resync {
-            table: TableId(table),
-            name,
-            state,
-            entering: false,
-            asked,
-            ended: None,
-            rows: 0,
-            error: None,
-        }
-    }
+    use crate::resync::tests::waiting;
 
     #[test]
     fn a_request_is_found_by_the_name_or_the_id_of_its_table_and_the_newest_of_a_name_counts() {
-        let all = [resync(7, "s.t"), resync(8, "s.u"), resync(9, "s.t")];
+        let all = [waiting(7, "s.t"), waiting(8, "s.u"), waiting(9, "s.t")];
         let find = |text: &str| Named(text.to_owned()).find(&all).ok().map(|one| one.table.0);
         assert_eq!((find("s.t"), find("s.u"), find("7"), find("8")), (Some(9), Some(8), Some(7), Some(8)));
         assert_eq!((find("s.v"), find("10"), find("")), (None, None, None));

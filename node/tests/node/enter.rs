@@ -3,9 +3,10 @@
 use std::path::Path;
 use std::time::Duration;
 
+use node::Node;
 use node::cli::Client;
 use serde_json::{Value, json};
-use testkit::{Load, Millrace, load};
+use testkit::{Load, Millrace, PgServer, load};
 
 use crate::common::{
     TARGET, assert_same, caught_up, checkpoint, create, eventually, position, process_caught_up, same,
@@ -20,8 +21,23 @@ const ENTERING: &str = "CREATE TABLE a (id int PRIMARY KEY, v text); INSERT INTO
      CREATE TABLE late (id int PRIMARY KEY, v text, big text); ALTER TABLE late ALTER big SET STORAGE EXTERNAL; \
      INSERT INTO late SELECT i, 'old', repeat(md5(i::text), 200) FROM generate_series(1, 500) i";
 
+/// Rows of somebody else in the place of a table that comes.
+const THEIRS: &str =
+    "CREATE TABLE late (id int PRIMARY KEY, v text, big text); INSERT INTO late VALUES (7, 'theirs', '')";
+
 fn rules(rules: &[&str]) -> Value {
     json!({ "filter": { "rules": rules } })
+}
+
+/// A changefeed of the tables of [`ENTERING`] that these rules want; both ends are equal in them.
+async fn begun(wanted: &[&str]) -> (PgServer, PgServer, tempfile::TempDir, Node, Client) {
+    let (source, target) = servers().await;
+    source.sql("postgres", ENTERING).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (node, client) = start(dir.path()).await;
+    create(&client, &source, &target.uri(TARGET), rules(wanted)).await.unwrap();
+    caught_up(&client, &source).await;
+    (source, target, dir, node, client)
 }
 
 /// The changefeed goes on with other rules.
@@ -33,12 +49,7 @@ async fn with_rules(client: &Client, wanted: &[&str]) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_with_rows_that_the_filter_comes_to_want_is_copied_while_the_others_go_on() {
-    let (source, target) = servers().await;
-    source.sql("postgres", ENTERING).await.unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let (node, client) = start(dir.path()).await;
-    create(&client, &source, &target.uri(TARGET), rules(&["public.a"])).await.unwrap();
-    caught_up(&client, &source).await;
+    let (source, target, dir, node, client) = begun(&["public.a"]).await;
     client.post("/api/v2/changefeeds/f/pause", &json!({})).await.unwrap();
     client
         .put("/api/v2/changefeeds/f", &json!({ "replica_config": rules(&["public.a", "public.late"]) }))
@@ -129,18 +140,10 @@ async fn a_table_with_rows_that_gets_a_wanted_name_or_a_key_is_copied_without_a_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rows_of_somebody_else_in_the_place_of_a_table_that_comes_stay_and_the_others_go_on() {
-    let (source, target) = servers().await;
-    source.sql("postgres", ENTERING).await.unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let (node, client) = start(dir.path()).await;
-    create(&client, &source, &target.uri(TARGET), rules(&["public.a"])).await.unwrap();
-    caught_up(&client, &source).await;
+    let (source, target, dir, node, client) = begun(&["public.a"]).await;
     client.post("/api/v2/changefeeds/f/pause", &json!({})).await.unwrap();
     client.put("/api/v2/changefeeds/f", &json!({ "replica_config": rules(&["public.*"]) })).await.unwrap();
-    target
-        .sql(TARGET, "CREATE TABLE late (id int PRIMARY KEY, v text, big text); INSERT INTO late VALUES (7, 'theirs', '')")
-        .await
-        .unwrap();
+    target.sql(TARGET, THEIRS).await.unwrap();
     client.post("/api/v2/changefeeds/f/resume", &json!({})).await.unwrap();
     eventually("the copy fails", async || {
         let all = client.get("/api/v2/changefeeds/f/resyncs").await.unwrap_or_default();
@@ -183,12 +186,7 @@ async fn rows_of_somebody_else_in_the_place_of_a_table_that_comes_stay_and_the_o
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_that_was_not_wanted_for_a_while_gets_the_changes_that_it_missed() {
-    let (source, target) = servers().await;
-    source.sql("postgres", ENTERING).await.unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let (node, client) = start(dir.path()).await;
-    create(&client, &source, &target.uri(TARGET), rules(&["public.*"])).await.unwrap();
-    caught_up(&client, &source).await;
+    let (source, target, _dir, node, client) = begun(&["public.*"]).await;
     with_rules(&client, &["public.a"]).await;
     let missed = "UPDATE late SET v = 'missed' WHERE id <= 10; DELETE FROM late WHERE id = 20; INSERT INTO a VALUES (2, 'second')";
     source.sql("postgres", missed).await.unwrap();
@@ -234,15 +232,8 @@ async fn a_table_that_somebody_puts_into_the_publication_is_copied() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_that_comes_and_is_dropped_before_it_was_copied_holds_nobody_up() {
-    let (source, target) = servers().await;
-    source.sql("postgres", ENTERING).await.unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let (node, client) = start(dir.path()).await;
-    create(&client, &source, &target.uri(TARGET), rules(&["public.a"])).await.unwrap();
-    caught_up(&client, &source).await;
-    target.sql(TARGET, "CREATE TABLE late (id int PRIMARY KEY, v text, big text); INSERT INTO late VALUES (7, 'theirs', '')")
-        .await
-        .unwrap();
+    let (source, target, _dir, node, client) = begun(&["public.a"]).await;
+    target.sql(TARGET, THEIRS).await.unwrap();
     with_rules(&client, &["public.*"]).await;
     let state = async |wanted: &str| {
         let all = client.get("/api/v2/changefeeds/f/resyncs").await.unwrap_or_default();
@@ -264,15 +255,8 @@ async fn a_table_that_comes_and_is_dropped_before_it_was_copied_holds_nobody_up(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_that_is_withdrawn_leaves_the_table_to_its_later_changes() {
-    let (source, target) = servers().await;
-    source.sql("postgres", ENTERING).await.unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let (node, client) = start(dir.path()).await;
-    create(&client, &source, &target.uri(TARGET), rules(&["public.a"])).await.unwrap();
-    caught_up(&client, &source).await;
-    target.sql(TARGET, "CREATE TABLE late (id int PRIMARY KEY, v text, big text); INSERT INTO late VALUES (7, 'theirs', '')")
-        .await
-        .unwrap();
+    let (source, target, _dir, node, client) = begun(&["public.a"]).await;
+    target.sql(TARGET, THEIRS).await.unwrap();
     with_rules(&client, &["public.*"]).await;
     eventually("the copy fails", async || {
         client.get("/api/v2/changefeeds/f/resyncs").await.unwrap_or_default()["items"][0]["state"] == "failed"
