@@ -20,6 +20,11 @@ const PORT_ATTEMPTS: usize = 5;
 /// How long a server may take to start, stop, or disappear.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Linux's file system in memory, for everybody.
+const IN_MEMORY: &str = "/dev/shm";
+/// Room that it must have for a server: the largest tests write some hundreds of mebibytes, and several run at a time.
+const MEMORY_ROOM: u64 = 8 << 30;
+
 /// How [`PgServer::stop`] ends the server.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum StopMode {
@@ -117,7 +122,7 @@ impl PgServer {
     }
 
     fn create(builder: PgServerBuilder) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("millrace-pg-").tempdir()?;
+        let dir = tempfile::Builder::new().prefix("millrace-pg-").tempdir_in(place(&builder.settings))?;
         give_to_postgres(dir.path())?;
         let data = dir.path().join("data");
         run(as_postgres("cp").arg("-a").arg(template()?).arg(&data)).context("copy the template cluster")?;
@@ -295,6 +300,22 @@ impl Drop for PgServer {
     }
 }
 
+/// Where a server has its files. One that does not wait for a disk needs none: a cluster is a thousand small files, whose
+/// making and removal takes longer than most tests where the kernel has a disk's directories to keep. It stays on the disk
+/// where somebody says which (`TMPDIR`), and where memory has no room.
+fn place(settings: &[(String, String)]) -> PathBuf {
+    let setting = settings.iter().rfind(|(name, _)| name == "fsync");
+    let durable = setting.is_none_or(|(_, value)| value != "off");
+    let room = || {
+        let memory = rustix::fs::statvfs(IN_MEMORY).ok()?;
+        memory.f_bavail.checked_mul(memory.f_frsize)
+    };
+    if durable || std::env::var_os("TMPDIR").is_some() || room() < Some(MEMORY_ROOM) {
+        return std::env::temp_dir();
+    }
+    PathBuf::from(IN_MEMORY)
+}
+
 /// A cluster made by `initdb` once per machine and kept in the temporary directory; servers start from a
 /// copy of it, which is several times faster.
 fn template() -> Result<PathBuf> {
@@ -408,4 +429,16 @@ fn run(command: &mut Command) -> Result<()> {
     std::io::Read::read_to_string(&mut &output, &mut text)?;
     let words: Vec<&OsStr> = command.get_args().collect();
     bail!("{} {words:?}: {status}: {}", command.get_program().display(), text.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_is_to_survive_a_crash_of_the_machine_is_on_the_disk() {
+        let durable = PgServer::builder().setting("fsync", "on");
+        assert_eq!(place(&durable.settings), std::env::temp_dir());
+        assert_eq!(place(&[]), std::env::temp_dir(), "as PostgreSQL has it by default");
+    }
 }
