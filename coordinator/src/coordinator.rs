@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
-use heartbeatpb::config::ChangefeedInfo;
-use heartbeatpb::{ChangefeedId, NodeId, Ts, WallTime};
+use heartbeatpb::config::{ChangefeedInfo, ChangefeedState};
+use heartbeatpb::{ChangefeedId, NodeId, RunningError, Ts, WallTime};
 use messaging::{
     CoordinatorTopic, Inbox, MaintainerManagerTopic, MessageCenter, ToCoordinator, ToMaintainerManager,
 };
@@ -429,7 +429,7 @@ async fn perform_write(
     id: &ChangefeedId,
     write: Write,
 ) -> (&'static str, Result<Option<Stored>, Error>) {
-    use heartbeatpb::config::{ChangefeedState, ChangefeedStatusDoc, Progress};
+    use heartbeatpb::config::{ChangefeedStatusDoc, Progress};
     match write {
         Write::Create { info } => {
             let status = ChangefeedStatusDoc::at(info.start_ts, info.epoch);
@@ -445,11 +445,19 @@ async fn perform_write(
                 stored.info.error = Some(error.clone());
                 Ok(())
             };
-            ("bump_epoch", meta.bump_epoch(id, epoch_candidate(), warn).await.map(Some))
+            let written = meta.bump_epoch(id, epoch_candidate(), warn).await;
+            if written.is_ok() {
+                tell_state(id, ChangefeedState::Warning, Some(&error));
+            }
+            ("bump_epoch", written.map(Some))
         }
         Write::State { state, error } => {
             let progress = if state.should_run() { Progress::None } else { Progress::Stopping };
-            ("set_state", meta.set_state(id, state, error.as_ref(), progress).await.map(Some))
+            let written = meta.set_state(id, state, error.as_ref(), progress).await;
+            if written.is_ok() {
+                tell_state(id, state, error.as_ref());
+            }
+            ("set_state", written.map(Some))
         }
         Write::Pause { .. } => ("pause", meta.pause(id).await.map(Some)),
         Write::Resume { overwrite, known, .. } => {
@@ -462,6 +470,17 @@ async fn perform_write(
             ("drop_retention", retention.drop_retention(&info).await.map(|()| None).map_err(Error::Retention))
         }
         Write::Delete => ("delete", meta.delete(id).await.map(|()| None)),
+    }
+}
+
+/// For whoever reads later why a changefeed stood still.
+fn tell_state(id: &ChangefeedId, state: ChangefeedState, error: Option<&RunningError>) {
+    let state = state.name();
+    match error {
+        Some(RunningError { node, code, message, .. }) => {
+            tracing::warn!(changefeed = %id, state, node, errorCode = code, error = message, "a changefeed has a new state");
+        }
+        None => tracing::info!(changefeed = %id, state, "a changefeed has a new state"),
     }
 }
 
