@@ -142,17 +142,17 @@ impl Rig {
 
     /// Both ends hold the same tables and rows.
     pub(crate) async fn assert_same(&self, after: &str) {
-        let (here, there) = tokio::join!(catalog(&self.source, "postgres"), catalog(&self.target, TARGET));
+        let (source, target) = tokio::join!(plain(&self.source, "postgres"), plain(&self.target, TARGET));
+        let (here, there) = tokio::join!(texts(&source, CATALOG), texts(&target, CATALOG));
         assert_eq!(
             only_in(&here, &there),
             only_in(&there, &here),
             "after {after}: left only at the source, right only at the target\n{}",
             self.millrace.log_tail(20)
         );
-        for table in list(&self.source, "postgres", TABLES).await {
+        for table in texts(&source, TABLES).await {
             let sql = format!("SELECT t::text FROM {table} t ORDER BY 1");
-            let (here, there) =
-                tokio::join!(list(&self.source, "postgres", &sql), list(&self.target, TARGET, &sql));
+            let (here, there) = tokio::join!(texts(&source, &sql), texts(&target, &sql));
             assert_eq!(here, there, "rows of {table} after {after}");
         }
     }
@@ -163,14 +163,19 @@ fn only_in<'a>(one: &'a [String], other: &[String]) -> Vec<&'a String> {
     one.iter().filter(|line| !other.contains(line)).collect()
 }
 
-async fn catalog(server: &PgServer, database: &str) -> Vec<String> {
-    list(server, database, CATALOG).await
+/// A connection on which names are told with their schema.
+async fn plain(server: &PgServer, database: &str) -> tokio_postgres::Client {
+    let client = server.client(database).await.unwrap();
+    client.batch_execute("SET search_path = ''").await.unwrap();
+    client
 }
 
 /// The first column of a query's rows.
 pub(crate) async fn list(server: &PgServer, database: &str, sql: &str) -> Vec<String> {
-    let client = server.client(database).await.unwrap();
-    client.batch_execute("SET search_path = ''").await.unwrap();
+    texts(&plain(server, database).await, sql).await
+}
+
+async fn texts(client: &tokio_postgres::Client, sql: &str) -> Vec<String> {
     let rows = client.query(sql, &[]).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
     rows.iter().map(|row| row.get(0)).collect()
 }
