@@ -19,8 +19,14 @@ const AT_A_TIME: usize = 2;
 /// So many tests that failed are run once more; more than that are no accident.
 const MOST_AGAIN: usize = 4;
 /// Programs that take longest, which begin, so that none of them is left for the end.
-const LONGEST: [(&str, &str); 5] =
-    [("node", "node"), ("sink", "postgres"), ("coordinator", "store"), ("node", "cluster"), ("node", "ddl")];
+const LONGEST: [(&str, &str); 6] = [
+    ("node", "node"),
+    ("node", "cluster"),
+    ("node", "schema"),
+    ("sink", "postgres"),
+    ("coordinator", "store"),
+    ("node", "ddl"),
+];
 
 /// One program of tests.
 struct Program {
