@@ -146,7 +146,7 @@ impl Connection {
         application: &str,
     ) -> Result<Self, Error> {
         let mut connection = Self {
-            io: open(options, endpoint, purpose).await?,
+            io: open(options, endpoint).await?,
             read: BytesMut::new(),
             write: BytesMut::new(),
             address: endpoint.to_string(),
@@ -312,9 +312,9 @@ impl Connection {
         self.received
     }
 
-    /// Whether the server is on this machine and its window is narrow.
-    pub(crate) fn is_narrow(&mut self) -> bool {
-        self.io.socket().is_narrow()
+    /// Whether the server is reached through the loopback interface.
+    pub(crate) fn is_near(&mut self) -> bool {
+        self.io.socket().is_near()
     }
 
     /// What is needed to cancel a statement of this connection from another one.
@@ -539,7 +539,7 @@ impl CancelToken {
     /// Asks the server to cancel; there is no answer.
     pub(crate) async fn cancel(&self, options: &ConnectOptions) {
         let ask = async {
-            let mut io = open(options, &self.endpoint, Purpose::Admin).await?;
+            let mut io = open(options, &self.endpoint).await?;
             let mut message = BytesMut::new();
             frontend::cancel_request(self.backend.0, self.backend.1, &mut message);
             io.write_all(&message).await.map_err(|error| unreachable(&self.endpoint, error))?;
@@ -552,7 +552,7 @@ impl CancelToken {
 }
 
 /// Opens the byte stream, with TLS as far as the options and the server want it.
-async fn open(options: &ConnectOptions, endpoint: &Endpoint, purpose: Purpose) -> Result<Box<dyn Io>, Error> {
+async fn open(options: &ConnectOptions, endpoint: &Endpoint) -> Result<Box<dyn Io>, Error> {
     let host = match endpoint {
         Endpoint::Tcp(host, _) => host,
         Endpoint::Unix(path) => {
@@ -561,9 +561,9 @@ async fn open(options: &ConnectOptions, endpoint: &Endpoint, purpose: Purpose) -
         }
     };
     if options.ssl_mode == SslMode::Disable {
-        return Ok(Box::new(tcp(endpoint, purpose).await?));
+        return Ok(Box::new(tcp(endpoint).await?));
     }
-    let mut stream = tcp(endpoint, purpose).await?;
+    let mut stream = tcp(endpoint).await?;
     let mut request = BytesMut::new();
     frontend::ssl_request(&mut request);
     let answer = async {
@@ -589,7 +589,7 @@ async fn open(options: &ConnectOptions, endpoint: &Endpoint, purpose: Purpose) -
         Ok(stream) => Ok(Box::new(stream)),
         Err(error) if options.ssl_mode == SslMode::Prefer => {
             tracing::debug!(%error, "TLS failed and is not demanded");
-            Ok(Box::new(tcp(endpoint, purpose).await?))
+            Ok(Box::new(tcp(endpoint).await?))
         }
         Err(error) => Err(Error::UpstreamTls {
             reason: "the handshake failed; check sslmode and sslrootcert against the server's certificate"
@@ -599,9 +599,9 @@ async fn open(options: &ConnectOptions, endpoint: &Endpoint, purpose: Purpose) -
     }
 }
 
-async fn tcp(endpoint: &Endpoint, purpose: Purpose) -> Result<Socket, Error> {
+async fn tcp(endpoint: &Endpoint) -> Result<Socket, Error> {
     let Endpoint::Tcp(host, port) = endpoint else { return Err(Error::protocol("no TCP endpoint")) };
-    let socket = Socket::connect(host, *port, purpose == Purpose::Replication).await;
+    let socket = Socket::connect(host, *port).await;
     socket.map_err(|error| unreachable(endpoint, error))
 }
 

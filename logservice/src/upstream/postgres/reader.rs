@@ -451,7 +451,7 @@ impl Stream<'_> {
         let mut busy = false;
         // The server sends every change by itself: a reader that wakes for each costs both of them more than the change,
         // and so do publications of one transaction.
-        let mut pace = Pace::new(self.link.conn.is_narrow(), self.link.conn.received(), Instant::now());
+        let mut pace = Pace::new(self.link.conn.is_near(), self.link.conn.received(), Instant::now());
         loop {
             if self.drain().await?.is_none() {
                 return Ok(self.stop().await);

@@ -4,22 +4,21 @@
 //! a thread for each of them, whether somebody waits for it or not, and that costs more than the change. So a
 //! socket here is registered when a read or a write has to wait, and [`Socket::set_lazy`] lets go of it again.
 //!
-//! A stream of the log may ask for a narrow window; what that is for says [`pace`](super::reader::pace).
+//! The receive buffer is the system's to size. With a fixed one (`SO_RCVBUF`) Linux promises a window by the lengths of the
+//! packets that came, and drops what does not fit when others come; and a segment, which through the loopback interface may
+//! be half as long as the widest window was, waits for a window that has become narrower. Either costs 200 ms, again and again.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr};
+use std::net::Shutdown;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, BufReader, ReadBuf};
-use tokio::net::{TcpSocket, TcpStream, UnixStream, lookup_host};
+use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
 
 /// Most bytes of one read.
 const READ: usize = 64 * 1024;
-
-/// Bytes of the receive window of a narrow socket, about.
-pub(super) const NARROW: u32 = 32 * 1024;
 
 /// A byte stream over a [`Socket`].
 pub(super) trait Io: AsyncRead + AsyncWrite + Send + Unpin {
@@ -79,40 +78,31 @@ pub(super) struct Socket {
     stream: Stream,
     watched: Option<Box<dyn Watched>>,
     lazy: bool,
-    narrow: bool,
+    /// The peer is on this machine.
+    near: bool,
 }
 
 impl Socket {
-    /// Connects. Where `narrow` is wanted, a server of this machine is given a narrow window: others need a wider one
-    /// for a good rate.
-    pub(super) async fn connect(host: &str, port: u16, narrow: bool) -> io::Result<Self> {
-        if !narrow {
-            return Self::tcp(TcpStream::connect((host, port)).await?, false);
-        }
-        let mut last = io::Error::new(io::ErrorKind::InvalidInput, "the name has no address");
-        for address in lookup_host((host, port)).await? {
-            match connect_near(address).await.and_then(|(stream, narrow)| Self::tcp(stream, narrow)) {
-                Ok(socket) => return Ok(socket),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
+    /// Connects.
+    pub(super) async fn connect(host: &str, port: u16) -> io::Result<Self> {
+        Self::tcp(TcpStream::connect((host, port)).await?)
     }
 
     /// Takes a connected stream away from the poller.
-    fn tcp(stream: TcpStream, narrow: bool) -> io::Result<Self> {
+    fn tcp(stream: TcpStream) -> io::Result<Self> {
         stream.set_nodelay(true)?;
-        Ok(Self { stream: Stream::Tcp(stream.into_std()?), watched: None, lazy: false, narrow })
+        let near = stream.peer_addr().is_ok_and(|peer| peer.ip().is_loopback());
+        Ok(Self { stream: Stream::Tcp(stream.into_std()?), watched: None, lazy: false, near })
     }
 
     /// As [`Socket::tcp`].
     pub(super) fn unix(stream: UnixStream) -> io::Result<Self> {
-        Ok(Self { stream: Stream::Unix(stream.into_std()?), watched: None, lazy: false, narrow: false })
+        Ok(Self { stream: Stream::Unix(stream.into_std()?), watched: None, lazy: false, near: false })
     }
 
-    /// Whether its window is narrow.
-    pub(super) fn is_narrow(&self) -> bool {
-        self.narrow
+    /// Whether it goes through the loopback interface.
+    pub(super) fn is_near(&self) -> bool {
+        self.near
     }
 
     /// While lazy, a read of a dry socket is pending and nobody will be woken: for a caller that looks again by
@@ -123,17 +113,6 @@ impl Socket {
             self.watched = None;
         }
     }
-}
-
-/// A connection, and whether its window is narrow.
-async fn connect_near(address: SocketAddr) -> io::Result<(TcpStream, bool)> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    let near = address.ip().is_loopback();
-    if near {
-        // Linux doubles it, for what it needs itself.
-        socket.set_recv_buffer_size(NARROW)?;
-    }
-    Ok((socket.connect(address).await?, near))
 }
 
 /// `None` where the operation would have to wait.
@@ -207,7 +186,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let to = listener.local_addr().unwrap();
         let (one, other) = tokio::join!(TcpStream::connect(to), listener.accept());
-        (Socket::tcp(one.unwrap(), false).unwrap(), Socket::tcp(other.unwrap().0, false).unwrap())
+        (Socket::tcp(one.unwrap()).unwrap(), Socket::tcp(other.unwrap().0).unwrap())
     }
 
     #[tokio::test]
@@ -230,13 +209,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_a_server_of_this_machine_has_a_narrow_window_and_only_where_it_is_wanted() {
+    async fn a_server_of_this_machine_is_near() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        assert!(Socket::connect("127.0.0.1", port, true).await.unwrap().is_narrow());
-        assert!(!Socket::connect("127.0.0.1", port, false).await.unwrap().is_narrow());
+        assert!(Socket::connect("127.0.0.1", port).await.unwrap().is_near());
         drop(listener);
-        assert!(Socket::connect("127.0.0.1", port, true).await.is_err());
+        assert!(Socket::connect("127.0.0.1", port).await.is_err());
     }
 
     #[tokio::test]

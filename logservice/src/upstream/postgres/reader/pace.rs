@@ -1,17 +1,14 @@
 //! How long a reader pauses when its socket has run dry: a pure core.
 //!
-//! A server sends every change of its log by itself. While the receive window of a reader is open, each becomes a packet,
-//! which costs the server more than decoding the change, and its reader more than storing it. While the window is closed
-//! changes gather at the sender and leave as large packets. So a reader that is as fast as its server, and near to it,
-//! gives it a narrow window ([`Socket::connect`](super::super::socket::Socket::connect)) and looks less often while much
-//! comes.
+//! A server sends every change of its log by itself. A reader that looks at once is woken, and wakes the server's side of the
+//! connection, for each; and while its receive window is open each change becomes a packet, which costs the server more than
+//! decoding it. While the window is closed changes gather at the sender and leave as large packets. So a reader that is as fast as
+//! its server, and near to it, looks less often while much comes.
 //!
-//! Only a server of the same machine is near enough: behind a network a narrow window limits the rate, and the sender's
-//! buffer does not hold what comes in a pause.
+//! Only a server of the same machine is near enough: behind a network a window that is closed for long limits the rate, and the
+//! sender's buffer does not hold what comes in a pause.
 
 use std::time::{Duration, Instant};
-
-use super::super::socket::NARROW;
 
 /// Shortest pause, and the only one unless the server is near and fast.
 pub(super) const SHORT: Duration = Duration::from_millis(1);
@@ -19,13 +16,13 @@ pub(super) const SHORT: Duration = Duration::from_millis(1);
 const LONG: Duration = Duration::from_millis(8);
 /// Bytes that a pause shall gather; a fraction of what the sender's buffer holds.
 const GATHERED: u64 = 256 << 10;
-/// Bytes that would have to come in the longest pause, so that a good part of them finds the window closed.
-const WORTHWHILE: u64 = 2 * NARROW as u64;
+/// Bytes that would have to come in the longest pause for it to be worth it: the window that a connection begins with.
+const WORTHWHILE: u64 = 64 << 10;
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Pace {
-    /// The server is on this machine, and its window is narrow.
+    /// The server is on this machine.
     near: bool,
     since: Instant,
     /// What had been received then.
