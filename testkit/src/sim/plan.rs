@@ -158,6 +158,7 @@ impl Plan {
             4 => to_and_fro(&mut random, &mut plan),
             5 => given_up(&mut random, &mut plan),
             _ if random.between(0, 1) == 0 => come_again(&mut random, &mut plan),
+            _ if random.between(0, 1) == 0 => cut_short(&mut random, &mut plan),
             _ => {}
         }
         plan.events.sort_by_key(|(at, _)| *at);
@@ -321,6 +322,25 @@ fn come_again(random: &mut Random, plan: &mut Plan) {
         at += random.between(500, 4_000);
     }
     plan.chaos = plan.chaos.max(at + 4_000);
+}
+
+/// Changefeeds are paused soon after they have begun, in a network that says most things a second time, up to seconds
+/// later: what a maintainer said at its beginning comes again when everything of it is closed. Nothing else goes wrong, so
+/// that nothing but an end is in the way of what comes again.
+fn cut_short(random: &mut Random, plan: &mut Plan) {
+    // What a maintainer says to its own node does not travel.
+    plan.machines = plan.machines.max(3);
+    let late = random.between(3_000, 8_000);
+    plan.faults = Faults { loss: 0, duplication: 70, disorder: 0, delay: 20, late };
+    plan.events.clear();
+    let mut at = random.between(1_500, 4_000);
+    for _ in 0..random.between(2, 4) {
+        // Long enough for what comes again to come before a successor does.
+        let pause = random.between(3_000, 7_000);
+        plan.events.push((at, Event::PauseFeeds(pause)));
+        at += pause + random.between(1_500, 3_000);
+    }
+    plan.chaos = at;
 }
 
 /// A maintainer does not reach one machine, which everybody else does, and gives it up; then it is followed by another one,
