@@ -232,7 +232,7 @@ async fn carried(bytes: u64) -> (PgServer, PgServer, Process) {
     let (source, target) = servers().await;
     source.sql("postgres", VALUES).await.unwrap();
     put(&source, 1, bytes).await;
-    let mut process = Process::start(&source, &target.uri(TARGET), true).await;
+    let process = Process::start(&source, &target.uri(TARGET), true).await;
     process.caught_up(&source).await;
     let copied = process.server.peak_bytes();
     println!("copied with {} MiB at most", copied >> 20);
