@@ -16,8 +16,9 @@ pub(super) const SHORT: Duration = Duration::from_millis(1);
 const LONG: Duration = Duration::from_millis(8);
 /// Bytes that a pause shall gather; a fraction of what the sender's buffer holds.
 const GATHERED: u64 = 256 << 10;
-/// Bytes that would have to come in the longest pause for it to be worth it: the window that a connection begins with.
-const WORTHWHILE: u64 = 64 << 10;
+/// Bytes that would have to come in the longest pause for it to be worth it: a few hundred small changes. A server that is fast
+/// but has few of the processors is paused for as well: it has the more of them, the fewer packets it sends.
+const WORTHWHILE: u64 = 16 << 10;
 
 /// See the module.
 #[derive(Debug)]
