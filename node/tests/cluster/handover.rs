@@ -20,7 +20,7 @@ const FRESH: f64 = 6.0;
 async fn a_target_that_was_away_for_long_is_written_soon_after_it_is_back_without_a_new_start() {
     let cluster = Cluster::start(2, "").await;
     cluster.create(0, &copying()).await;
-    let load = cluster.load(21, 100).await;
+    let load = cluster.load(21, 30).await;
     cluster.caught_up().await;
     let maintainer = cluster.maintainer().await;
     cluster.target.stop(StopMode::Immediate).await.unwrap();

@@ -113,8 +113,8 @@ async fn load(source: &PgServer, large: &[String]) -> u64 {
         })
     };
     let mut writers = tokio::task::JoinSet::new();
-    for sql in large.iter().cloned() {
-        let client = source.client("postgres").await.unwrap();
+    for sql in large {
+        let (client, sql) = (source.client("postgres").await.unwrap(), sql.clone());
         writers.spawn(async move { client.batch_execute(&sql).await.unwrap() });
     }
     writers.join_all().await;
