@@ -446,18 +446,13 @@ async fn perform_write(
                 Ok(())
             };
             let written = meta.bump_epoch(id, epoch_candidate(), warn).await;
-            if written.is_ok() {
-                tell_state(id, ChangefeedState::Warning, Some(&error));
-            }
-            ("bump_epoch", written.map(Some))
+            let told = written.inspect(|_| tell_state(id, ChangefeedState::Warning, Some(&error)));
+            ("bump_epoch", told.map(Some))
         }
         Write::State { state, error } => {
             let progress = if state.should_run() { Progress::None } else { Progress::Stopping };
             let written = meta.set_state(id, state, error.as_ref(), progress).await;
-            if written.is_ok() {
-                tell_state(id, state, error.as_ref());
-            }
-            ("set_state", written.map(Some))
+            ("set_state", written.inspect(|_| tell_state(id, state, error.as_ref())).map(Some))
         }
         Write::Pause { .. } => ("pause", meta.pause(id).await.map(Some)),
         Write::Resume { overwrite, known, .. } => {
