@@ -73,6 +73,7 @@ mod tests {
 
     #[test]
     fn a_fast_server_that_is_near_is_given_time_to_gather_but_never_long() {
+        assert_eq!(pause(true, 3_000), LONG, "also one that has few of the processors");
         assert_eq!(pause(true, 10_000), LONG);
         assert_eq!(pause(true, 30_000), LONG);
         assert!(pause(true, 60_000) < LONG);
