@@ -172,7 +172,7 @@ pub(crate) async fn verify(
         );
         let rows = conn.query("list filtered tables", &sql).await?;
         let tables: Vec<&str> = rows.iter().map(|row| row.text(0)).collect();
-        return Err(altered(names, &filtered(&tables.join(", "))));
+        return Err(unless_gone(conn, names, found, altered(names, &filtered(&tables.join(", ")))).await?);
     }
     let lost = if captured { lost_captured(names, found) } else { lost_noted(found, note) };
     let Some(sql) = lost else { return Ok(()) };
@@ -186,7 +186,18 @@ pub(crate) async fn verify(
     if tables.is_empty() {
         return Ok(());
     }
-    Err(altered(names, &taken_out(&tables)))
+    Err(unless_gone(conn, names, found, altered(names, &taken_out(&tables))).await?)
+}
+
+/// What is wrong with a publication that may have been dropped while it was looked at: it has no tables then.
+async fn unless_gone(
+    conn: &mut Connection,
+    names: &Names,
+    found: &Fingerprint,
+    otherwise: Error,
+) -> Result<Error, Error> {
+    let now = fingerprint(conn, names).await?;
+    Ok(if now.is_some_and(|now| now.is_same(found)) { otherwise } else { gone(names) })
 }
 
 /// What is wrong when some kind of change is missing.
@@ -341,8 +352,39 @@ pub(crate) async fn remove(conn: &mut Connection, names: &Names) -> Result<(), E
 #[cfg(test)]
 mod tests {
     use heartbeatpb::ChangefeedId;
+    use testkit::PgServer;
 
     use super::*;
+    use crate::upstream::postgres::admin::connect;
+    use crate::upstream::postgres::options::ConnectOptions;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_publication_that_is_dropped_while_it_is_looked_at_is_gone_and_not_altered() {
+        let server = PgServer::start().await.expect("server");
+        server.sql("postgres", "CREATE TABLE t (id int PRIMARY KEY)").await.expect("table");
+        let options = ConnectOptions::parse(&server.uri("postgres")).expect("options");
+        let mut conn = connect(&options).await.expect("connect");
+        let names = Names::of(&ChangefeedId::fresh("f"));
+        create(&mut conn, &names, &["public.t".to_owned()]).await.expect("create");
+        let found = fingerprint(&mut conn, &names).await.expect("look").expect("publication");
+        let rows = conn.query("find the table", "SELECT 't'::regclass::oid::bigint").await.expect("table");
+        let note = Note {
+            tables: Some(vec![rows.first().expect("row").number(0).expect("oid")]),
+            newest: u32::MAX,
+            origin: None,
+        };
+        let filter = TableFilter::new(&["*.*"], true).expect("filter");
+        verify(&mut conn, &filter, &names, &found, &note, false).await.expect("as it was made");
+
+        conn.query("take a table out", &format!("ALTER PUBLICATION {} DROP TABLE t", ident(&names.slot)))
+            .await
+            .expect("alter");
+        let altered = verify(&mut conn, &filter, &names, &found, &note, false).await.expect_err("altered");
+        assert_eq!(altered.code(), "CDC:ErrUpstreamSlotConflict", "{altered}");
+        remove(&mut conn, &names).await.expect("drop");
+        let gone = verify(&mut conn, &filter, &names, &found, &note, false).await.expect_err("gone");
+        assert_eq!(gone.code(), "CDC:ErrStartTsBeforeGC", "{gone}");
+    }
 
     #[test]
     fn a_comment_says_whose_it_is_and_what_an_older_or_newer_version_wrote_is_no_error() {
