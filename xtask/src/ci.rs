@@ -49,14 +49,16 @@ pub(crate) fn run(root: &Path) -> Result<()> {
 
 /// The rules of the workspace, for everything that is compiled in it.
 fn lint(root: &Path) -> Result<()> {
-    let everything = ["clippy", "--workspace", "--all-targets", "--quiet", "--features", programs::FEATURES];
+    let everything =
+        ["clippy", "--workspace", "--all-targets", "--quiet", "--features", programs::ALL_FEATURES];
     let strict = [&everything[..], &["--", "-D", "warnings"]].concat();
     crate::finish(crate::in_background("cargo"), root, &strict, &[])
 }
 
 /// The pages of every crate, without a warning.
 fn document(root: &Path) -> Result<()> {
-    let arguments = ["doc", "--workspace", "--no-deps", "--quiet"];
+    // With the features of the lints, whose view of what others wrote is there already.
+    let arguments = ["doc", "--workspace", "--no-deps", "--quiet", "--features", programs::ALL_FEATURES];
     crate::finish(crate::in_background("cargo"), root, &arguments, &[("RUSTDOCFLAGS", "-D warnings")])
 }
 
@@ -69,7 +71,7 @@ pub(crate) fn test(root: &Path, rest: &[String]) -> Result<()> {
     crate::run(root, "cargo", &[&["test", "--workspace"], &rest[..]].concat(), &[])
 }
 
-/// The tests of these chores, which stand on what the chores were built from: see the profile in Cargo.toml.
+/// The tests of these chores, which stand on what the chores were built from.
 fn chores(root: &Path) -> Result<()> {
-    crate::run(root, "cargo", &["test", "--quiet", "--profile", "xtask", "--package", "xtask"], &[])
+    crate::run(root, "cargo", &["test", "--quiet", "--package", "xtask"], &[])
 }

@@ -10,6 +10,8 @@ use crate::servers;
 
 /// What the programs of `testkit` are made of beside what tests need.
 pub(crate) const FEATURES: &str = "testkit/sim,testkit/control";
+/// What is looked at by the lints beside that: the programs that only people start.
+pub(crate) const ALL_FEATURES: &str = "testkit/sim,testkit/control,testkit/programs";
 /// The program that counts allocations has an allocator of its own: nothing else is built with it.
 const CONTROL: [&str; 6] = ["-p", "testkit", "--features", "control", "--bin", "control"];
 
@@ -21,8 +23,10 @@ fn with<'a>(fixed: &[&'a str], rest: &'a [String]) -> Vec<&'a str> {
 /// Builds everything optimised and runs one program with the arguments of the caller.
 pub(crate) fn run(root: &Path, name: &str, rest: &[String]) -> Result<()> {
     servers::ensure()?;
-    crate::run(root, "cargo", &["build", "--release", "-p", "node", "-p", "testkit"], &[])?;
-    let program = ["run", "--quiet", "--release", "-p", "testkit", "--bin", name, "--"];
+    let build = ["build", "--release", "-p", "node", "-p", "testkit", "--features", "testkit/programs"];
+    crate::run(root, "cargo", &build, &[])?;
+    let program =
+        ["run", "--quiet", "--release", "-p", "testkit", "--features", "programs", "--bin", name, "--"];
     crate::run(root, "cargo", &with(&program, rest), &[])
 }
 
@@ -35,8 +39,18 @@ pub(crate) fn control(root: &Path, rest: &[String]) -> Result<()> {
 /// The costs of the stages of the data path, which run inside of the program.
 pub(crate) fn scale(root: &Path, rest: &[String]) -> Result<()> {
     servers::ensure()?;
-    let program =
-        ["run", "--quiet", "--release", "-p", "testkit", "--features", "sim", "--bin", "scale", "--"];
+    let program = [
+        "run",
+        "--quiet",
+        "--release",
+        "-p",
+        "testkit",
+        "--features",
+        "programs,sim",
+        "--bin",
+        "scale",
+        "--",
+    ];
     crate::run(root, "cargo", &with(&program, rest), &[])
 }
 
@@ -101,9 +115,10 @@ pub(crate) fn chaos(root: &Path, rest: &[String]) -> Result<()> {
 /// terminal waits until it has cleaned up.
 pub(crate) fn become_dev(root: &Path, rest: &[String]) -> Result<()> {
     servers::ensure()?;
-    crate::run(root, "cargo", &["build", "-p", "node", "-p", "testkit"], &[])?;
+    let build = ["build", "-p", "node", "-p", "testkit", "--features", "testkit/programs"];
+    crate::run(root, "cargo", &build, &[])?;
     let error = crate::program("cargo")
-        .args(["run", "--quiet", "-p", "testkit", "--bin", "dev", "--"])
+        .args(["run", "--quiet", "-p", "testkit", "--features", "programs", "--bin", "dev", "--"])
         .args(rest)
         .current_dir(root)
         .exec();

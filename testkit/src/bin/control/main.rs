@@ -88,6 +88,23 @@ const PARTS: [Part; 6] = [
     ("changefeeds", feeds::measure),
 ];
 
+/// What grew more than it may is measured again before that is believed: somebody else may have had the processors for
+/// a moment. What really grows does so each time.
+const ATTEMPTS: usize = 3;
+
+fn measure((name, part): Part, extent: &Extent, absolute: bool, mut attempts: usize) -> Result<Report> {
+    loop {
+        let mut report = Report::new(absolute);
+        part(extent, &mut report).with_context(|| format!("measuring {name}"))?;
+        attempts -= 1;
+        if report.kept() || attempts == 0 {
+            eprintln!("measured: {name}");
+            return Ok(report);
+        }
+        eprintln!("{}measuring {name} once more: a limit was not kept", report.text());
+    }
+}
+
 fn run(arguments: &Arguments) -> Result<bool> {
     let mut spans = arguments.spans.clone();
     spans.sort_unstable();
@@ -100,11 +117,11 @@ fn run(arguments: &Arguments) -> Result<bool> {
         calls: if quick { 20_000 } else { 1_000_000 },
         quadratic: if quick { 3_000 } else { 20_000 },
     };
+    let attempts = if arguments.check { ATTEMPTS } else { 1 };
     let mut report = Report::new(!quick);
-    for (name, part) in PARTS {
-        if arguments.only.as_deref().is_none_or(|only| name.contains(only)) {
-            part(&extent, &mut report).with_context(|| format!("measuring {name}"))?;
-            eprintln!("measured: {name}");
+    for part in PARTS {
+        if arguments.only.as_deref().is_none_or(|only| part.0.contains(only)) {
+            report.add(measure(part, &extent, !quick, attempts)?);
         }
     }
     if arguments.json {

@@ -140,6 +140,12 @@ impl Report {
         Self { costs: Vec::new(), limits: Vec::new(), absolute }
     }
 
+    /// Adds what another one holds.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.costs.extend(other.costs);
+        self.limits.extend(other.limits);
+    }
+
     /// Adds a cost.
     pub(crate) fn cost(&mut self, cost: Cost) {
         self.costs.push(cost);
