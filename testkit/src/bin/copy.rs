@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use clap::Parser;
 use serde_json::json;
 use testkit::figures::median;
+use testkit::plot::{self, Bar};
 use testkit::postgres::program;
 use testkit::{Millrace, PgServer};
 
@@ -38,6 +39,9 @@ struct Arguments {
     /// Bytes of a part.
     #[arg(long, default_value_t = 64 << 20)]
     part_bytes: u64,
+    /// Draws the rates into a file, as SVG.
+    #[arg(long)]
+    plot: Option<PathBuf>,
 }
 
 /// A table that is measured.
@@ -78,6 +82,14 @@ struct Measure {
     peak_bytes: u64,
 }
 
+impl Measure {
+    /// Rows a second.
+    #[expect(clippy::cast_precision_loss, reason = "rates for people")]
+    fn rate(self, rows: u64) -> f64 {
+        rows as f64 / self.wall_seconds.max(f64::EPSILON)
+    }
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
     match run(&Arguments::parse()).await {
@@ -98,6 +110,7 @@ async fn run(arguments: &Arguments) -> Result<()> {
             .start()
     };
     let (source, target) = tokio::try_join!(server(), server())?;
+    let mut bars = Vec::new();
     for shape in &SHAPES {
         let database = shape.name;
         source.sql("postgres", &format!("CREATE DATABASE {database}")).await?;
@@ -110,9 +123,17 @@ async fn run(arguments: &Arguments) -> Result<()> {
         for statement in fill.split("; ") {
             source.sql(database, statement).await?;
         }
-        measure(arguments, shape, rows, &source, &target).await?;
+        bars.extend(measure(arguments, shape, rows, &source, &target).await?);
+    }
+    if let Some(path) = &arguments.plot {
+        std::fs::write(path, plot::bars("Rows a second that are copied", &bars))?;
     }
     Ok(())
+}
+
+fn bar(shape: &Shape, name: &str, colour: usize, rows: u64, measure: Measure) -> Bar {
+    let value = measure.rate(rows);
+    Bar { name: format!("{}: {name}", shape.name), value, text: format!("{value:.0}"), colour }
 }
 
 async fn measure(
@@ -121,7 +142,7 @@ async fn measure(
     rows: u64,
     source: &PgServer,
     target: &PgServer,
-) -> Result<()> {
+) -> Result<[Bar; 2]> {
     let work = tempfile::Builder::new().prefix("millrace-copy-").tempdir()?;
     let path = arguments.millrace.clone().unwrap_or_else(Millrace::default_program);
     let mut millrace = Millrace::new(&path, work.path())?;
@@ -166,7 +187,7 @@ async fn measure(
         shape.name,
         their.wall_seconds / own.wall_seconds
     );
-    Ok(())
+    Ok([bar(shape, "COPY | COPY", 0, rows, their), bar(shape, "millrace", 1, rows, own)])
 }
 
 /// Each connection reads its share of the table's pages, in the binary format, which is the faster one.
@@ -251,7 +272,6 @@ async fn replicate(
     Ok(measure)
 }
 
-#[expect(clippy::cast_precision_loss, reason = "rates for people")]
 fn print_measure(what: &str, rows: u64, measure: Measure) {
     let cpu = match measure.cpu_seconds {
         cpu if cpu > 0.0 => {
@@ -259,6 +279,6 @@ fn print_measure(what: &str, rows: u64, measure: Measure) {
         }
         _ => String::new(),
     };
-    let rate = rows as f64 / measure.wall_seconds.max(f64::EPSILON);
+    let rate = measure.rate(rows);
     println!("{what}: {:.2} s, {rate:.0} rows/s{cpu}", measure.wall_seconds);
 }

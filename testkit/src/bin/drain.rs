@@ -9,6 +9,7 @@ use clap::{Parser, ValueEnum};
 use serde_json::json;
 use testkit::figures::{load, median};
 use testkit::pair;
+use testkit::plot::{self, Bar};
 use testkit::postgres::{PASSWORD, program};
 use testkit::process::tree_cpu_seconds;
 use testkit::{Millrace, PgServer, Usage};
@@ -50,6 +51,9 @@ struct Arguments {
     /// Measure `pg_recvlogical` alone.
     #[arg(long)]
     dry: bool,
+    /// Draws the rates into a file, as SVG.
+    #[arg(long)]
+    plot: Option<PathBuf>,
 }
 
 /// What is changed.
@@ -108,15 +112,19 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: &Arguments) -> Result<()> {
+    let mut bars = Vec::new();
     for rows in [Rows::Pgbench, Rows::Wide] {
         if arguments.rows.is_none_or(|only| only == rows) {
-            of_shape(arguments, rows).await.with_context(|| format!("{} rows", rows.name()))?;
+            bars.extend(of_shape(arguments, rows).await.with_context(|| format!("{} rows", rows.name()))?);
         }
+    }
+    if let Some(path) = &arguments.plot {
+        std::fs::write(path, plot::bars("Row changes a second that are read of a backlog", &bars))?;
     }
     Ok(())
 }
 
-async fn of_shape(arguments: &Arguments, rows: Rows) -> Result<()> {
+async fn of_shape(arguments: &Arguments, rows: Rows) -> Result<Vec<Bar>> {
     let server = PgServer::builder()
         .setting("max_wal_size", "16GB")
         .setting("shared_buffers", "256MB")
@@ -208,7 +216,7 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    async fn measure(&self, mut millrace: Option<&mut Millrace>) -> Result<()> {
+    async fn measure(&self, mut millrace: Option<&mut Millrace>) -> Result<Vec<Bar>> {
         if let Some(millrace) = millrace.as_deref_mut() {
             create_feeds(self.arguments, self.server, millrace).await?;
         }
@@ -227,13 +235,25 @@ impl Bench<'_> {
         let by = |measure: &Measure| measure.wall_seconds;
         let other = median(&theirs, by);
         self.print("median pg_recvlogical", other);
+        let mut bars = vec![self.bar("pg_recvlogical", 0, other)];
         if millrace.is_some() {
             let own = median(&ours, by);
             self.print("median millrace", own);
+            bars.push(self.bar("millrace", 1, own));
             let ratio = other.wall_seconds / own.wall_seconds;
             println!("{}: rate of millrace / rate of pg_recvlogical: {ratio:.3}", self.rows.name());
         }
-        Ok(())
+        Ok(bars)
+    }
+
+    fn bar(&self, name: &str, colour: usize, measure: Measure) -> Bar {
+        let value = self.rate(measure);
+        Bar { name: format!("{}: {name}", self.rows.name()), value, text: format!("{value:.0}"), colour }
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "counts of changes")]
+    fn rate(&self, measure: Measure) -> f64 {
+        self.rows.changes(self.arguments.changes) as f64 / measure.wall_seconds
     }
 
     /// Makes the changes. Answers a position that is behind all of them.
@@ -264,8 +284,7 @@ impl Bench<'_> {
 
     fn print(&self, name: &str, measure: Measure) {
         let Measure { wall_seconds, cpu_seconds, server_seconds, peak_bytes } = measure;
-        #[expect(clippy::cast_precision_loss, reason = "counts of changes")]
-        let rate = self.rows.changes(self.arguments.changes) as f64 / wall_seconds;
+        let rate = self.rate(measure);
         println!(
             "{:8}{name:24} {wall_seconds:8.2} s wall  {cpu_seconds:8.2} s cpu  {server_seconds:8.2} s of the server  \
              {:6} MiB peak  {rate:10.0} changes/s  load {}",

@@ -34,6 +34,7 @@ use sink::{Flushed, Sink, SinkOptions, TableStart};
 use testkit::Pair;
 use testkit::figures::load;
 use testkit::pair;
+use testkit::plot::{self, Bar};
 use testkit::process::thread_cpu_seconds;
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
@@ -43,8 +44,11 @@ use tokio_util::sync::CancellationToken;
 const CHANGES_PER_TRANSACTION: u64 = 4;
 /// How long one round may take.
 const LIMIT: Duration = Duration::from_secs(600);
-/// Bytes of batches that are kept for the stages that are measured by themselves.
-const KEPT_BYTES: usize = 256 << 20;
+/// Bytes of batches that are kept for the stages that are measured by themselves. Not many: memory that is kept is not
+/// used again, and what nobody has used before costs more.
+const KEPT_BYTES: usize = 16 << 20;
+/// How often the stages that are measured by themselves take what was kept.
+const TIMES: u32 = 16;
 /// Rows that are in the store at most.
 const STORE_BYTES: usize = 256 << 20;
 /// Room of the receiver, as a node has it.
@@ -63,6 +67,9 @@ struct Arguments {
     /// Where rows end: `postgres`, or `blackhole`.
     #[arg(long, default_value = "postgres", value_parser = ["postgres", "blackhole"])]
     sink: String,
+    /// Draws the costs into a file, as SVG.
+    #[arg(long)]
+    plot: Option<PathBuf>,
     /// A small backlog, once: whether the program works.
     #[arg(long)]
     quick: bool,
@@ -76,6 +83,14 @@ struct Cost {
     changes: u64,
     /// Bytes that leave the stage, if it makes any.
     bytes: u64,
+}
+
+impl Cost {
+    /// Of a change.
+    #[expect(clippy::cast_precision_loss, reason = "counts of changes")]
+    fn nanoseconds(&self) -> f64 {
+        self.cpu_seconds / self.changes.max(1) as f64 * 1e9
+    }
 }
 
 fn main() -> ExitCode {
@@ -130,10 +145,17 @@ async fn run(arguments: &Arguments) -> Result<()> {
         rounds.push(costs);
     }
     println!("medians");
+    let mut bars = Vec::new();
     for (at, cost) in rounds.first().into_iter().flatten().enumerate() {
         let mut same: Vec<&Cost> = rounds.iter().filter_map(|costs| costs.get(at)).collect();
         same.sort_by(|one, other| one.cpu_seconds.total_cmp(&other.cpu_seconds));
-        print_cost(same.get(same.len() / 2).copied().unwrap_or(cost));
+        let median = same.get(same.len() / 2).copied().unwrap_or(cost);
+        print_cost(median);
+        let value = median.nanoseconds();
+        bars.push(Bar { name: cost.stage.to_owned(), value, text: format!("{value:.0} ns"), colour: 1 });
+    }
+    if let Some(path) = &arguments.plot {
+        std::fs::write(path, plot::bars("Processor time of a row change, by stage", &bars))?;
     }
     Ok(())
 }
@@ -142,7 +164,7 @@ async fn run(arguments: &Arguments) -> Result<()> {
 fn print_cost(cost: &Cost) {
     let Cost { stage, cpu_seconds, changes, bytes } = cost;
     let per_second = *changes as f64 / cpu_seconds.max(0.01);
-    let each = cpu_seconds / (*changes).max(1) as f64 * 1e9;
+    let each = cost.nanoseconds();
     let bytes = *bytes as f64 / (*changes).max(1) as f64;
     println!(
         "{stage:12} {cpu_seconds:7.2} s  {each:7.0} ns/change  {per_second:11.0} changes/cpu-second  {bytes:6.1} bytes/change"
@@ -301,7 +323,7 @@ struct Run {
 impl Run {
     async fn all_stages(&self) -> Result<Vec<Cost>> {
         let (mut costs, kept) = self.together().await?;
-        let changes = kept.iter().map(RowBatch::row_count).sum();
+        let changes = u64::from(TIMES) * kept.iter().map(RowBatch::row_count).sum::<u64>();
         let store = Stage::new("store")?;
         let batches = kept.clone();
         let stored = store.run(store_again(batches)).await??;
@@ -475,10 +497,10 @@ fn log_config(dir: PathBuf) -> LogConfig {
 async fn store_again(batches: Vec<RowBatch>) -> Result<u64> {
     let dir = tempfile::Builder::new().prefix("millrace-scale-").tempdir()?;
     let config =
-        StoreConfig { dir: dir.path().join("store"), memory_bytes: 2 * KEPT_BYTES, disk_bytes: 1 << 36 };
+        StoreConfig { dir: dir.path().join("store"), memory_bytes: STORE_BYTES, disk_bytes: 1 << 36 };
     let (store, mut writer) = Store::open(ChangefeedId::fresh("store"), config, Ts(1), Arc::default())?;
     let (mut ts, mut bytes) = (1, 0);
-    for batch in &batches {
+    for batch in (0..TIMES).flat_map(|_| &batches) {
         writer.register_table(Arc::clone(&batch.table));
         let mut open = None;
         for row in batch.iter() {
@@ -512,6 +534,8 @@ async fn store_again(batches: Vec<RowBatch>) -> Result<u64> {
         ts += 1;
         writer.commit(Ts(ts), WallTime(0)).await?;
         writer.publish(Ts(ts), WallTime(0));
+        // As when it was applied.
+        store.trim(batch.table.id, Ts(ts), None);
         bytes += batch.bytes() as u64;
     }
     store.close();
@@ -522,7 +546,7 @@ async fn store_again(batches: Vec<RowBatch>) -> Result<u64> {
 fn over_the_wire(batches: &[RowBatch]) -> Result<u64> {
     let gid = ChangefeedId::fresh("wire").gid;
     let (mut bytes, mut out) = (0, Vec::new());
-    for (seq, batch) in (1..).zip(batches) {
+    for (seq, batch) in (1..).zip((0..TIMES).flat_map(|_| batches)) {
         let head = EventHead { changefeed: gid, dispatcher: DispatcherId::new(1, 1), epoch: 1, seq };
         let message = ToEventCollector::Rows { head, batch: SharedBatch(batch.clone()) };
         out.clear();
