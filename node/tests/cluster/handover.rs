@@ -12,7 +12,7 @@ use crate::common::{Cluster, copying, eventually, until};
 /// Longer than the first two pauses of a changefeed that is started again.
 const AWAY: Duration = Duration::from_secs(25);
 /// A target that is back is written within this time, the backlog included.
-const BACK: Duration = Duration::from_secs(8);
+const BACK: Duration = Duration::from_secs(14);
 /// More than any lag of a cluster that gets on, less than that of one whose lag grows with the time.
 const FRESH: f64 = 6.0;
 

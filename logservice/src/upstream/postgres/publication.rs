@@ -367,7 +367,8 @@ mod tests {
         let names = Names::of(&ChangefeedId::fresh("f"));
         create(&mut conn, &names, &["public.t".to_owned()]).await.expect("create");
         let found = fingerprint(&mut conn, &names).await.expect("look").expect("publication");
-        let rows = conn.query("find the table", "SELECT 't'::regclass::oid::bigint").await.expect("table");
+        let rows =
+            conn.query("find the table", "SELECT 'public.t'::regclass::oid::bigint").await.expect("table");
         let note = Note {
             tables: Some(vec![rows.first().expect("row").number(0).expect("oid")]),
             newest: u32::MAX,
@@ -376,9 +377,12 @@ mod tests {
         let filter = TableFilter::new(&["*.*"], true).expect("filter");
         verify(&mut conn, &filter, &names, &found, &note, false).await.expect("as it was made");
 
-        conn.query("take a table out", &format!("ALTER PUBLICATION {} DROP TABLE t", ident(&names.slot)))
-            .await
-            .expect("alter");
+        conn.query(
+            "take a table out",
+            &format!("ALTER PUBLICATION {} DROP TABLE public.t", ident(&names.slot)),
+        )
+        .await
+        .expect("alter");
         let altered = verify(&mut conn, &filter, &names, &found, &note, false).await.expect_err("altered");
         assert_eq!(altered.code(), "CDC:ErrUpstreamSlotConflict", "{altered}");
         remove(&mut conn, &names).await.expect("drop");
