@@ -95,7 +95,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $function$
                 'nulls_not_distinct', COALESCE((to_jsonb(i) ->> 'indnullsnotdistinct')::boolean, false),
                 'key', to_jsonb((i.indkey::smallint[])[0:i.indnkeyatts - 1]),
                 'constraint', EXISTS (SELECT FROM pg_constraint k
-                    WHERE k.conindid = i.indexrelid AND k.contype IN ('p', 'u', 'x')),
+                    WHERE k.conrelid = c.oid AND k.conindid = i.indexrelid AND k.contype IN ('p', 'u', 'x')),
                 'definition', substr(pg_get_indexdef(i.indexrelid), 1 + length(format('CREATE %sINDEX %I ON %s%I.%I USING ',
                     CASE WHEN i.indisunique THEN 'UNIQUE ' ELSE '' END, x.relname,
                     CASE WHEN x.relkind = 'I' THEN 'ONLY ' ELSE '' END, n.nspname, c.relname)))) ORDER BY i.indexrelid)

@@ -73,7 +73,8 @@ impl Diff<'_> {
             "DECLARE key record; BEGIN \
              SELECT x.relname, n.nspname, k.conname INTO key FROM pg_catalog.pg_index i \
              JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid JOIN pg_catalog.pg_namespace n ON n.oid = x.relnamespace \
-             LEFT JOIN pg_catalog.pg_constraint k ON k.conindid = i.indexrelid AND k.contype IN ('p', 'u', 'x') \
+             LEFT JOIN pg_catalog.pg_constraint k ON k.conrelid = i.indrelid AND k.conindid = i.indexrelid \
+             AND k.contype IN ('p', 'u', 'x') \
              WHERE i.indrelid = pg_catalog.to_regclass({table}) AND (x.relname = {name} OR (i.indisunique AND \
              i.indisprimary = {primary} AND ARRAY[{columns}]::text[] = ARRAY(SELECT a.attname::text \
              FROM pg_catalog.unnest(i.indkey::smallint[]) WITH ORDINALITY AS c (number, place) \
