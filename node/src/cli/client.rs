@@ -14,8 +14,9 @@ use tokio::sync::OnceCell;
 
 use crate::connect::{self, ConnectError};
 
-/// A call may wait for a changefeed to stop; a person interrupts earlier if she wants to.
-const CALL_TIMEOUT: Duration = Duration::from_secs(120);
+/// A call may wait for a changefeed to stop, or for the shapes of tens of thousands of tables to be noted; a person
+/// interrupts earlier if she wants to.
+const CALL_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
