@@ -14,9 +14,10 @@ use tokio::sync::OnceCell;
 
 use crate::connect::{self, ConnectError};
 
-/// A call may wait for a changefeed to stop, or for the shapes of tens of thousands of tables to be noted; a person
-/// interrupts earlier if she wants to.
-const CALL_TIMEOUT: Duration = Duration::from_secs(600);
+/// A call may wait for a changefeed to stop; a person interrupts earlier if she wants to.
+const CALL_TIMEOUT: Duration = Duration::from_secs(120);
+/// So many times as long may a POST take: the creation of a changefeed notes the shapes of tens of thousands of tables.
+const POST_TIMES: u32 = 5;
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -76,7 +77,7 @@ pub struct Client {
     authorization: Option<HeaderValue>,
     /// Whether the server's version was looked at; `None` when it does not matter.
     version: Option<OnceCell<()>>,
-    /// How long a call may take.
+    /// How long a call may take that is no POST.
     patience: Duration,
 }
 
@@ -187,6 +188,7 @@ impl Client {
     }
 
     async fn send(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, ApiError> {
+        let patience = if method == Method::POST { self.patience * POST_TIMES } else { self.patience };
         let unreachable = |what: String| ApiError::Unreachable { server: self.base.clone(), what };
         let payload = body.map_or_else(Bytes::new, |body| Bytes::from(body.to_string()));
         let mut request = Request::builder()
@@ -205,9 +207,9 @@ impl Client {
             let status = answer.status();
             Ok::<_, ConnectError>((status, answer.into_body().collect().await?.to_bytes()))
         };
-        let (status, bytes) = tokio::time::timeout(self.patience, asked)
+        let (status, bytes) = tokio::time::timeout(patience, asked)
             .await
-            .map_err(|_| unreachable(format!("timed out after {} s", self.patience.as_secs_f64())))?
+            .map_err(|_| unreachable(format!("timed out after {} s", patience.as_secs_f64())))?
             .map_err(|error| unreachable(root_cause(&error)))?;
         let read = serde_json::from_slice::<Value>(&bytes);
         if status == StatusCode::OK || status == StatusCode::ACCEPTED {
