@@ -1,6 +1,17 @@
 //! Pictures of what the benchmarks measure: lines over marks on a logarithmic scale, and bars.
 
 use std::fmt::Write as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+/// Writes a picture into a file.
+///
+/// # Errors
+/// When the file cannot be written; the error names it.
+pub fn save(path: &Path, svg: String) -> Result<()> {
+    std::fs::write(path, svg).with_context(|| format!("cannot write {}", path.display()))
+}
 
 /// Size of every picture, and what is left free for texts.
 const WIDTH: f64 = 960.0;

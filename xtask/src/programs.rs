@@ -60,7 +60,7 @@ pub(crate) fn control_growth(root: &Path, programs: &Path) -> Result<()> {
     built(root, programs, "control", &arguments)
 }
 
-/// The simulated cluster of an unoptimised build, for a number of seeds that takes a minute; it lets everybody else go
+/// The simulated cluster of the build of the tests, for a number of seeds that takes minutes; it lets everybody else go
 /// first. What it says is shown when it has ended.
 pub(crate) fn sim_built(root: &Path, programs: &Path, arguments: &[&str]) -> Result<()> {
     let program = programs.join("sim");

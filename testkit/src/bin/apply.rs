@@ -101,7 +101,7 @@ async fn run(arguments: &Arguments) -> Result<()> {
         }
     }
     if let Some(path) = &arguments.plot {
-        std::fs::write(path, plot::bars("Row changes a second, by synchronous_commit of the target", &bars))?;
+        plot::save(path, plot::bars("Row changes a second, by synchronous_commit of the target", &bars))?;
     }
     Ok(())
 }

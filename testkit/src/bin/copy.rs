@@ -126,7 +126,7 @@ async fn run(arguments: &Arguments) -> Result<()> {
         bars.extend(measure(arguments, shape, rows, &source, &target).await?);
     }
     if let Some(path) = &arguments.plot {
-        std::fs::write(path, plot::bars("Rows a second that are copied", &bars))?;
+        plot::save(path, plot::bars("Rows a second that are copied", &bars))?;
     }
     Ok(())
 }

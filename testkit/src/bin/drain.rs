@@ -119,7 +119,7 @@ async fn run(arguments: &Arguments) -> Result<()> {
         }
     }
     if let Some(path) = &arguments.plot {
-        std::fs::write(path, plot::bars("Row changes a second that are read of a backlog", &bars))?;
+        plot::save(path, plot::bars("Row changes a second that are read of a backlog", &bars))?;
     }
     Ok(())
 }

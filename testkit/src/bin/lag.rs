@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::Parser;
 use testkit::figures::{load, median};
 use testkit::pair::{self, feed_name};
-use testkit::plot::{Chart, Line};
+use testkit::plot::{self, Chart, Line};
 use testkit::{Millrace, Pair};
 use tokio_postgres::Client;
 
@@ -186,7 +186,7 @@ impl Bench<'_> {
             println!("median {:9} {level} %: {ages}", way.name());
         }
         if let Some(path) = &self.arguments.plot {
-            std::fs::write(path, svg(&results))?;
+            plot::save(path, svg(&results))?;
         }
         Ok(())
     }

@@ -155,7 +155,7 @@ async fn run(arguments: &Arguments) -> Result<()> {
         bars.push(Bar { name: cost.stage.to_owned(), value, text: format!("{value:.0} ns"), colour: 1 });
     }
     if let Some(path) = &arguments.plot {
-        std::fs::write(path, plot::bars("Processor time of a row change, by stage", &bars))?;
+        plot::save(path, plot::bars("Processor time of a row change, by stage", &bars))?;
     }
     Ok(())
 }

@@ -288,7 +288,7 @@ fn draw(directory: &Path, all: &[Series]) -> Result<()> {
     std::fs::create_dir_all(directory)?;
     for series in all {
         if let Some(picture) = plot::svg(series) {
-            std::fs::write(directory.join(format!("chaos-{}.svg", series.fault.name)), picture)?;
+            testkit::plot::save(&directory.join(format!("chaos-{}.svg", series.fault.name)), picture)?;
         }
     }
     Ok(())

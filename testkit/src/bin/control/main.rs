@@ -130,8 +130,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
         print!("{}", report.text());
     }
     if let Some(path) = &arguments.plot {
-        std::fs::write(path, plot::svg(&report.costs))
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        testkit::plot::save(path, plot::svg(&report.costs))?;
     }
     Ok(report.kept() || !arguments.check)
 }
