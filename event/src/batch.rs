@@ -97,7 +97,7 @@ pub struct RowChange<'a> {
     pub row_number: u64,
     /// What happened.
     pub op: RowOp,
-    /// Image before; for a key identity the other columns are [`crate::Datum::Unchanged`].
+    /// Image before, directly in front of the one after; for a key identity the other columns are [`crate::Datum::Unchanged`].
     pub old: Option<Tuple<'a>>,
     /// Image after.
     pub new: Option<Tuple<'a>>,
@@ -215,6 +215,15 @@ impl RowBatch {
     #[must_use]
     pub fn encoded_rows(&self) -> &Bytes {
         &self.rows
+    }
+
+    /// An image of one of the rows, by the place and the length that its bytes have in [`RowBatch::encoded_rows`]; `None`
+    /// when there are no such bytes, or none at all. Only for what [`RowBatch::iter`] has shown: what the bytes say is
+    /// not checked again.
+    #[must_use]
+    pub fn image(&self, start: usize, len: usize) -> Option<Tuple<'_>> {
+        let bytes = self.rows.get(start..start.checked_add(len)?)?;
+        (!bytes.is_empty()).then(|| Tuple::trusted(bytes))
     }
 
     /// Smallest commit ts.

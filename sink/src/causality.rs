@@ -60,7 +60,7 @@ pub struct Access {
     /// The change gives the row another key, whose changes live in this queue under this hash.
     pub moves_to: Option<(Shard, u64)>,
     /// Hashes of the values of the table's other unique keys, before and after.
-    pub keys: Box<[u64]>,
+    pub keys: Vec<u64>,
     /// Waits for every earlier change of the table, and every later one waits for it.
     pub barrier: bool,
     /// Size in bytes.
@@ -69,16 +69,36 @@ pub struct Access {
     pub weight: u32,
 }
 
-/// A change on its way.
+/// A change on its way. Many of them wait at a time, so it holds no more than is asked for again.
 #[derive(Debug)]
 pub struct Entry<T> {
     /// Place in the order of pushes, from 1.
     pub seq: u64,
-    /// What it touches.
-    pub access: Access,
     /// What to do.
     pub payload: T,
-    waits: Box<[(Shard, u64)]>,
+    table: TableId,
+    weight: u32,
+    bytes: u32,
+    barrier: bool,
+    /// What most changes have not.
+    ties: Option<Box<Ties>>,
+}
+
+/// What ties a change to those of other queues.
+#[derive(Debug)]
+struct Ties {
+    /// The changes that it waits for.
+    waits: Vec<(Shard, u64)>,
+    /// The unique values under which later changes find it: its new key, if it has one, and those of the other keys.
+    values: Vec<u64>,
+    /// The row gets another key.
+    moves: bool,
+}
+
+impl<T> Entry<T> {
+    fn ties(&self) -> (&[(Shard, u64)], &[u64], bool) {
+        self.ties.as_ref().map_or((&[], &[], false), |ties| (&ties.waits, &ties.values, ties.moves))
+    }
 }
 
 /// Changes of one queue that may be written in one transaction, in order.
@@ -93,10 +113,15 @@ pub struct Batch<T> {
 }
 
 impl<T> Batch<T> {
+    /// Sum of the sizes of its changes, in bytes.
+    fn bytes(&self) -> usize {
+        self.entries.iter().map(|entry| entry.bytes as usize).sum()
+    }
+
     /// Sum of the weights of its changes.
     #[must_use]
     pub fn weight(&self) -> u64 {
-        self.entries.iter().map(|entry| u64::from(entry.access.weight)).sum()
+        self.entries.iter().map(|entry| u64::from(entry.weight)).sum()
     }
 }
 
@@ -193,23 +218,30 @@ impl<T> Causality<T> {
         {
             waits.add(shard, earlier);
         }
-        for &key in access.moves_to.iter().map(|(_, key)| key).chain(access.keys.iter()) {
-            if let Some((shard, earlier)) = self.latest.insert(key, (access.shard, seq)) {
+        let Access { table, shard, moves_to, keys: mut values, barrier, bytes, weight, .. } = access;
+        values.extend(moves_to.map(|(_, to)| to));
+        for &value in &values {
+            if let Some((shard, earlier)) = self.latest.insert(value, (shard, seq)) {
                 waits.add(shard, earlier);
             }
         }
-        self.moves += usize::from(access.moves_to.is_some());
+        let moves = moves_to.is_some();
+        self.moves += usize::from(moves);
         self.pending += 1;
-        self.waiting += u64::from(access.weight);
-        let queue = &mut self.queues[access.shard.index()];
+        self.waiting += u64::from(weight);
         // Order inside a queue needs no dependency.
-        let waits = waits.0.into_iter().filter(|(shard, _)| *shard != access.shard).collect();
-        queue.waiting.push_back(Entry { seq, access, payload, waits });
+        let mut waits = waits.0;
+        waits.retain(|(other, _)| *other != shard);
+        let tied = moves || !waits.is_empty() || !values.is_empty();
+        let ties = tied.then(|| Box::new(Ties { waits, values, moves }));
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let entry = Entry { seq, payload, table, weight, bytes, barrier, ties };
+        self.queues[shard.index()].waiting.push_back(entry);
     }
 
     /// Whether a change may be written now.
     fn ready(&self, entry: &Entry<T>) -> bool {
-        entry.waits.iter().all(|(shard, seq)| self.queues[shard.index()].completed >= *seq)
+        entry.ties().0.iter().all(|(shard, seq)| self.queues[shard.index()].completed >= *seq)
     }
 
     /// The earliest pending change.
@@ -233,8 +265,8 @@ impl<T> Causality<T> {
             let together = !batches.is_empty();
             let Some(batch) = self.take_next(max_weight - weight, max_bytes - bytes, together) else { break };
             weight += batch.weight();
-            bytes += batch.entries.iter().map(|entry| entry.access.bytes).sum::<usize>();
-            let alone = batch.serial || batch.entries.iter().any(|entry| entry.access.barrier);
+            bytes += batch.bytes();
+            let alone = batch.serial || batch.entries.iter().any(|entry| entry.barrier);
             batches.push(batch);
             if alone {
                 break;
@@ -267,7 +299,7 @@ impl<T> Causality<T> {
         }
         let front = queue.waiting.front()?;
         let serial = front.seq <= queue.serial_until;
-        if together && (serial || front.access.barrier) {
+        if together && (serial || front.barrier) {
             return None;
         }
         if serial && self.earliest() != Some(front.seq) {
@@ -277,13 +309,13 @@ impl<T> Causality<T> {
         let mut weight = 0;
         let mut count = 0;
         for entry in &queue.waiting {
-            let alone = serial || entry.access.barrier;
+            let alone = serial || entry.barrier;
             let full = alone || bytes >= max_bytes || weight >= max_weight;
             if (count > 0 && full) || !self.ready(entry) {
                 break;
             }
-            bytes += entry.access.bytes;
-            weight += u64::from(entry.access.weight);
+            bytes += entry.bytes as usize;
+            weight += u64::from(entry.weight);
             count += 1;
             if alone {
                 break;
@@ -306,20 +338,20 @@ impl<T> Causality<T> {
         queue.writing = None;
         self.pending -= batch.entries.len();
         for entry in &batch.entries {
-            let access = &entry.access;
-            for key in access.moves_to.iter().map(|(_, key)| key).chain(access.keys.iter()) {
-                if self.latest.get(key).is_some_and(|(_, seq)| *seq == entry.seq) {
-                    self.latest.remove(key);
+            let (_, values, moves) = entry.ties();
+            for value in values {
+                if self.latest.get(value).is_some_and(|(_, seq)| *seq == entry.seq) {
+                    self.latest.remove(value);
                 }
             }
-            self.moves -= usize::from(access.moves_to.is_some());
-            if let Some(table) = self.tables.get_mut(&access.table) {
+            self.moves -= usize::from(moves);
+            if let Some(table) = self.tables.get_mut(&entry.table) {
                 table.count -= 1;
                 if table.barrier.is_some_and(|(_, seq)| seq == entry.seq) {
                     table.barrier = None;
                 }
                 if table.count == 0 {
-                    self.tables.remove(&access.table);
+                    self.tables.remove(&entry.table);
                 }
             }
         }

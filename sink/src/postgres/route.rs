@@ -150,11 +150,47 @@ enum KeyValue {
     Unknown,
 }
 
-/// Where an image lies in the encoded rows of its batch.
+/// Where the images of a change lie in the encoded rows of its batch: the new one directly behind the old one. An image
+/// that there is has a length, since it says how many values it has.
 #[derive(Clone, Copy, Debug)]
-struct Span {
+struct Place {
     start: usize,
-    len: u32,
+    old: u32,
+    new: u32,
+}
+
+impl Place {
+    fn of(batch: &RowBatch, row: &RowChange<'_>) -> Self {
+        let bytes = |tuple: Option<Tuple<'_>>| tuple.map_or(0, |tuple| tuple.as_bytes().len());
+        let Some(first) = row.old.or(row.new) else { return Self { start: 0, old: 0, new: 0 } };
+        let start = first.as_bytes().as_ptr() as usize - batch.encoded_rows().as_ptr() as usize;
+        // `put_row` writes lengths in as many bits.
+        let length = |tuple| u32::try_from(bytes(tuple)).unwrap_or(u32::MAX);
+        let place = Self { start, old: length(row.old), new: length(row.new) };
+        debug_assert_eq!(place.after(batch).map(|new| new.as_bytes()), row.new.map(|new| new.as_bytes()));
+        place
+    }
+
+    fn before(self, batch: &RowBatch) -> Option<Tuple<'_>> {
+        batch.image(self.start, self.old as usize)
+    }
+
+    fn after(self, batch: &RowBatch) -> Option<Tuple<'_>> {
+        batch.image(self.start + self.old as usize, self.new as usize)
+    }
+
+    const fn bytes(self) -> usize {
+        self.old as usize + self.new as usize
+    }
+
+    /// One of them alone.
+    const fn half(self, new: bool) -> Self {
+        if new {
+            Self { start: self.start + self.old as usize, old: 0, new: self.new }
+        } else {
+            Self { start: self.start, old: self.old, new: 0 }
+        }
+    }
 }
 
 /// A row change as the queues hold it: a reference into its batch.
@@ -169,8 +205,7 @@ pub(crate) struct Change<B> {
     pub(crate) row: u64,
     /// Hash of the key that the change gives to the row.
     pub(crate) moves_to: Option<u64>,
-    old: Option<Span>,
-    new: Option<Span>,
+    place: Place,
 }
 
 /// Something that holds a batch.
@@ -179,26 +214,17 @@ pub(crate) trait Holds {
 }
 
 impl<B: Holds> Change<B> {
-    fn image(&self, span: Option<Span>) -> Option<Tuple<'_>> {
-        let span = span?;
-        self.batch
-            .batch()
-            .encoded_rows()
-            .get(span.start..span.start + span.len as usize)
-            .and_then(Tuple::parse)
-    }
-
     pub(crate) fn old_image(&self) -> Option<Tuple<'_>> {
-        self.image(self.old)
+        self.place.before(self.batch.batch())
     }
 
     pub(crate) fn new_image(&self) -> Option<Tuple<'_>> {
-        self.image(self.new)
+        self.place.after(self.batch.batch())
     }
 
     /// Bytes of its images.
-    pub(crate) fn bytes(&self) -> usize {
-        [self.old, self.new].into_iter().flatten().map(|span| span.len as usize).sum()
+    pub(crate) const fn bytes(&self) -> usize {
+        self.place.bytes()
     }
 
     /// Whether it concerns the table as a whole and not a row.
@@ -227,8 +253,7 @@ impl<B: Holds> Change<B> {
             copied: false,
             row,
             moves_to: None,
-            old: self.old.filter(|_| !comes),
-            new: self.new.filter(|_| comes),
+            place: self.place.half(comes),
         }
     }
 }
@@ -324,21 +349,15 @@ impl Routing {
         copied: bool,
         scratch: &mut Vec<u8>,
     ) -> (Access, Change<B>) {
-        let base = batch.batch().encoded_rows().as_ptr() as usize;
-        let span = |tuple: Option<Tuple<'_>>| {
-            let bytes = tuple?.as_bytes();
-            Some(Span { start: bytes.as_ptr() as usize - base, len: u32::try_from(bytes.len()).ok()? })
-        };
-        let (old, new) = (span(row.old), span(row.new));
-        let length = |span: Option<Span>| span.map_or(0, |span| span.len as usize);
+        let place = Place::of(batch.batch(), row);
         let mut access = Access {
             table: self.table.id,
             shard: Shard::of(0),
             row: 0,
             moves_to: None,
-            keys: Box::default(),
+            keys: Vec::new(),
             barrier: matches!(row.op, RowOp::Truncate | RowOp::CopyStart),
-            bytes: 32 + length(old) + length(new),
+            bytes: 32 + place.bytes(),
             weight: if copied { COPY_WEIGHT } else { ROW_WEIGHT },
         };
         self.touch(&mut access, row, scratch);
@@ -354,8 +373,7 @@ impl Routing {
             copied,
             row: access.row,
             moves_to: access.moves_to.map(|(_, to)| to),
-            old,
-            new,
+            place,
         };
         (access, change)
     }
@@ -393,7 +411,7 @@ impl Routing {
                 }
             }
         }
-        access.keys = keys.into();
+        access.keys = keys;
     }
 }
 
