@@ -14,7 +14,7 @@ use super::config::OnExistingRows;
 use super::connection::{Connection, Failure, classify, classify_values};
 use super::keys;
 use super::pieces::Range;
-use super::plan::{self, Group, Kind, Leave, Mode, Source};
+use super::plan::{self, Group, Kind, Leave, Mode};
 use super::progress::{self, Advance, Copied, Join};
 use super::registration::Registration;
 use super::route::{Change, Holds};
@@ -32,6 +32,8 @@ pub(crate) struct Writer<'s> {
     pub(crate) own_schema: &'s str,
     pub(crate) changefeed: &'s str,
     pub(crate) registration: &'s Registration,
+    /// The statement that moves the progress.
+    pub(crate) advance: &'s str,
     pub(crate) permit: &'s WritePermit,
     pub(crate) on_existing_rows: OnExistingRows,
     pub(crate) metrics: &'s TxnMetrics,
@@ -105,7 +107,7 @@ impl Writer<'_> {
             let groups = plan::plan(&table.target, table.changes.iter().copied(), mode, leave)?;
             plans.push((table.target.as_ref(), groups));
         }
-        let advance = connection.prepare(&self.advance_sql(), progress::ADVANCE_PARAMS).await?;
+        let advance = connection.prepare(self.advance, progress::ADVANCE_PARAMS).await?;
         let mut prepared = Vec::new();
         for (target, groups) in &plans {
             for group in groups {
@@ -144,10 +146,6 @@ impl Writer<'_> {
             self.metrics.affected(row_type(&step.group.kind), step.group.rows(), actual);
         }
         Ok(())
-    }
-
-    fn advance_sql(&self) -> String {
-        progress::advance_sql(self.own_schema, self.registration.condition())
     }
 
     /// Begins the transaction and moves the progress, which also locks out any other writer of the queue, and of a
@@ -189,7 +187,7 @@ impl Writer<'_> {
         TableChanges { target, clear: ranges, .. }: &TableChanges<'_, B>,
         change: &Change<B>,
     ) -> Result<(), Failure> {
-        let advance = connection.prepare(&self.advance_sql(), progress::ADVANCE_PARAMS).await?;
+        let advance = connection.prepare(self.advance, progress::ADVANCE_PARAMS).await?;
         self.check_permit()?;
         self.begin(connection, target.deferrable, &advance, steps).await?;
         // All queues move: a writer that was overtaken must not put rows behind the barrier.
@@ -308,7 +306,7 @@ async fn prepare<'p, 'b, B: Holds>(
     let way = if group.bytes() >= STAGED_BYTES && connection.may_stage().await? {
         Way::Stage
     } else {
-        let sql = plan::sql(target, &group.kind, Source::Params);
+        let sql = plan::text(target, &group.kind);
         if group.kind == Kind::Copy {
             Way::Copy(connection.prepare(&sql, 0).await?)
         } else {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use event::{Datum, RowOp, TableInfo};
+use parking_lot::Mutex;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use self::images::Images;
@@ -21,7 +22,7 @@ use super::target::Target;
 use crate::Error;
 
 /// What a statement does with its rows.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) enum Kind {
     /// `COPY … FROM STDIN`: rows of an initial copy into a table that holds nothing else.
     Copy,
@@ -335,6 +336,27 @@ impl Source {
         };
         format!("{relation} AS u({})", names.join(", "))
     }
+}
+
+/// The statements of a table whose rows come as parameters, by kind: nothing else is in their texts.
+#[derive(Debug, Default)]
+pub(crate) struct Texts(Mutex<FxHashMap<Kind, Arc<str>>>);
+
+/// Texts that a table keeps: there are as many kinds of updates as sets of columns.
+const MAX_TEXTS: usize = 64;
+
+/// The statement of a kind, as [`sql`] writes it for [`Source::Params`].
+pub(crate) fn text(target: &Target, kind: &Kind) -> Arc<str> {
+    let mut texts = target.texts.0.lock();
+    if let Some(text) = texts.get(kind) {
+        return Arc::clone(text);
+    }
+    if texts.len() >= MAX_TEXTS {
+        texts.clear();
+    }
+    let text: Arc<str> = sql(target, kind, Source::Params).into();
+    texts.insert(kind.clone(), Arc::clone(&text));
+    text
 }
 
 /// The statement of a kind.

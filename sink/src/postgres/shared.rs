@@ -14,6 +14,7 @@ use super::absence::Absence;
 use super::config::PgConfig;
 use super::connection::Failure;
 use super::pieces::SpanProgress;
+use super::progress;
 use super::registration::Registration;
 use super::target::Target;
 use super::worker::QueuedChange;
@@ -41,6 +42,8 @@ pub(crate) struct Shared {
     pub(crate) registration: Registration,
     /// The same, as this process knows it.
     pub(crate) permit: WritePermit,
+    /// The statement that moves the progress of queues while the target knows the right.
+    pub(crate) advance: String,
     pub(crate) queues: Mutex<Causality<QueuedChange>>,
     /// Workers that have taken something; changes only while the queues are locked.
     pub(crate) busy: AtomicUsize,
@@ -74,6 +77,7 @@ impl Shared {
     ) -> Self {
         Self {
             gid: changefeed.gid.to_string(),
+            advance: progress::advance_sql(&config.own_schema, registration.condition()),
             metrics: SinkMetrics::new(&changefeed, "TxnSink"),
             txn_metrics: TxnMetrics::new(&changefeed),
             config,

@@ -6,6 +6,7 @@ use event::{Column, TableInfo, UniqueKey};
 use tokio_postgres::Client;
 
 use super::connection::{Failure, classify};
+use super::plan::Texts;
 use super::progress::CREATE_LOCK;
 use super::route::{self, Locate, Routing};
 use super::sql::{qualified, quote};
@@ -27,7 +28,7 @@ pub(crate) struct TargetColumn {
 }
 
 /// What statements need to know about one table.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Target {
     pub(crate) info: Arc<TableInfo>,
     pub(crate) routing: Routing,
@@ -42,6 +43,8 @@ pub(crate) struct Target {
     pub(crate) truncatable: bool,
     /// Its rows lie in partitions.
     pub(crate) partitioned: bool,
+    /// What was written about it so far.
+    pub(crate) texts: Texts,
 }
 
 fn rejected(code: &'static str, what: String) -> Failure {
@@ -191,6 +194,7 @@ async fn describe(client: &Client, info: &Arc<TableInfo>, found: &Found) -> Resu
         deferrable: found.deferrable,
         truncatable: found.truncatable,
         partitioned: found.partitioned,
+        texts: Texts::default(),
     })
 }
 

@@ -337,6 +337,7 @@ impl Worker {
             own_schema: &shared.config.own_schema,
             changefeed: &shared.gid,
             registration: &shared.registration,
+            advance: &shared.advance,
             permit: &shared.permit,
             on_existing_rows: shared.config.on_existing_rows,
             metrics: &shared.txn_metrics,

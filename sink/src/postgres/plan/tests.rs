@@ -39,6 +39,7 @@ fn target(change: impl FnOnce(&mut TableInfo)) -> Target {
         deferrable: false,
         truncatable: true,
         partitioned: false,
+        texts: Texts::default(),
         routing,
         info,
     }
