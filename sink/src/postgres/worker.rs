@@ -15,7 +15,7 @@ use super::config::OnExistingRows;
 use super::connection::{Backoff, Connection, Failure};
 use super::plan::Mode;
 use super::queues::Queues;
-use super::route::{Change, Holds, Routing};
+use super::route::{Change, Holds, ROW_WEIGHT, Routing};
 use super::share::{self, Found};
 use super::shared::Shared;
 use super::target::Target;
@@ -25,8 +25,9 @@ use crate::{Error, Flushed};
 
 /// Rows routed before the queues are locked once for all of them.
 const ROUTE_CHUNK: usize = 1024;
-/// Row changes in the queues. Beyond it batches wait as they came, which takes less memory than one entry per row.
-const MAX_QUEUED: usize = 200_000;
+/// Weight of the row changes in the queues that nobody writes. It keeps all workers busy; beyond it batches wait as they
+/// came, since an entry for each row takes more memory, and what was routed long ago is in no cache any more.
+const MAX_WAITING: u64 = 32_768 * ROW_WEIGHT as u64;
 /// A batch that the sink has accepted, shared by its row changes.
 pub(crate) struct Held {
     batch: RowBatch,
@@ -404,7 +405,7 @@ impl Shared {
             let moved = self.work.notified();
             tokio::pin!(moved);
             moved.as_mut().enable();
-            if self.queues.lock().pending() < MAX_QUEUED {
+            if self.queues.lock().waiting() < MAX_WAITING {
                 break;
             }
             tokio::select! {
