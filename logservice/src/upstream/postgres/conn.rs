@@ -198,6 +198,8 @@ impl Connection {
             ("default_transaction_isolation", "read committed"),
             ("idle_in_transaction_session_timeout", "0"),
             ("idle_session_timeout", "0"),
+            // Questions to the catalogs look dearer than they are; what compiles them takes longer than they do.
+            ("jit", "off"),
         ];
         match purpose {
             Purpose::Admin => parameters.extend([("statement_timeout", "60s"), ("lock_timeout", "15s")]),
