@@ -4,6 +4,7 @@
 //! ```text
 //! cargo run --release -p sink --example fence                 # a server of its own, 8 workers
 //! cargo run --release -p sink --example fence -- 16 20        # 16 workers, 20 rounds
+//! cargo run --release -p sink --example fence -- 8 1 50       # turns of 50 ms, where 400 are usual
 //! ```
 //!
 //! Prints for 1, 10 and 1000 rows in a transaction, and for each way to be fenced, the throughput in relation to no
@@ -16,9 +17,6 @@ use futures_util::future::join;
 use testkit::PgServer;
 use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
-
-/// One way's turn.
-const TURN: Duration = Duration::from_millis(400);
 
 /// How a transaction makes sure that its sink may write.
 #[derive(Clone, Copy, PartialEq)]
@@ -113,9 +111,14 @@ impl Worker {
 }
 
 /// All workers at once; answers transactions a second.
-async fn turn(workers: &mut [Worker], way: Way, rows: i64) -> Result<(f64, u64), Box<dyn Error>> {
+async fn turn(
+    workers: &mut [Worker],
+    way: Way,
+    rows: i64,
+    long: Duration,
+) -> Result<(f64, u64), Box<dyn Error>> {
     let begun = Instant::now();
-    let running = workers.iter_mut().map(|worker| worker.run(way, rows, begun + TURN));
+    let running = workers.iter_mut().map(|worker| worker.run(way, rows, begun + long));
     let mut total = 0;
     for done in futures_util::future::join_all(running).await {
         total += done?;
@@ -147,6 +150,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
     let count: i32 = args.next().map_or(Ok(8), |n| n.parse())?;
     let rounds: usize = args.next().map_or(Ok(11), |n| n.parse())?;
+    // One way's turn.
+    let long = Duration::from_millis(args.next().map_or(Ok(400), |n| n.parse())?);
     let server = PgServer::start().await?;
     server.sql("postgres", "CREATE DATABASE bench").await?;
     let client = server.client("bench").await?;
@@ -169,7 +174,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             // Whoever comes first in a round has the warmest or coldest server: they take turns.
             for n in 0..WAYS.len() {
                 let at = (n + round) % WAYS.len();
-                speed[at] = turn(&mut workers, WAYS[at].0, rows).await?.0;
+                speed[at] = turn(&mut workers, WAYS[at].0, rows, long).await?.0;
             }
             for at in 0..WAYS.len() {
                 speeds[at].push(speed[at]);
@@ -180,13 +185,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
             client.batch_execute("TRUNCATE rows").await?;
             // Behind the first touch of every page, which is logged as a whole.
             used(&client).await?;
-            turn(&mut workers, way, rows).await?;
+            turn(&mut workers, way, rows, long).await?;
             let sql = "SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint";
             let log: i64 = client.query_one(sql, &[]).await?.get(0);
-            let (_, done) = turn(&mut workers, way, rows).await?;
+            let (_, done) = turn(&mut workers, way, rows, long).await?;
             let log = client.query_one(sql, &[]).await?.get::<_, i64>(0) - log;
             let (_, before) = used(&client).await?;
-            let (_, again) = turn(&mut workers, way, rows).await?;
+            let (_, again) = turn(&mut workers, way, rows, long).await?;
             let (_, after) = used(&client).await?;
             println!(
                 "{rows:>6}  {name:<15} {:>8.0} {:>8.3} {:>10.0} {:>9.2}",

@@ -12,11 +12,13 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// Crates that nobody uses alone.
 const WITHOUT: [&str; 2] = ["testkit", "xtask"];
 /// Arguments that make an example small; what measures by default measures little here.
-const ARGUMENTS: [(&str, &[&str]); 6] = [
+const ARGUMENTS: [(&str, &[&str]); 8] = [
     ("apply", &["blackhole://", "20000"]),
+    ("bus_throughput", &["0.02"]),
     ("drain", &["20000"]),
     ("embed", &["2"]),
-    ("fence", &["8", "1"]),
+    ("fence", &["8", "1", "50"]),
+    ("floor", &["50000"]),
     ("generate", &["generator://bank?rate=0", "1"]),
     ("throughput", &["50", "20000"]),
 ];

@@ -1,7 +1,7 @@
 //! `cargo xtask test`: every test of the workspace, two programs of tests at a time.
 //!
 //! Most of the time of a test with real servers is waiting, for a lease to end or a server to start, and cargo runs one
-//! program of tests after the other. Documentation's examples are left to cargo.
+//! program of tests after the other. Comments hold no tests (`cargo xtask tidy`): examples are programs.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -74,9 +74,7 @@ pub(crate) fn run(root: &Path, cargo: &[&str], beside: impl FnOnce() -> Result<(
         }
         beside.join().unwrap_or_else(|_| Err(anyhow!("what ran beside the tests ended abnormally")))
     })?;
-    judge(failed.into_inner().unwrap_or_default(), count, &logs)?;
-    let examples = ["test", "--quiet", "--workspace", "--exclude", "xtask", "--doc"];
-    crate::run(root, "cargo", &[&examples[..], cargo].concat(), &[])
+    judge(failed.into_inner().unwrap_or_default(), count, &logs)
 }
 
 /// Takes one program after the other until there is none.

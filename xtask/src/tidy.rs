@@ -34,6 +34,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     let mut found = layers(&crate::metadata(root, &["--no-deps"])?);
     found.extend(headers(root)?);
     found.extend(lints(root)?);
+    found.extend(tests_in_comments(root)?);
     // Of what this machine builds: the rest may not have been downloaded.
     let platform = crate::host(root)?;
     found.extend(licenses::violations(root, &crate::metadata(root, &["--filter-platform", &platform])?)?);
@@ -95,6 +96,35 @@ fn lints(root: &Path) -> Result<Vec<String>> {
     Ok(found)
 }
 
+/// Blocks in comments that cargo would take for tests: those that do not say what else they are. An example is a program,
+/// which is compiled with everything else, found by its name, and run by CI.
+fn tests_in_comments(root: &Path) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for file in crate::sources(root)? {
+        let text = std::fs::read_to_string(&file)?;
+        found.extend(untold_blocks(&text).map(|line| {
+            format!(
+                "{}:{line}: say what the block is (```text, ```sh), or make an example program of it",
+                file.display()
+            )
+        }));
+    }
+    Ok(found)
+}
+
+/// The lines, from 1, on which a block in a comment for the documentation begins that does not say what it is.
+fn untold_blocks(text: &str) -> impl Iterator<Item = usize> + '_ {
+    let mut inside = false;
+    text.lines().zip(1..).filter_map(move |(line, number)| {
+        let line = line.trim_start();
+        let comment = line.strip_prefix("///").or_else(|| line.strip_prefix("//!"))?;
+        let language = comment.trim_start().strip_prefix("```")?;
+        inside = !inside;
+        let untold = inside && !["text", "sh"].contains(&language.trim_end());
+        untold.then_some(number)
+    })
+}
+
 /// Files that a page links to and that are not there, and pages that nothing links to.
 fn links(root: &Path) -> Result<Vec<String>> {
     let mut found = Vec::new();
@@ -144,4 +174,15 @@ fn documented_metrics(root: &Path) -> Result<Vec<String>> {
         found.push(format!("{} is out of date, run `cargo xtask metrics`", metrics::PAGE));
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_that_would_be_compiled_is_found() {
+        let text = "/// Says:\n///\n/// ```text\n/// a\n/// ```\n    /// ```\n    /// f();\n    /// ```\n//! ```no_run\n//! ```\n";
+        assert_eq!(untold_blocks(text).collect::<Vec<_>>(), [6, 9]);
+    }
 }
