@@ -102,7 +102,7 @@ fn tests_in_comments(root: &Path) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for file in crate::sources(root)? {
         let text = std::fs::read_to_string(&file)?;
-        found.extend(untold_blocks(&text).map(|line| {
+        found.extend(untold_blocks(&text).into_iter().map(|line| {
             format!(
                 "{}:{line}: say what the block is (```text, ```sh), or make an example program of it",
                 file.display()
@@ -112,17 +112,28 @@ fn tests_in_comments(root: &Path) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// The lines, from 1, on which a block in a comment for the documentation begins that does not say what it is.
-fn untold_blocks(text: &str) -> impl Iterator<Item = usize> + '_ {
-    let mut inside = false;
-    text.lines().zip(1..).filter_map(move |(line, number)| {
+/// The lines, from 1, on which a block in a comment for the documentation begins that does not say what it is: between
+/// fences, or indented behind an empty line (which cannot say it).
+fn untold_blocks(text: &str) -> Vec<usize> {
+    let mut found = Vec::new();
+    let (mut inside, mut blank) = (false, true);
+    for (line, number) in text.lines().zip(1..) {
         let line = line.trim_start();
-        let comment = line.strip_prefix("///").or_else(|| line.strip_prefix("//!"))?;
-        let language = comment.trim_start().strip_prefix("```")?;
-        inside = !inside;
-        let untold = inside && !["text", "sh"].contains(&language.trim_end());
-        untold.then_some(number)
-    })
+        let Some(comment) = line.strip_prefix("///").or_else(|| line.strip_prefix("//!")) else {
+            (inside, blank) = (false, true);
+            continue;
+        };
+        let words = comment.trim();
+        let untold = if let Some(what) = words.strip_prefix("```").or_else(|| words.strip_prefix("~~~")) {
+            inside = !inside;
+            inside && !["text", "sh"].contains(&what)
+        } else {
+            !inside && blank && !words.is_empty() && comment.starts_with("     ")
+        };
+        found.extend(untold.then_some(number));
+        blank = words.is_empty();
+    }
+    found
 }
 
 /// Files that a page links to and that are not there, and pages that nothing links to.
@@ -183,6 +194,12 @@ mod tests {
     #[test]
     fn a_block_that_would_be_compiled_is_found() {
         let text = "/// Says:\n///\n/// ```text\n/// a\n/// ```\n    /// ```\n    /// f();\n    /// ```\n//! ```no_run\n//! ```\n";
-        assert_eq!(untold_blocks(text).collect::<Vec<_>>(), [6, 9]);
+        assert_eq!(untold_blocks(text), [6, 9]);
+        assert_eq!(untold_blocks("/// Says:\n///\n///     f();\n///\n/// - a\n///     b\n"), [3]);
+        assert_eq!(
+            untold_blocks("/// ```text\nfn f() {}\n/// ```\n"),
+            [3],
+            "a comment ends, and what is open in it"
+        );
     }
 }
