@@ -30,9 +30,12 @@ mod copied;
 mod copier;
 mod created;
 mod ddl;
+mod dial;
+mod failure;
 mod fence;
 mod keys;
 mod pieces;
+mod pipeline;
 mod plain;
 mod plan;
 mod progress;
@@ -45,6 +48,7 @@ mod shared;
 mod sql;
 mod stage;
 mod target;
+mod wire;
 mod worker;
 
 use std::sync::Arc;
@@ -63,7 +67,8 @@ pub(crate) use fence::fence;
 pub use plain::connect_postgres;
 
 use config::PgConfig;
-use connection::{Backoff, Connection, Failure, classify};
+use connection::{Backoff, Connection};
+use failure::{Failure, classify};
 use pieces::Range;
 use shared::Shared;
 use worker::{Incoming, Worker};
@@ -146,12 +151,12 @@ impl PostgresSink {
     pub async fn open(uri: &str, options: &SinkOptions) -> Result<Self, Error> {
         let config = PgConfig::parse(uri)?;
         let connection = Connection::open(&config).await.map_err(Failure::into_error)?;
-        progress::prepare(&connection.client, &config).await.map_err(Failure::into_error)?;
-        ddl::prepare(&connection.client, &config).await.map_err(Failure::into_error)?;
-        registration::prepare(&connection.client, &config).await.map_err(Failure::into_error)?;
+        progress::prepare(connection.client(), &config).await.map_err(Failure::into_error)?;
+        ddl::prepare(connection.client(), &config).await.map_err(Failure::into_error)?;
+        registration::prepare(connection.client(), &config).await.map_err(Failure::into_error)?;
         let gid = options.changefeed.gid.to_string();
         let registration =
-            registration::register(&connection.client, &config, &gid, &options.node, options.epoch)
+            registration::register(connection.client(), &config, &gid, &options.node, options.epoch)
                 .await
                 .map_err(Failure::into_error)?;
         let (incoming, to_route) = unbounded_channel();
@@ -245,8 +250,8 @@ impl Sink for PostgresSink {
         if table == TableId::DDL {
             let shared = &self.shared;
             with_control!(self, connection => {
-                shared.registration.check(&connection.client).await?;
-                ddl::forget_gone(&connection.client, &shared.config.own_schema, &shared.gid, start_ts).await
+                shared.registration.check(connection.client()).await?;
+                ddl::forget_gone(connection.client(), &shared.config.own_schema, &shared.gid, start_ts).await
             })?;
             return Ok(TableStart { start_ts, skip_dml_at_start: false });
         }
@@ -254,13 +259,13 @@ impl Sink for PostgresSink {
         shared.open(dispatcher, span);
         let range = Range::of(span);
         let read = with_control!(self, connection => {
-            shared.registration.check(&connection.client).await?;
-            let past = ddl::past(&connection.client, &shared.config.own_schema, &shared.gid, table).await;
+            shared.registration.check(connection.client()).await?;
+            let past = ddl::past(connection.client(), &shared.config.own_schema, &shared.gid, table).await;
             match past {
                 // Nobody writes it any more, so there is no progress to keep.
                 Ok(past) if past.gone => Ok((None, past.last)),
                 Ok(past) => {
-                    let read = progress::load(&connection.client, shared, table, &range).await;
+                    let read = progress::load(connection.client(), shared, table, &range).await;
                     read.map(|read| (Some(read), past.last))
                 }
                 Err(failure) => Err(failure),
@@ -300,7 +305,7 @@ impl Sink for PostgresSink {
             return Ok(());
         }
         let target = with_control!(self, connection => {
-            ddl::open(&connection.client, shared, &info).await
+            ddl::open(connection.client(), shared, &info).await
         })?;
         if let Some(target) = target {
             shared.targets.lock().insert(info.id, Arc::new(target));
@@ -344,9 +349,9 @@ impl Sink for PostgresSink {
     async fn forget_changefeed(&self) -> Result<(), Error> {
         let shared = &self.shared;
         with_control!(self, connection => {
-            progress::forget(&connection.client, &shared.config, &shared.gid).await?;
-            ddl::forget(&connection.client, &shared.config, &shared.gid).await?;
-            registration::forget_all(&connection.client, &shared.config, &shared.gid).await
+            progress::forget(connection.client(), &shared.config, &shared.gid).await?;
+            ddl::forget(connection.client(), &shared.config, &shared.gid).await?;
+            registration::forget_all(connection.client(), &shared.config, &shared.gid).await
         })?;
         shared.progress.lock().clear();
         Ok(())
@@ -366,7 +371,7 @@ pub(crate) async fn check(uri: &str) -> Result<SinkCheck, Error> {
 
 async fn check_connected(connection: &Connection, config: &PgConfig) -> Result<SinkCheck, Failure> {
     let row = connection
-        .client
+        .client()
         .query_one(
             "SELECT (SELECT system_identifier::text FROM pg_catalog.pg_control_system()), \
                 pg_catalog.current_database()::text, pg_catalog.pg_is_in_recovery(), \

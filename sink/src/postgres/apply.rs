@@ -4,16 +4,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use event::RowOp;
-use futures_util::future::{join, join_all};
 use futures_util::{SinkExt, pin_mut};
 use heartbeatpb::{TableId, WritePermit};
-use tokio_postgres::Statement;
 use tokio_postgres::types::ToSql;
 
 use super::config::OnExistingRows;
-use super::connection::{Connection, Failure, classify, classify_values};
+use super::connection::Connection;
+use super::failure::{Cause, Failure, classify, classify_values};
 use super::keys;
 use super::pieces::Range;
+use super::pipeline::{Call, Stopped};
 use super::plan::{self, Group, Kind, Leave, Mode};
 use super::progress::{self, Advance, Copied, Join};
 use super::registration::Registration;
@@ -23,9 +23,6 @@ use super::stage::{self, STAGED_BYTES};
 use super::target::Target;
 use crate::Error;
 use crate::metrics::{RowType, TxnMetrics};
-
-/// Statements sent without waiting for the answer to the one before.
-const PIPELINE: usize = 24;
 
 /// What every transaction of a sink needs.
 pub(crate) struct Writer<'s> {
@@ -62,9 +59,9 @@ struct Step<'p, 'b, B> {
 /// How the rows of a statement reach the server.
 enum Way {
     /// As its parameters.
-    Params(Statement, Vec<TextArray>),
+    Params(Arc<str>, Vec<TextArray>),
     /// As the data of a `COPY` into the table.
-    Copy(Statement),
+    Copy(Arc<str>),
     /// As the rows of the staging table.
     Stage,
 }
@@ -75,10 +72,6 @@ fn row_type(kind: &Kind) -> RowType {
         Kind::Update(_) => RowType::Update,
         Kind::Delete => RowType::Delete,
     }
-}
-
-fn refs(params: &[TextArray]) -> Vec<&(dyn ToSql + Sync)> {
-    params.iter().map(|array| array as &(dyn ToSql + Sync)).collect()
 }
 
 fn writing(target: &Target) -> String {
@@ -107,7 +100,6 @@ impl Writer<'_> {
             let groups = plan::plan(&table.target, table.changes.iter().copied(), mode, leave)?;
             plans.push((table.target.as_ref(), groups));
         }
-        let advance = connection.prepare(self.advance, progress::ADVANCE_PARAMS).await?;
         let mut prepared = Vec::new();
         for (target, groups) in &plans {
             for group in groups {
@@ -115,27 +107,15 @@ impl Writer<'_> {
             }
         }
         let deferrable = tables.iter().any(|table| table.target.deferrable);
-        // Here and not in `begin`: what is sent together with the beginning must not be sent without one.
-        self.check_permit()?;
         let counts = match mode {
             Mode::Batched => {
                 // The first statements leave together with the beginning: one round trip less.
-                let begin = self.begin(connection, deferrable, &advance, steps);
-                let (begun, counts) = join(begin, run_together(connection, &prepared)).await;
-                let mut counts = match (begun, counts) {
-                    // The statements were ahead of what joins pieces: that only says that one of them has failed.
-                    (Err(Failure::Again(_)), Err(cause)) => return Err(cause),
-                    (begun, counts) => {
-                        begun?;
-                        counts?
-                    }
-                };
-                let rest = &prepared[counts.len()..];
-                run_pipelined(connection, rest, &mut counts).await?;
+                let mut counts = self.begin(connection, deferrable, steps, &prepared).await?;
+                run_batched(connection, &prepared[counts.len()..], &mut counts).await?;
                 counts
             }
             Mode::Singles => {
-                self.begin(connection, deferrable, &advance, steps).await?;
+                self.begin::<B>(connection, deferrable, steps, &[]).await?;
                 run_singly(connection, &prepared).await?
             }
         };
@@ -149,34 +129,50 @@ impl Writer<'_> {
     }
 
     /// Begins the transaction and moves the progress, which also locks out any other writer of the queue, and of a
-    /// sink that is fenced moves nothing.
-    async fn begin(
+    /// sink that is fenced moves nothing. Sends the first of the statements behind it at once where nothing has to be
+    /// looked at before; answers what they counted.
+    async fn begin<B: Holds>(
         &self,
-        connection: &Connection,
+        connection: &mut Connection,
         deferrable: bool,
-        advance: &Statement,
         (steps, joins): Moves<'_>,
-    ) -> Result<(), Failure> {
+        behind: &[Step<'_, '_, B>],
+    ) -> Result<Vec<u64>, Failure> {
+        self.check_permit()?;
         let params = progress::advance_params(self.changefeed, steps);
-        let params = refs(&params);
-        let begin = self.registration.begin();
-        let begin =
-            if deferrable { format!("{begin}; SET CONSTRAINTS ALL DEFERRED") } else { begin.to_owned() };
-        let (begun, advanced) =
-            join(connection.client.batch_execute(&begin), connection.client.execute(advance, &params)).await;
-        begun.map_err(|e| classify(e, "beginning a transaction"))?;
-        let advanced = advanced.map_err(|e| classify(e, "writing progress"))?;
-        if advanced != steps.len() as u64 {
+        let mut calls = vec![Call::plain("BEGIN"), Call::plain(self.registration.lock())];
+        if deferrable {
+            calls.push(Call::plain("SET CONSTRAINTS ALL DEFERRED"));
+        }
+        let advance = calls.len();
+        calls.push(Call { sql: self.advance, params: &params });
+        let alone = steps.is_empty() || !joins.is_empty();
+        let behind = if alone { &[] } else { with_params(behind) };
+        calls.extend(behind.iter().filter_map(Step::call));
+        let result = connection.run(&calls).await;
+        let done = result.as_ref().unwrap_or_else(|stopped| &stopped.done);
+        if done.get(advance).is_some_and(|advanced| *advanced != steps.len() as u64) {
             // Somebody else moved them, or this sink is fenced: whoever reads them again finds out.
             return Err(Failure::Overtaken);
         }
+        let counts = match result {
+            Ok(mut counts) => counts.split_off(advance + 1),
+            Err(Stopped { done, cause }) => {
+                return Err(match done.len().checked_sub(advance + 1).and_then(|at| behind.get(at)) {
+                    Some(step) => step.failed(cause),
+                    None if done.len() == advance => classify(cause, "writing progress"),
+                    None => classify(cause, "beginning a transaction"),
+                });
+            }
+        };
+        check(behind, &counts)?;
         if steps.is_empty() {
-            self.registration.check(&connection.client).await?;
+            self.registration.check(connection.client()).await?;
         }
         for join in joins {
-            progress::join(&connection.client, self.own_schema, self.changefeed, join).await?;
+            progress::join(connection.client(), self.own_schema, self.changefeed, join).await?;
         }
-        Ok(())
+        Ok(counts)
     }
 
     /// `TRUNCATE` or the beginning of an initial copy, in a transaction of its own.
@@ -187,13 +183,11 @@ impl Writer<'_> {
         TableChanges { target, clear: ranges, .. }: &TableChanges<'_, B>,
         change: &Change<B>,
     ) -> Result<(), Failure> {
-        let advance = connection.prepare(self.advance, progress::ADVANCE_PARAMS).await?;
-        self.check_permit()?;
-        self.begin(connection, target.deferrable, &advance, steps).await?;
+        self.begin::<B>(connection, target.deferrable, steps, &[]).await?;
         // All queues move: a writer that was overtaken must not put rows behind the barrier.
         let (own, table) = (self.own_schema, target.info.id);
         for range in ranges {
-            progress::pass(&connection.client, own, self.changefeed, table, range, change.at).await?;
+            progress::pass(connection.client(), own, self.changefeed, table, range, change.at).await?;
             if change.op == RowOp::Truncate {
                 clear(connection, target, range).await?;
             } else {
@@ -204,9 +198,10 @@ impl Writer<'_> {
     }
 
     /// Commits, if this process may still write.
-    async fn commit(&self, connection: &Connection) -> Result<(), Failure> {
+    async fn commit(&self, connection: &mut Connection) -> Result<(), Failure> {
         self.check_permit()?;
-        connection.client.batch_execute("COMMIT").await.map_err(|e| classify(e, "committing"))
+        let committed = connection.run(&[Call::plain("COMMIT")]).await;
+        committed.map(|_| ()).map_err(|stopped| classify(stopped.cause, "committing"))
     }
 
     fn check_permit(&self) -> Result<(), Failure> {
@@ -222,7 +217,7 @@ impl Writer<'_> {
         range: &Range,
         change: &Change<B>,
     ) -> Result<(), Failure> {
-        let (client, own, feed) = (&connection.client, self.own_schema, self.changefeed);
+        let (client, own, feed) = (connection.client(), self.own_schema, self.changefeed);
         let table: TableId = target.info.id;
         let snapshot = change.at.commit_ts;
         match progress::copy_marker(client, own, feed, table, range, snapshot).await? {
@@ -263,7 +258,7 @@ pub(crate) async fn require_empty(
     let keys::Condition { sql, params } = keys::condition(target, range)?;
     let sql = format!("SELECT EXISTS (SELECT FROM {} AS t{sql})", target.name);
     let row = connection
-        .client
+        .client()
         .query_one(&sql, &text_refs(&params))
         .await
         .map_err(|e| classify(e, &writing(target)))?;
@@ -285,7 +280,7 @@ pub(crate) async fn clear(connection: &Connection, target: &Target, range: &Rang
     if !range.is_all() {
         let keys::Condition { sql, params } = keys::condition(target, range)?;
         let sql = format!("DELETE FROM {} AS t{sql}", target.name);
-        let deleted = connection.client.execute(&sql, &text_refs(&params)).await;
+        let deleted = connection.client().execute(&sql, &text_refs(&params)).await;
         return deleted.map(|_| ()).map_err(|e| classify(e, &writing(target)));
     }
     // A table that foreign keys refer to cannot be truncated alone.
@@ -294,7 +289,7 @@ pub(crate) async fn clear(connection: &Connection, target: &Target, range: &Rang
         (true, true) => format!("TRUNCATE {}", target.name),
         (true, false) | (false, _) => format!("{sql} {}", target.name),
     };
-    connection.client.batch_execute(&sql).await.map_err(|e| classify(e, &writing(target)))
+    connection.client().batch_execute(&sql).await.map_err(|e| classify(e, &writing(target)))
 }
 
 /// Gets everything ready that can be before the transaction begins.
@@ -307,87 +302,91 @@ async fn prepare<'p, 'b, B: Holds>(
         Way::Stage
     } else {
         let sql = plan::text(target, &group.kind);
-        if group.kind == Kind::Copy {
-            Way::Copy(connection.prepare(&sql, 0).await?)
-        } else {
-            let params = plan::params(target, group);
-            Way::Params(connection.prepare(&sql, params.len()).await?, params)
-        }
+        if group.kind == Kind::Copy { Way::Copy(sql) } else { Way::Params(sql, plan::params(target, group)) }
     };
     Ok(Step { target, group, way })
 }
 
-async fn run_pipelined<B: Holds>(
-    connection: &Connection,
+/// The first statements, up to one whose rows do not come as parameters.
+fn with_params<'s, 'p, 'b, B>(steps: &'s [Step<'p, 'b, B>]) -> &'s [Step<'p, 'b, B>] {
+    let end = steps.iter().position(|step| !matches!(step.way, Way::Params(..)));
+    &steps[..end.unwrap_or(steps.len())]
+}
+
+/// What statements have counted must be what they should have.
+fn check<B: Holds>(steps: &[Step<'_, '_, B>], counts: &[u64]) -> Result<(), Failure> {
+    steps.iter().zip(counts).try_for_each(|(step, count)| step.check(*count))
+}
+
+/// Sends the statements in order, without waiting in between where their rows come as parameters.
+async fn run_batched<B: Holds>(
+    connection: &mut Connection,
     steps: &[Step<'_, '_, B>],
     counts: &mut Vec<u64>,
 ) -> Result<(), Failure> {
     let mut rest = steps;
-    while !rest.is_empty() {
-        let done = run_together(connection, rest).await?;
-        if let Some(alone) = rest.get(done.len()).filter(|_| done.is_empty()) {
-            counts.push(run(connection, alone).await?);
-            rest = &rest[1..];
+    while let Some(first) = rest.first() {
+        let together = with_params(rest);
+        let done = if together.is_empty() {
+            vec![first.execute(connection).await?]
         } else {
-            rest = &rest[done.len()..];
-            counts.extend(done);
-        }
+            let calls: Vec<_> = together.iter().filter_map(Step::call).collect();
+            let stopped = |Stopped { done, cause }| together.get(done.len()).unwrap_or(first).failed(cause);
+            connection.run(&calls).await.map_err(stopped)?
+        };
+        let (ran, left) = rest.split_at(done.len());
+        check(ran, &done)?;
+        counts.extend(done);
+        rest = left;
     }
     Ok(())
 }
 
-/// Sends the first statements in order without waiting in between, up to one whose rows do not come as parameters.
-/// Polling the futures in order sends them in order.
-async fn run_together<B: Holds>(
-    connection: &Connection,
-    steps: &[Step<'_, '_, B>],
-) -> Result<Vec<u64>, Failure> {
-    let with_params = steps.iter().take(PIPELINE).map_while(|step| match &step.way {
-        Way::Params(statement, params) => Some((statement, refs(params))),
-        Way::Copy(_) | Way::Stage => None,
-    });
-    let with_params: Vec<_> = with_params.collect();
-    let sent = with_params.iter().map(|(statement, params)| connection.client.execute(*statement, params));
-    let mut counts = Vec::with_capacity(with_params.len());
-    for (step, result) in steps.iter().zip(join_all(sent).await) {
-        let count = result.map_err(|e| classify_values(e, &writing(step.target), &step.target.info))?;
-        counts.push(step.checked(count)?);
-    }
-    Ok(counts)
-}
-
 impl<B: Holds> Step<'_, '_, B> {
-    /// How many rows it has changed, if that is what it should have.
-    fn checked(&self, count: u64) -> Result<u64, Failure> {
+    /// Its statement, if its rows come as parameters.
+    fn call(&self) -> Option<Call<'_>> {
+        match &self.way {
+            Way::Params(sql, params) => Some(Call { sql, params }),
+            Way::Copy(_) | Way::Stage => None,
+        }
+    }
+
+    fn failed(&self, cause: impl Into<Cause>) -> Failure {
+        classify_values(cause, &writing(self.target), &self.target.info)
+    }
+
+    /// Whether it has changed as many rows as it should have.
+    fn check(&self, count: u64) -> Result<(), Failure> {
         match &self.group.kind {
             Kind::Update(set) if count != self.group.rows() => {
                 let whole = plan::is_whole_row(self.target, set);
                 Err(if whole { Failure::Absent(self.target.info.id) } else { Failure::Missing })
             }
-            Kind::Insert | Kind::Upsert | Kind::Update(_) | Kind::Delete | Kind::Copy => Ok(count),
+            Kind::Insert | Kind::Upsert | Kind::Update(_) | Kind::Delete | Kind::Copy => Ok(()),
         }
     }
 
-    /// Executes it, whatever the way of its rows.
-    async fn execute(&self, connection: &Connection) -> Result<u64, Failure> {
-        let failed = |e| classify_values(e, &writing(self.target), &self.target.info);
+    /// Executes it, whatever the way of its rows; answers how many it has changed.
+    async fn execute(&self, connection: &mut Connection) -> Result<u64, Failure> {
         match &self.way {
-            Way::Params(statement, params) => {
-                connection.client.execute(statement, &refs(params)).await.map_err(failed)
+            Way::Params(sql, params) => {
+                let counts = connection.run(&[Call { sql, params }]).await;
+                let counts = counts.map_err(|stopped| self.failed(stopped.cause))?;
+                Ok(counts.into_iter().sum())
             }
-            Way::Copy(statement) => {
-                let sink = connection.client.copy_in(statement).await.map_err(failed)?;
-                pin_mut!(sink);
-                sink.send(plan::copy_text(self.target, self.group)).await.map_err(failed)?;
-                sink.finish().await.map_err(failed)
+            Way::Copy(sql) => self.copy(connection, sql).await.map_err(|e| self.failed(e)),
+            Way::Stage => {
+                stage::execute(connection, self.target, self.group).await.map_err(|e| self.failed(e))
             }
-            Way::Stage => stage::execute(connection, self.target, self.group).await.map_err(failed),
         }
     }
-}
 
-async fn run<B: Holds>(connection: &Connection, step: &Step<'_, '_, B>) -> Result<u64, Failure> {
-    step.checked(step.execute(connection).await?)
+    async fn copy(&self, connection: &Connection, sql: &str) -> Result<u64, tokio_postgres::Error> {
+        let sink = connection.client().copy_in(sql).await?;
+        pin_mut!(sink);
+        sink.send(plan::copy_text(self.target, self.group)).await?;
+        sink.finish().await
+    }
 }
 
 /// One statement after the other; a row that an update does not find is inserted when it is known as a whole.

@@ -21,8 +21,9 @@ use tokio_postgres::CopyInSink;
 
 use super::apply;
 use super::config::{OnExistingRows, PgConfig};
-use super::connection::{Connection, Failure, classify, classify_values};
+use super::connection::Connection;
 use super::created::Notes;
+use super::failure::{Failure, classify, classify_values};
 use super::pieces::Range;
 use super::registration::{self, Registration};
 use super::resync::{self, Before};
@@ -91,19 +92,19 @@ impl CopyTarget for PostgresCopies {
         }
         let connection = Connection::open(&self.config).await?;
         let gid = self.options.changefeed.gid.to_string();
-        Ok(Some(resync::list(&connection.client, &self.config.own_schema, &gid).await?))
+        Ok(Some(resync::list(connection.client(), &self.config.own_schema, &gid).await?))
     }
 
     async fn change_resync(&self, table: TableId, change: &ResyncChange) -> Result<bool, CopyError> {
         self.options.permit.granted().await;
         let connection = Connection::open(&self.config).await?;
         if matches!(change, ResyncChange::Ask { .. }) {
-            progress::prepare(&connection.client, &self.config).await?;
-            resync::prepare(&connection.client, &self.config).await?;
+            progress::prepare(connection.client(), &self.config).await?;
+            resync::prepare(connection.client(), &self.config).await?;
         }
         let gid = self.options.changefeed.gid.to_string();
         let owner = (gid.as_str(), table);
-        Ok(resync::change(&connection.client, &self.config, owner, change, WallTime::now()).await?)
+        Ok(resync::change(connection.client(), &self.config, owner, change, WallTime::now()).await?)
     }
 }
 
@@ -128,7 +129,7 @@ struct Session {
 impl Session {
     async fn begin(config: &PgConfig, options: &SinkOptions) -> Result<Self, Failure> {
         let connection = Connection::open(config).await?;
-        let client = &connection.client;
+        let client = connection.client();
         progress::prepare(client, config).await?;
         ddl::prepare(client, config).await?;
         registration::prepare(client, config).await?;
@@ -184,7 +185,7 @@ impl Session {
 
     async fn prepare(&self, info: &Arc<TableInfo>) -> Result<CopiedTable, Failure> {
         let connection = self.control().await;
-        let client = &connection.client;
+        let client = connection.client();
         if self.config.create_tables {
             self.notes().create(client, info).await?;
         }
@@ -217,11 +218,11 @@ impl Session {
     ) -> Result<(Part, CopyFormat), Failure> {
         let format = {
             let connection = self.control().await;
-            let target = target::open(&connection.client, info, false).await?;
+            let target = target::open(connection.client(), info, false).await?;
             self.remember(&connection, target).await?
         };
         let mut part = self.begin_part(info.id, &CopyPart::default(), snapshot).await?;
-        let client = &part.connection.client;
+        let client = &part.connection.client();
         let before = resync::look(client, &self.config.own_schema, &self.gid, info.id).await?;
         if before.furthest() > snapshot.0 {
             return Err(resync::again("it has newer changes than those that a copy of it would hold"));
@@ -246,7 +247,7 @@ impl Session {
     /// Nothing of the copy is in the table yet: what is, is somebody else's, or of an earlier version of this program,
     /// which noted that it had begun.
     async fn begin_table(&self, connection: &Connection, target: &Target) -> Result<(), Failure> {
-        let (client, own, id) = (&connection.client, &self.config.own_schema, target.info.id);
+        let (client, own, id) = (connection.client(), &self.config.own_schema, target.info.id);
         let all = Range::default();
         in_transaction(client, async {
             self.registration.begin_checked(client).await?;
@@ -263,7 +264,7 @@ impl Session {
     async fn clear_table(&self, table: TableId) -> Result<(), Failure> {
         let opened = self.opened(table)?;
         let connection = self.control().await;
-        let client = &connection.client;
+        let client = connection.client();
         in_transaction(client, async {
             self.registration.begin_checked(client).await?;
             apply::clear(&connection, &opened.target, &Range::default()).await?;
@@ -275,7 +276,7 @@ impl Session {
     async fn finish_table(&self, table: TableId) -> Result<(), Failure> {
         let opened = self.opened(table)?;
         let connection = self.control().await;
-        let (client, own) = (&connection.client, &self.config.own_schema);
+        let (client, own) = (connection.client(), &self.config.own_schema);
         in_transaction(client, async {
             self.registration.begin_checked(client).await?;
             let (parts, finished) = copied::load(client, own, &self.gid, table).await?;
@@ -299,7 +300,7 @@ impl Session {
 
     async fn note_shapes(&self, shapes: u32) -> Result<(), Failure> {
         let connection = self.control().await;
-        let (client, own) = (&connection.client, &self.config.own_schema);
+        let (client, own) = (connection.client(), &self.config.own_schema);
         in_transaction(client, async {
             self.registration.begin_checked(client).await?;
             copied::remove(client, own, &self.gid, TableId::DDL).await?;
@@ -323,9 +324,9 @@ impl Session {
     ) -> Result<Part, Failure> {
         let opened = self.opened(table)?;
         let connection = self.take().await?;
-        self.registration.begin_checked(&connection.client).await?;
+        self.registration.begin_checked(connection.client()).await?;
         if opened.target.deferrable {
-            let defer = connection.client.batch_execute("SET CONSTRAINTS ALL DEFERRED").await;
+            let defer = connection.client().batch_execute("SET CONSTRAINTS ALL DEFERRED").await;
             defer.map_err(|e| classify(e, "beginning a transaction"))?;
         }
         let doing = format!("copying into table {}", opened.target.name);
@@ -362,7 +363,7 @@ async fn in_transaction(
 async fn same_types(connection: &Connection, target: &Target) -> Result<bool, Failure> {
     let sql = "SELECT attname::text, atttypid FROM pg_catalog.pg_attribute \
                WHERE attrelid = $1::text::regclass AND attnum > 0 AND NOT attisdropped";
-    let rows = connection.client.query(sql, &[&target.name]).await;
+    let rows = connection.client().query(sql, &[&target.name]).await;
     let rows = rows.map_err(|e| classify(e, "reading the shape of a target table"))?;
     let types: FxHashMap<&str, u32> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
     Ok(target.columns.iter().all(|column| {
@@ -375,7 +376,7 @@ async fn same_types(connection: &Connection, target: &Target) -> Result<bool, Fa
 impl CopySession for Session {
     async fn shapes(&self) -> Result<Option<u32>, CopyError> {
         let connection = self.control().await;
-        Ok(copied::shapes(&connection.client, &self.config.own_schema, &self.gid).await?)
+        Ok(copied::shapes(connection.client(), &self.config.own_schema, &self.gid).await?)
     }
 
     async fn set_shapes(&self, shapes: u32) -> Result<(), CopyError> {
@@ -384,12 +385,12 @@ impl CopySession for Session {
 
     async fn retain(&self, tables: &[Arc<TableInfo>]) -> Result<(), CopyError> {
         let connection = self.control().await;
-        Ok(self.notes().retain(&connection.client, tables).await?)
+        Ok(self.notes().retain(connection.client(), tables).await?)
     }
 
     async fn finished(&self) -> Result<Vec<(TableId, CopiedPart)>, CopyError> {
         let connection = self.control.lock().await;
-        Ok(copied::finished(&connection.client, &self.config.own_schema, &self.gid).await?)
+        Ok(copied::finished(connection.client(), &self.config.own_schema, &self.gid).await?)
     }
 
     async fn open(&self, table: &Arc<TableInfo>) -> Result<CopiedTable, CopyError> {
@@ -424,7 +425,7 @@ impl CopySession for Session {
     async fn index(&self, table: TableId, index: &CopyIndex) -> Result<(), CopyError> {
         let opened = self.opened(table)?;
         let connection = self.take().await?;
-        self.notes().index(&connection.client, &opened.target.info, index).await?;
+        self.notes().index(connection.client(), &opened.target.info, index).await?;
         self.idle.lock().push(connection);
         Ok(())
     }
@@ -471,14 +472,14 @@ impl Part {
         };
         let columns = opened.columns.join(", ");
         let sql = format!("COPY {} ({columns}) FROM STDIN{format}", opened.target.name);
-        let input = self.connection.client.copy_in(&sql).await.map_err(|e| classify(e, &self.doing))?;
+        let input = self.connection.client().copy_in(&sql).await.map_err(|e| classify(e, &self.doing))?;
         self.input = Some(Box::pin(input));
         Ok(())
     }
 
     async fn done(mut self, rows: u64) -> Result<(), Failure> {
         let failed = |e| classify_values(e, &self.doing, &self.opened.target.info);
-        let client = &self.connection.client;
+        let client = &self.connection.client();
         let written = match &mut self.input {
             Some(input) => input.as_mut().finish().await.map_err(failed)?,
             None => {

@@ -18,7 +18,7 @@ use heartbeatpb::TableId;
 use tokio_postgres::Client;
 
 use super::config::PgConfig;
-use super::connection::{Failure, classify};
+use super::failure::{Failure, classify};
 use super::progress::{CREATE_LOCK, create_missing, end};
 use super::registration::{self, Registration};
 use super::sql::{qualified, quote};

@@ -23,7 +23,8 @@ use heartbeatpb::{InfluencedTables, SchemaId, TableId, Ts};
 use tokio_postgres::{Client, GenericClient};
 
 use super::config::PgConfig;
-use super::connection::{Connection, Failure, classify};
+use super::connection::Connection;
+use super::failure::{Failure, classify};
 use super::progress::{self, CREATE_LOCK};
 use super::shared::Shared;
 use super::sql;
@@ -142,7 +143,7 @@ async fn note_table(
 
 /// Executes a DDL once: the transaction that runs it also notes that it ran.
 pub(crate) async fn execute(connection: &Connection, shared: &Shared, ddl: &DdlEvent) -> Result<(), Failure> {
-    let (client, own, feed) = (&connection.client, &shared.config.own_schema, &shared.gid);
+    let (client, own, feed) = (connection.client(), &shared.config.own_schema, &shared.gid);
     let named = if ddl.table.is_empty() {
         format!("schema {}", sql::quote(&ddl.schema))
     } else {

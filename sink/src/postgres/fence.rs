@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use heartbeatpb::codes;
 
 use super::config::PgConfig;
-use super::connection::{Connection, Failure};
+use super::connection::Connection;
+use super::failure::Failure;
 use super::progress;
 use super::registration::{self, Drained, Marking};
 use crate::Error;
@@ -23,7 +24,7 @@ async fn fence_connected(
     config: &PgConfig,
     request: &FenceRequest,
 ) -> Result<Fenced, Failure> {
-    let client = &connection.client;
+    let client = connection.client();
     progress::prepare(client, config).await?;
     registration::prepare(client, config).await?;
     let gid = request.changefeed.gid.to_string();

@@ -2,7 +2,7 @@
 
 use event::{KeyForm, TableInfo};
 
-use super::connection::Failure;
+use super::failure::Failure;
 use super::pieces::Range;
 use super::target::Target;
 use crate::Error;

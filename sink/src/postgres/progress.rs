@@ -10,7 +10,7 @@ use heartbeatpb::{TableId, Ts};
 use tokio_postgres::{Client, GenericClient};
 
 use super::config::PgConfig;
-use super::connection::{Failure, classify};
+use super::failure::{Failure, classify};
 use super::pieces::{self, Piece, Range, SpanProgress, Stored};
 use super::route::Position;
 use super::shared::Shared;
@@ -254,7 +254,7 @@ pub(crate) fn advance_sql(own: &str, condition: &str) -> String {
 }
 
 /// Number of parameters of [`advance_sql`].
-pub(crate) const ADVANCE_PARAMS: usize = 9;
+const ADVANCE_PARAMS: usize = 9;
 
 /// Parameters of [`advance_sql`].
 pub(crate) fn advance_params(changefeed: &str, steps: &[Advance]) -> Vec<TextArray> {

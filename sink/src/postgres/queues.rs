@@ -7,7 +7,8 @@
 use event::KeyCodec;
 use heartbeatpb::{DispatcherId, TableId};
 
-use super::connection::{Connection, Failure};
+use super::connection::Connection;
+use super::failure::Failure;
 use super::keys;
 use super::pieces::{QueueProgress, Range};
 use super::progress::{self, Advance, Join};
@@ -97,7 +98,7 @@ impl Queues {
         let from = match known.filter(|_| !stale) {
             Some(known) => known,
             None => {
-                let read = progress::load(&connection.client, shared, table, &range).await?;
+                let read = progress::load(connection.client(), shared, table, &range).await?;
                 let from = read.queue(shard).clone();
                 shared.learn(dispatcher, table, read);
                 from

@@ -42,7 +42,8 @@ use rand::Rng;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::config::PgConfig;
-use super::connection::{Connection, Failure, classify};
+use super::connection::Connection;
+use super::failure::{Failure, classify};
 use super::progress::create_missing;
 use super::sql::literal;
 use crate::Error;
@@ -69,6 +70,7 @@ fn changefeed_lock(changefeed: &str) -> String {
 pub(crate) struct Registration {
     incarnation: i64,
     begin: String,
+    lock: String,
     condition: String,
     share: String,
 }
@@ -94,9 +96,11 @@ pub(crate) fn fenced() -> Error {
 impl Registration {
     fn new(own_schema: &str) -> Self {
         let incarnation = rand::rng().random_range(1..i64::MAX);
+        let lock = format!("SELECT pg_catalog.pg_advisory_xact_lock_shared({incarnation})");
         Self {
             incarnation,
-            begin: format!("BEGIN; SELECT pg_catalog.pg_advisory_xact_lock_shared({incarnation})"),
+            begin: format!("BEGIN; {lock}"),
+            lock,
             condition: format!(
                 "EXISTS (SELECT FROM {own_schema}.writers WHERE incarnation = {incarnation} AND fenced IS NULL)"
             ),
@@ -104,9 +108,10 @@ impl Registration {
         }
     }
 
-    /// Begins a transaction for which fences wait. Its first write has to hold to [`Registration::condition`].
-    pub(crate) fn begin(&self) -> &str {
-        &self.begin
+    /// The statement behind `BEGIN` for which fences wait. The first write of the transaction has to hold to
+    /// [`Registration::condition`].
+    pub(crate) fn lock(&self) -> &str {
+        &self.lock
     }
 
     /// A condition that holds as long as this sink may write.
@@ -352,7 +357,7 @@ pub(crate) async fn retire(config: &PgConfig, registration: &Registration) {
     let (own, incarnation) = (&config.own_schema, registration.incarnation);
     let retiring = async {
         let connection = Connection::open(config).await?;
-        let client = &connection.client;
+        let client = connection.client();
         let mark = format!(
             "UPDATE {own}.writers SET fenced = epoch WHERE incarnation = {incarnation} AND fenced IS NULL"
         );

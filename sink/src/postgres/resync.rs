@@ -22,7 +22,7 @@ use heartbeatpb::{TableId, Ts, WallTime};
 use tokio_postgres::{Client, Row};
 
 use super::config::PgConfig;
-use super::connection::{Failure, classify};
+use super::failure::{Failure, classify};
 use super::pieces::{Piece, Range};
 use super::progress::{CREATE_LOCK, parse_ts};
 use super::registration;

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::absence::Absence;
 use super::config::PgConfig;
-use super::connection::Failure;
+use super::failure::Failure;
 use super::pieces::SpanProgress;
 use super::progress;
 use super::registration::Registration;

@@ -82,15 +82,22 @@ impl TextArray {
     }
 }
 
+impl TextArray {
+    /// Appends the array in the form in which it is sent.
+    pub(crate) fn put(&self, out: &mut BytesMut) {
+        out.extend_from_slice(&self.bytes[..COUNT_AT]);
+        out.put_i32(self.count);
+        out.extend_from_slice(&self.bytes[COUNT_AT + 4..]);
+    }
+}
+
 impl ToSql for TextArray {
     fn to_sql(
         &self,
         _ty: &Type,
         out: &mut BytesMut,
     ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
-        out.extend_from_slice(&self.bytes[..COUNT_AT]);
-        out.put_i32(self.count);
-        out.extend_from_slice(&self.bytes[COUNT_AT + 4..]);
+        self.put(out);
         Ok(IsNull::No)
     }
 

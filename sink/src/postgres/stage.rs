@@ -8,7 +8,8 @@ use bytes::{BufMut, BytesMut};
 use event::Datum;
 use futures_util::{SinkExt, pin_mut};
 
-use super::connection::{Connection, Failure, classify};
+use super::connection::Connection;
+use super::failure::{Failure, classify};
 use super::plan::{self, Group, Source};
 use super::route::Holds;
 use super::target::Target;
@@ -36,7 +37,7 @@ impl Connection {
             return Ok(known);
         }
         let sql = "SELECT has_database_privilege(current_database(), 'TEMPORARY')";
-        let row = self.client.query_one(sql, &[]).await;
+        let row = self.client().query_one(sql, &[]).await;
         let may: bool = row.map_err(|e| classify(e, "looking for the privilege TEMPORARY"))?.get(0);
         if !may {
             tracing::warn!(
@@ -54,7 +55,7 @@ pub(super) async fn execute<B: Holds>(
     target: &Target,
     group: &Group<'_, B>,
 ) -> Result<u64, tokio_postgres::Error> {
-    let client = &connection.client;
+    let client = connection.client();
     // The texts may be anything: to compress them would only take time.
     let create = format!(
         "CREATE TEMPORARY TABLE millrace_values (line int, place int, value text, PRIMARY KEY (line, place)) ON COMMIT \

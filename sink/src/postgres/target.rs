@@ -5,7 +5,7 @@ use std::sync::Arc;
 use event::{Column, TableInfo, UniqueKey};
 use tokio_postgres::Client;
 
-use super::connection::{Failure, classify};
+use super::failure::{Failure, classify};
 use super::plan::Texts;
 use super::progress::CREATE_LOCK;
 use super::route::{self, Locate, Routing};

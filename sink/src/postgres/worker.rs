@@ -12,7 +12,8 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::apply::{TableChanges, Writer};
 use super::config::OnExistingRows;
-use super::connection::{Backoff, Connection, Failure};
+use super::connection::{Backoff, Connection};
+use super::failure::Failure;
 use super::plan::Mode;
 use super::queues::Queues;
 use super::route::{Change, Holds, ROW_WEIGHT, Routing};
@@ -285,7 +286,7 @@ impl Worker {
     /// Ends a failed transaction; a connection on which that fails is given up.
     async fn rollback(&mut self) {
         if let Some(connection) = &self.connection
-            && (connection.is_closed() || connection.client.batch_execute("ROLLBACK").await.is_err())
+            && (connection.is_closed() || connection.client().batch_execute("ROLLBACK").await.is_err())
         {
             self.connection = None;
             self.stale = true;
@@ -299,7 +300,7 @@ impl Worker {
         }
         let Some(connection) = &mut self.connection else { return Ok(()) };
         if self.stale {
-            shared.registration.check(&connection.client).await?;
+            shared.registration.check(connection.client()).await?;
         }
         let groups: Vec<_> = batches.iter().map(|batch| (batch.shard, by_table(batch))).collect();
         let mut queues = Queues::default();
@@ -322,7 +323,7 @@ impl Worker {
         let mut work = Tables::default();
         for (shard, info, (wanted, clear)) in todo {
             if !wanted.is_empty() {
-                let target = shared.target(&connection.client, info).await?;
+                let target = shared.target(connection, info).await?;
                 let changes = wanted.into_iter().map(|change| change.of(&halves)).collect();
                 let lacking = shared.lacking.lock().contains(&info.id);
                 work.add(shard, TableChanges { target, changes, clear, lacking });
@@ -463,14 +464,11 @@ impl Shared {
     }
 
     /// The description of a table's target for one shape.
-    async fn target(
-        &self,
-        client: &tokio_postgres::Client,
-        info: &Arc<TableInfo>,
-    ) -> Result<Arc<Target>, Failure> {
+    async fn target(&self, connection: &Connection, info: &Arc<TableInfo>) -> Result<Arc<Target>, Failure> {
         if let Some(target) = self.known_target(info) {
             return Ok(target);
         }
+        let client = connection.client();
         // It may be created.
         self.registration.share_checked(client).await?;
         let opened = super::target::open(client, info, self.config.create_tables).await;
