@@ -337,7 +337,15 @@ impl<T> Causality<T> {
         queue.completed = last.seq;
         queue.writing = None;
         self.pending -= batch.entries.len();
-        for entry in &batch.entries {
+        for entries in batch.entries.chunk_by(|one, next| one.table == next.table) {
+            self.settle(entries);
+        }
+    }
+
+    /// Changes of one table are no longer pending.
+    fn settle(&mut self, entries: &[Entry<T>]) {
+        let Some(id) = entries.first().map(|entry| entry.table) else { return };
+        for entry in entries {
             let (_, values, moves) = entry.ties();
             for value in values {
                 if self.latest.get(value).is_some_and(|(_, seq)| *seq == entry.seq) {
@@ -345,15 +353,14 @@ impl<T> Causality<T> {
                 }
             }
             self.moves -= usize::from(moves);
-            if let Some(table) = self.tables.get_mut(&entry.table) {
-                table.count -= 1;
-                if table.barrier.is_some_and(|(_, seq)| seq == entry.seq) {
-                    table.barrier = None;
-                }
-                if table.count == 0 {
-                    self.tables.remove(&entry.table);
-                }
-            }
+        }
+        let Some(table) = self.tables.get_mut(&id) else { return };
+        table.count -= entries.len();
+        if table.barrier.is_some_and(|(_, seq)| entries.iter().any(|entry| entry.seq == seq)) {
+            table.barrier = None;
+        }
+        if table.count == 0 {
+            self.tables.remove(&id);
         }
     }
 

@@ -13,7 +13,7 @@ use super::failure::{Failure, classify};
 use super::pieces::{Piece, Range};
 use super::progress::{create_missing, parse_ts};
 use super::route::Position;
-use super::sql::{TextArray, hex};
+use super::sql::{Hex, TextArray};
 use crate::Error;
 use crate::causality::SHARDS;
 
@@ -192,9 +192,9 @@ pub(crate) async fn set_progress(
     client.execute(&delete, &[&changefeed, &table.0]).await.map_err(writing)?;
     let [mut start, mut end, mut ts] = std::array::from_fn(|_| TextArray::new(pieces.len()));
     for piece in pieces {
-        start.push_text(&hex(&piece.range.start));
-        end.push_text(&hex(&piece.range.end));
-        ts.push_text(&piece.at.commit_ts.0.to_string());
+        start.push_text_of(Hex(&piece.range.start));
+        end.push_text_of(Hex(&piece.range.end));
+        ts.push_text_of(piece.at.commit_ts.0);
     }
     let insert = format!(
         "INSERT INTO {own}.progress (changefeed, table_id, shard, span_start, span_end, commit_ts, row_number) \

@@ -40,25 +40,48 @@ pub(crate) enum Kind {
 pub(crate) struct Group<'a, B> {
     pub(crate) kind: Kind,
     changes: Vec<Option<&'a Change<B>>>,
+    /// How many of them there still are.
+    rows: u64,
+    /// Bytes of their images.
+    bytes: usize,
 }
 
 impl<'a, B: Holds> Group<'a, B> {
+    const fn new(kind: Kind) -> Self {
+        Self { kind, changes: Vec::new(), rows: 0, bytes: 0 }
+    }
+
+    /// Adds a change and answers its place.
+    fn push(&mut self, change: &'a Change<B>) -> usize {
+        self.changes.push(Some(change));
+        self.rows += 1;
+        self.bytes += change.bytes();
+        self.changes.len() - 1
+    }
+
+    fn remove(&mut self, place: usize) {
+        if let Some(change) = self.changes[place].take() {
+            self.rows -= 1;
+            self.bytes -= change.bytes();
+        }
+    }
+
     pub(crate) fn changes(&self) -> impl Iterator<Item = &'a Change<B>> + '_ {
         self.changes.iter().copied().flatten()
     }
 
     /// The same rows under another statement.
     pub(crate) fn with_kind(&self, kind: Kind) -> Self {
-        Self { kind, changes: self.changes().map(Some).collect() }
+        Self { kind, changes: self.changes.clone(), rows: self.rows, bytes: self.bytes }
     }
 
-    pub(crate) fn rows(&self) -> u64 {
-        self.changes().count() as u64
+    pub(crate) const fn rows(&self) -> u64 {
+        self.rows
     }
 
     /// Bytes of the images of its rows.
-    pub(crate) fn bytes(&self) -> usize {
-        self.changes().map(Change::bytes).sum()
+    pub(crate) const fn bytes(&self) -> usize {
+        self.bytes
     }
 }
 
@@ -100,22 +123,28 @@ const fn one(kind: Kind) -> Kinds {
 }
 
 /// The statements of a change. Where whole rows may be updated, `whole` are the columns that such an `UPDATE` sets.
-fn kinds<B: Holds>(target: &Target, change: &Change<B>, whole: Option<&Arc<[bool]>>) -> Result<Kinds, Error> {
-    let images = Images::of(change);
+fn kinds(
+    target: &Target,
+    op: RowOp,
+    copied: bool,
+    images: Images<'_>,
+    whole: Option<&Arc<[bool]>>,
+) -> Result<Kinds, Error> {
     let by_key = target.routing.locate != Locate::FullRow;
-    if by_key && images.key(target).any(|value| value == Datum::Unchanged) {
+    let complete = images.is_complete(target);
+    // What is complete has a key too.
+    let keyed = || (complete && images.is_one()) || images.key(target).all(|value| value != Datum::Unchanged);
+    if by_key && !keyed() {
         return Err(unusable(
             &target.info,
             "a change came without the key of its row; set its REPLICA IDENTITY",
         ));
     }
-    match change.op {
-        RowOp::Insert if !images.is_complete(target) => {
-            Err(unusable(&target.info, "an inserted row is incomplete"))
-        }
-        RowOp::Insert if change.copied => Ok(one(Kind::Copy)),
+    match op {
+        RowOp::Insert if !complete => Err(unusable(&target.info, "an inserted row is incomplete")),
+        RowOp::Insert if copied => Ok(one(Kind::Copy)),
         RowOp::Insert => Ok(one(if by_key { Kind::Upsert } else { Kind::Insert })),
-        RowOp::Update => update_kinds(target, images, by_key, whole),
+        RowOp::Update => update_kinds(target, images, (by_key, complete), whole),
         RowOp::Delete if images.old.is_none() => {
             Err(unusable(&target.info, "a delete came without the old row; set its REPLICA IDENTITY"))
         }
@@ -138,7 +167,7 @@ pub(crate) fn is_whole_row(target: &Target, set: &[bool]) -> bool {
 fn update_kinds(
     target: &Target,
     images: Images<'_>,
-    by_key: bool,
+    (by_key, complete): (bool, bool),
     whole: Option<&Arc<[bool]>>,
 ) -> Result<Kinds, Error> {
     let Some(image) = images.after() else {
@@ -151,7 +180,6 @@ fn update_kinds(
         ));
     }
     let key_changed = images.key_changes(target);
-    let complete = images.is_complete(target);
     if by_key && !key_changed && complete {
         return Ok(one(whole.map_or(Kind::Upsert, |set| Kind::Update(Arc::clone(set)))));
     }
@@ -195,7 +223,9 @@ pub(crate) fn plan<'a, B: Holds>(
         mode,
     };
     for change in changes {
-        for kind in kinds(target, change, whole.as_ref())?.into_iter().flatten() {
+        let images = Images::of(change);
+        let kinds = kinds(target, change.op, change.copied, images, whole.as_ref())?;
+        for kind in kinds.into_iter().flatten() {
             let kind = match kind {
                 Kind::Copy if leave.copy && mode == Mode::Batched && change.bytes() < STAGED_BYTES => {
                     Kind::Copy
@@ -204,7 +234,7 @@ pub(crate) fn plan<'a, B: Holds>(
                 Kind::Copy => Kind::Upsert,
                 other @ (Kind::Insert | Kind::Upsert | Kind::Update(_) | Kind::Delete) => other,
             };
-            planner.place(change, kind);
+            planner.place(change, images, kind);
         }
     }
     planner.groups.retain(|group| group.rows() > 0);
@@ -222,14 +252,21 @@ struct Planner<'t, 'a, B> {
 }
 
 impl<'a, B: Holds> Planner<'_, 'a, B> {
-    fn place(&mut self, change: &'a Change<B>, kind: Kind) {
+    fn place(&mut self, change: &'a Change<B>, images: Images<'a>, kind: Kind) {
         if self.mode == Mode::Singles {
-            self.groups.push(Group { kind, changes: vec![Some(change)] });
+            self.add(change, kind);
         } else if self.target.routing.has_other_keys() {
             self.place_in_order(change, kind);
         } else {
-            self.place_by_row(change, kind);
+            self.place_by_row(change, images, kind);
         }
+    }
+
+    /// Adds a statement of one change.
+    fn add(&mut self, change: &'a Change<B>, kind: Kind) {
+        let mut group = Group::new(kind);
+        group.push(change);
+        self.groups.push(group);
     }
 
     fn place_in_order(&mut self, change: &'a Change<B>, kind: Kind) {
@@ -244,9 +281,9 @@ impl<'a, B: Holds> Planner<'_, 'a, B> {
             }
         };
         match self.groups.last_mut() {
-            Some(group) if group.kind == kind && rows_share => group.changes.push(Some(change)),
+            Some(group) if group.kind == kind && rows_share => drop(group.push(change)),
             Some(_) | None => {
-                self.groups.push(Group { kind, changes: vec![Some(change)] });
+                self.add(change, kind);
                 self.in_last_group.clear();
             }
         }
@@ -254,43 +291,40 @@ impl<'a, B: Holds> Planner<'_, 'a, B> {
         self.in_last_group.extend(change.moves_to);
     }
 
-    fn place_by_row(&mut self, change: &'a Change<B>, kind: Kind) {
-        let kind = if self.completes_insertion(change, &kind) { Kind::Upsert } else { kind };
+    fn place_by_row(&mut self, change: &'a Change<B>, images: Images<'a>, kind: Kind) {
+        let before = self.last.get(&change.row).copied();
+        let completes = before.is_some_and(|at| self.completes_insertion(at, images, &kind));
+        let kind = if completes { Kind::Upsert } else { kind };
+        let there = change.moves_to.and_then(|to| self.last.get(&to).copied());
         let mut from = 0;
-        for hash in std::iter::once(change.row).chain(change.moves_to) {
-            if let Some(&(group, place)) = self.last.get(&hash) {
-                let replaced = self.replaces(group, place, change, &kind);
-                if replaced {
-                    self.groups[group].changes[place] = None;
-                }
-                from = from.max(if replaced { group } else { group + 1 });
+        for (group, place) in before.into_iter().chain(there) {
+            let replaced = self.replaces((group, place), images, &kind);
+            if replaced {
+                self.groups[group].remove(place);
             }
+            from = from.max(if replaced { group } else { group + 1 });
         }
         let found = self.groups[from.min(self.groups.len())..].iter().position(|group| group.kind == kind);
         let group = found.map_or(self.groups.len(), |at| at + from);
         if found.is_none() {
-            self.groups.push(Group { kind, changes: Vec::new() });
+            self.groups.push(Group::new(kind));
         }
-        let place = self.groups[group].changes.len();
-        self.groups[group].changes.push(Some(change));
+        let place = self.groups[group].push(change);
         for hash in std::iter::once(change.row).chain(change.moves_to) {
             self.last.insert(hash, (group, place));
         }
     }
 
     /// Whether a whole row is updated that this transaction inserts: it is inserted as it becomes.
-    fn completes_insertion(&self, change: &Change<B>, kind: &Kind) -> bool {
+    fn completes_insertion(&self, (group, place): (usize, usize), images: Images<'_>, kind: &Kind) -> bool {
         let Kind::Update(set) = kind else { return false };
-        let last = self.last.get(&change.row);
-        last.is_some_and(|&(group, place)| {
-            self.groups[group].kind == Kind::Upsert
-                && is_whole_row(self.target, set)
-                && self.replaces(group, place, change, &Kind::Upsert)
-        })
+        self.groups[group].kind == Kind::Upsert
+            && is_whole_row(self.target, set)
+            && self.replaces((group, place), images, &Kind::Upsert)
     }
 
     /// Whether the new change leaves the row as if the earlier one had never been.
-    fn replaces(&self, group: usize, place: usize, change: &Change<B>, kind: &Kind) -> bool {
+    fn replaces(&self, (group, place): (usize, usize), images: Images<'_>, kind: &Kind) -> bool {
         let Some(earlier) = self.groups[group].changes.get(place).copied().flatten() else { return false };
         let supersedes = match (&self.groups[group].kind, kind) {
             (Kind::Upsert | Kind::Update(_) | Kind::Delete, Kind::Upsert)
@@ -303,11 +337,11 @@ impl<'a, B: Holds> Planner<'_, 'a, B> {
         if !supersedes {
             return false;
         }
-        let (earlier, change) = (Images::of(earlier), Images::of(change));
+        let earlier = Images::of(earlier);
         // A change of the key touches two rows, and its two hashes may be one.
         !earlier.key_changes(self.target)
-            && !change.key_changes(self.target)
-            && earlier.key(self.target).eq(change.key(self.target))
+            && !images.key_changes(self.target)
+            && earlier.key(self.target).eq(images.key(self.target))
     }
 }
 
@@ -496,29 +530,41 @@ pub(crate) fn values<'a, B: Holds>(
 /// The parameters of a group's statement.
 pub(crate) fn params<B: Holds>(target: &Target, group: &Group<'_, B>) -> Vec<TextArray> {
     let (found, new) = wanted(target, &group.kind);
-    let rows = usize::try_from(group.rows()).unwrap_or_default();
-    let mut arrays: Vec<TextArray> = (0..found.len() + new.len()).map(|_| TextArray::new(rows)).collect();
-    let (for_key, for_new) = arrays.split_at_mut(found.len());
+    let mut arrays: Vec<TextArray> = Vec::with_capacity(found.len() + new.len());
     let mut values = Vec::with_capacity(target.info.columns.len());
-    let put = |arrays: &mut [TextArray], columns: &[usize], values: &[Datum<'_>]| {
-        for (array, &column) in arrays.iter_mut().zip(columns) {
-            array.push(values.get(target.columns[column].source).copied().unwrap_or(Datum::Null));
-        }
-    };
     for change in group.changes() {
         let images = Images::of(change);
+        let mut at = 0;
+        let mut put = |columns: &[usize], values: &[Datum<'_>]| {
+            for &column in columns {
+                let value = values.get(target.columns[column].source).copied().unwrap_or(Datum::Null);
+                if arrays.len() == at {
+                    arrays.push(array_for(group, value));
+                }
+                arrays[at].push(value);
+                at += 1;
+            }
+        };
         if !found.is_empty() {
             fill(images.found_by(), &mut values);
-            put(for_key, &found, &values);
+            put(&found, &values);
         }
         if !new.is_empty() {
             if found.is_empty() || !images.is_one() {
                 fill(images.after(), &mut values);
             }
-            put(for_new, &new, &values);
+            put(&new, &values);
         }
     }
     arrays
+}
+
+/// An array for a column of a group whose first value is this one: the others are often as long.
+fn array_for<B: Holds>(group: &Group<'_, B>, first: Datum<'_>) -> TextArray {
+    let len = if let Datum::Text(text) = first { text.len() } else { 0 };
+    let rows = usize::try_from(group.rows()).unwrap_or_default();
+    // All of them together are no longer than their images.
+    TextArray::for_values(rows, len.saturating_mul(rows).min(group.bytes()))
 }
 
 /// The values of an image in one walk.

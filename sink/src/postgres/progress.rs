@@ -14,7 +14,7 @@ use super::failure::{Failure, classify};
 use super::pieces::{self, Piece, Range, SpanProgress, Stored};
 use super::route::Position;
 use super::shared::Shared;
-use super::sql::TextArray;
+use super::sql::{Hex, TextArray};
 use crate::Error;
 use crate::causality::Shard;
 
@@ -197,17 +197,13 @@ async fn read(
 
 fn stored_params(rows: &[Stored]) -> [TextArray; 5] {
     let mut arrays = std::array::from_fn(|_| TextArray::new(rows.len()));
+    let [shards, start, end, ts, number] = &mut arrays;
     for Stored { shard, piece: Piece { range, at } } in rows {
-        let values = [
-            shard.index().to_string(),
-            super::sql::hex(&range.start),
-            super::sql::hex(&range.end),
-            at.commit_ts.0.to_string(),
-            at.row_number.to_string(),
-        ];
-        for (array, value) in arrays.iter_mut().zip(values) {
-            array.push_text(&value);
-        }
+        shards.push_text_of(shard.index());
+        start.push_text_of(Hex(&range.start));
+        end.push_text_of(Hex(&range.end));
+        ts.push_text_of(at.commit_ts.0);
+        number.push_text_of(at.row_number);
     }
     arrays
 }
@@ -257,23 +253,19 @@ pub(crate) fn advance_sql(own: &str, condition: &str) -> String {
 const ADVANCE_PARAMS: usize = 9;
 
 /// Parameters of [`advance_sql`].
-pub(crate) fn advance_params(changefeed: &str, steps: &[Advance]) -> Vec<TextArray> {
-    let mut arrays: Vec<TextArray> = (0..ADVANCE_PARAMS).map(|_| TextArray::new(steps.len())).collect();
+pub(crate) fn advance_params(changefeed: &str, steps: &[Advance]) -> [TextArray; ADVANCE_PARAMS] {
+    let mut arrays = std::array::from_fn(|_| TextArray::new(steps.len()));
+    let [feed, table, shard, ts, number, old_ts, old_number, start, end] = &mut arrays;
     for step in steps {
-        let values = [
-            changefeed.to_owned(),
-            step.table.0.to_string(),
-            step.shard.index().to_string(),
-            step.to.commit_ts.0.to_string(),
-            step.to.row_number.to_string(),
-            step.from.commit_ts.0.to_string(),
-            step.from.row_number.to_string(),
-            super::sql::hex(&step.range.start),
-            super::sql::hex(&step.range.end),
-        ];
-        for (array, value) in arrays.iter_mut().zip(values) {
-            array.push_text(&value);
-        }
+        feed.push_text(changefeed);
+        table.push_text_of(step.table.0);
+        shard.push_text_of(step.shard.index());
+        ts.push_text_of(step.to.commit_ts.0);
+        number.push_text_of(step.to.row_number);
+        old_ts.push_text_of(step.from.commit_ts.0);
+        old_number.push_text_of(step.from.row_number);
+        start.push_text_of(Hex(&step.range.start));
+        end.push_text_of(Hex(&step.range.end));
     }
     arrays
 }

@@ -1,5 +1,7 @@
 //! Building blocks of SQL text, and values as the driver sends them.
 
+use std::io::Write as _;
+
 use bytes::{BufMut, BytesMut};
 use event::Datum;
 use postgres_types::{IsNull, ToSql, Type, to_sql_checked};
@@ -29,19 +31,18 @@ pub(crate) fn literal(text: &str) -> String {
 }
 
 /// Bytes as hex digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        // A string takes everything.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+pub(crate) struct Hex<'a>(pub(crate) &'a [u8]);
+
+impl std::fmt::Display for Hex<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
 }
 
 /// One column of many rows as a `text[]` parameter in binary form: the bytes of each value without escapes.
 #[derive(Debug)]
 pub(crate) struct TextArray {
-    bytes: BytesMut,
+    bytes: Vec<u8>,
     count: i32,
 }
 
@@ -49,13 +50,21 @@ const TEXT_OID: u32 = 25;
 const COUNT_AT: usize = 12;
 /// Bytes before the first value.
 const HEAD: usize = 20;
-/// Bytes of a short value, with its length.
-const SHORT: usize = 16;
+/// Bytes of the length before a value.
+const LENGTH: usize = 4;
+/// Bytes that a value may be longer than expected.
+const SPARE: usize = 8;
 
 impl TextArray {
     /// For so many values, most of which are short.
     pub(crate) fn new(values: usize) -> Self {
-        let mut bytes = BytesMut::with_capacity(HEAD + values.saturating_mul(SHORT));
+        Self::for_values(values, 0)
+    }
+
+    /// For so many values, which will have about so many bytes together.
+    pub(crate) fn for_values(values: usize, len: usize) -> Self {
+        let room = values.saturating_mul(LENGTH + SPARE).saturating_add(len);
+        let mut bytes = Vec::with_capacity(HEAD + room);
         bytes.put_i32(1); // dimensions
         bytes.put_i32(1); // may hold nulls
         bytes.put_u32(TEXT_OID);
@@ -69,10 +78,11 @@ impl TextArray {
         match datum {
             Datum::Text(text) => {
                 // A value is at most 1 GiB: PostgreSQL's limit, which decoders enforce.
-                self.bytes.put_u32(u32::try_from(text.len()).unwrap_or(u32::MAX));
-                self.bytes.put_slice(text);
+                let len = u32::try_from(text.len()).unwrap_or(u32::MAX);
+                self.bytes.extend_from_slice(&len.to_be_bytes());
+                self.bytes.extend_from_slice(text);
             }
-            Datum::Null | Datum::Unchanged => self.bytes.put_i32(-1),
+            Datum::Null | Datum::Unchanged => self.bytes.extend_from_slice(&(-1_i32).to_be_bytes()),
         }
         self.count = self.count.saturating_add(1);
     }
@@ -80,9 +90,18 @@ impl TextArray {
     pub(crate) fn push_text(&mut self, text: &str) {
         self.push(Datum::Text(text.as_bytes()));
     }
-}
 
-impl TextArray {
+    /// Appends the text of a value that has one.
+    pub(crate) fn push_text_of(&mut self, value: impl std::fmt::Display) {
+        let at = self.bytes.len();
+        self.bytes.extend_from_slice(&[0; LENGTH]);
+        // A vector takes everything.
+        let _ = write!(self.bytes, "{value}");
+        let len = u32::try_from(self.bytes.len() - at - LENGTH).unwrap_or(u32::MAX);
+        self.bytes[at..at + LENGTH].copy_from_slice(&len.to_be_bytes());
+        self.count = self.count.saturating_add(1);
+    }
+
     /// Appends the array in the form in which it is sent.
     pub(crate) fn put(&self, out: &mut BytesMut) {
         out.extend_from_slice(&self.bytes[..COUNT_AT]);
@@ -153,12 +172,13 @@ mod tests {
 
     #[test]
     fn a_text_array_carries_its_count_and_nulls() {
-        let mut array = TextArray::new(2);
+        let mut array = TextArray::new(3);
         array.push_text("ab");
         array.push(Datum::Null);
+        array.push_text_of(-17);
         let mut out = BytesMut::new();
         array.to_sql(&Type::TEXT_ARRAY, &mut out).expect("never fails");
-        assert_eq!(&out[12..16], &2i32.to_be_bytes());
-        assert_eq!(&out[20..], &[0, 0, 0, 2, b'a', b'b', 255, 255, 255, 255]);
+        assert_eq!(&out[12..16], &3i32.to_be_bytes());
+        assert_eq!(&out[20..], &[0, 0, 0, 2, b'a', b'b', 255, 255, 255, 255, 0, 0, 0, 3, b'-', b'1', b'7']);
     }
 }

@@ -25,7 +25,7 @@ use crate::metrics::WorkerMetrics;
 use crate::{Error, Flushed};
 
 /// Rows routed before the queues are locked once for all of them.
-const ROUTE_CHUNK: usize = 1024;
+const ROUTE_CHUNK: usize = 256;
 /// Weight of the row changes in the queues that nobody writes. It keeps all workers busy; beyond it batches wait as they
 /// came, since an entry for each row takes more memory, and what was routed long ago is in no cache any more.
 const MAX_WAITING: u64 = 32_768 * ROW_WEIGHT as u64;

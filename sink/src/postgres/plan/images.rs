@@ -52,7 +52,7 @@ impl<'a> Images<'a> {
         let Some(after) = self.after() else { return false };
         // One walk says it of most rows; only where something is missing it matters what.
         if after.main.len() >= target.info.columns.len()
-            && after.main.iter().all(|value| value != Datum::Unchanged)
+            && !after.main.iter().any(|value| matches!(value, Datum::Unchanged))
         {
             return true;
         }
