@@ -2,8 +2,9 @@
 //!
 //! `write_rows` hands a batch to the router, which spreads its rows over the queues of [`crate::Causality`]
 //! (`route.rs`). Workers take batches of several queues (`share.rs`), turn them into few statements (`plan.rs`) and run
-//! them in one transaction together with the queues' progress (`apply.rs`, `progress.rs`). What a transaction's
-//! failure means is decided in `connection.rs`; what the target tables must look like in `target.rs`; how they change in
+//! them in one transaction together with the queues' progress (`apply.rs`, `progress.rs`). Statements that belong together
+//! are sent and answered together (`pipeline.rs`), on the stream of the driver that does everything else (`wire.rs`). What
+//! a failure means is decided in `failure.rs`; what the target tables must look like in `target.rs`; how they change in
 //! `ddl.rs`. Every transaction that writes holds to the sink's `registration.rs`, by which `fence.rs` can end it. Before
 //! a transaction begins, and before it commits, the process looks whether it may write at all
 //! ([`crate::SinkOptions::permit`]); if not, the transaction is rolled back and made again when it may.

@@ -10,7 +10,7 @@ use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signat
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
-use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::config::{Host, SslMode, SslNegotiation};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use url::Url;
 
@@ -163,6 +163,12 @@ impl PgConfig {
         driver.tcp_user_timeout(KEEPALIVE * 3);
         driver.application_name("millrace");
         let tls = tls.connector(&mut driver)?;
+        if driver.get_ssl_negotiation() == SslNegotiation::Direct && driver.get_ssl_mode() == SslMode::Prefer
+        {
+            return Err(config_error(
+                "sslnegotiation=direct in the sink URI needs sslmode=require or stricter",
+            ));
+        }
         Ok(Self {
             driver,
             tls,
@@ -364,6 +370,7 @@ mod tests {
         assert!(error("postgres://u:secret@h/db?worker-count=17").contains("worker-count"));
         assert!(error("postgres://u:secret@h/db?on-existing-rows=drop").contains("on-existing-rows"));
         assert!(error("postgres://u:secret@h/db?sslmode=perhaps").contains("sslmode"));
+        assert!(error("postgres://u:secret@h/db?sslnegotiation=direct").contains("sslnegotiation"));
         assert!(error("postgres://u:secret@h/db?sslcert=/nowhere").contains("sslkey"));
         assert!(error("postgres:///db").contains("host"));
         for uri in [

@@ -12,7 +12,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_postgres::Config;
-use tokio_postgres::config::{Host, LoadBalanceHosts, SslMode};
+use tokio_postgres::config::{Host, LoadBalanceHosts, SslMode, SslNegotiation};
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect, TlsStream};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
@@ -158,11 +158,7 @@ async fn secure(
     if mode == SslMode::Disable {
         return Ok(Box::new(Plain(stream)));
     }
-    let mut request = BytesMut::new();
-    frontend::ssl_request(&mut request);
-    stream.write_all(&request).await?;
-    // Nothing else may come with the answer: it would have been sent before there was encryption.
-    if stream.read_u8().await? != b'S' {
+    if driver.get_ssl_negotiation() == SslNegotiation::Postgres && !offers_tls(&mut stream).await? {
         if mode == SslMode::Require {
             return Err(io::Error::other("server does not support TLS"));
         }
@@ -170,6 +166,15 @@ async fn secure(
     }
     let name = name.ok_or_else(|| io::Error::other("no hostname provided for TLS handshake"))?;
     shake_hands(stream, tls.clone(), name).await
+}
+
+/// Asks a server whether it goes on with TLS. Not more than its answer is read: what else came was sent before there was
+/// encryption, and breaks the handshake.
+async fn offers_tls(stream: &mut TcpStream) -> io::Result<bool> {
+    let mut request = BytesMut::new();
+    frontend::ssl_request(&mut request);
+    stream.write_all(&request).await?;
+    Ok(stream.read_u8().await? == b'S')
 }
 
 async fn shake_hands<M>(stream: TcpStream, mut tls: M, name: &str) -> io::Result<Box<dyn Io>>

@@ -294,3 +294,47 @@ async fn tls_is_used_and_verified_as_asked() {
     let error = sink::check(&uri("sslmode=verify-full"), &options).await.expect_err("an unknown issuer");
     assert_eq!(error.code(), "CDC:ErrSinkUnavailable");
 }
+
+#[tokio::test]
+async fn rows_are_written_however_the_server_is_reached() {
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).expect("a certificate");
+    let server = PgServer::builder()
+        .tls(&made.cert.pem(), &made.signing_key.serialize_pem())
+        .start()
+        .await
+        .expect("a server");
+    server.sql("postgres", "CREATE TABLE t (id int PRIMARY KEY, v text)").await.expect("a table");
+    let plain = server.uri("postgres");
+    let tcp = |params: &str| format!("{plain}?{params}");
+    let socket = server.socket_dir().display().to_string().replace('/', "%2F");
+    let socket = plain.replace("127.0.0.1", &socket);
+    // A server that is not there is passed over.
+    let port = format!(":{}/", server.port());
+    let second = plain.replace(&port, ":1/");
+    let second = format!("{second}?host=127.0.0.1&port={}", server.port());
+    let wide = "x".repeat(300_000);
+    for (at, uri) in [
+        tcp("sslmode=disable"),
+        tcp("sslmode=require"),
+        tcp("sslmode=require&channel_binding=require"),
+        socket,
+        format!("{second}&target_session_attrs=read-write"),
+    ]
+    .iter()
+    .enumerate()
+    {
+        let changefeed = heartbeatpb::ChangefeedId::fresh("test");
+        let sink = Running::open(uri, &changefeed).await.expect("opens");
+        let info = t(&[("id", "integer"), ("v", "text")]);
+        sink.table(&info).await.expect("opens");
+        let id = at.to_string();
+        sink.write(Rows::of(&info).insert(10, &[&id, "a"]).update(11, &[&id, &wide]).build());
+        sink.flush().await;
+    }
+    let rows = "SELECT count(*) FROM t WHERE length(v) = 300000";
+    let client = server.client("postgres").await.expect("a client");
+    assert_eq!(client.query_one(rows, &[]).await.expect("counted").get::<_, i64>(0), 5);
+    let options = SinkOptions::new(heartbeatpb::ChangefeedId::fresh("test"), "unused");
+    let error = sink::check(&tcp("target_session_attrs=read-only"), &options).await.expect_err("it writes");
+    assert!(error.is_retryable() && error.to_string().contains("target_session_attrs"), "{error}");
+}
