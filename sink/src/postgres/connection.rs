@@ -92,7 +92,7 @@ impl Connection {
 
     /// Whether the connection is known to be gone.
     pub(crate) fn is_closed(&self) -> bool {
-        self.client.is_closed() || self.wire.is_closed()
+        self.client.is_closed()
     }
 
     /// The driver, for single statements and for `COPY`.

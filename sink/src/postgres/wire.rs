@@ -9,8 +9,8 @@
 //!   pipeline ──────────► Turn ───────┘
 //! ```
 //!
-//! Who waits for a socket is woken by what comes next, so after a turn the driver is not, until it is asked for something:
-//! whoever has the session looks by itself whether it has ended ([`Wire::is_closed`]).
+//! Who waited for a socket last is woken by what comes next. The driver reads before it looks for requests, so a request does
+//! not always make it wait again: whoever ends a turn waits in the driver's name. So it also hears when the server goes.
 //!
 //! A turn begins between messages and ends between messages. Whoever lets go of it elsewhere, as a task that is
 //! cancelled, leaves a stream that nobody uses again.
@@ -29,7 +29,7 @@ use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 /// Type byte and length of a message of the server.
 const HEAD: usize = 5;
 /// Bytes of what a server may say unasked that are read at a time.
-const LOOK: usize = 512;
+const UNASKED: usize = 512;
 
 /// A stream to a server, encrypted or not.
 pub(super) trait Io: TlsStream + Send + Unpin {}
@@ -116,8 +116,10 @@ struct State {
     torn: bool,
     /// What a turn has read beyond its end.
     left: BytesMut,
-    /// The driver's task, if it waits for the end of a turn.
+    /// The driver's task, since it has first waited.
     driver: Option<Waker>,
+    /// It wants to be woken at the end of the turn.
+    asked: bool,
 }
 
 impl State {
@@ -128,9 +130,28 @@ impl State {
         }
         if self.taken {
             self.driver = Some(cx.waker().clone());
+            self.asked = true;
             return Poll::Pending;
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Waits for what comes next in the name of the driver. Answers whom to wake at once.
+    fn wait_for_driver(&mut self) -> Option<Waker> {
+        let driver = self.driver.clone()?;
+        let mut bytes = [0; UNASKED];
+        let mut into = ReadBuf::new(&mut bytes);
+        if std::mem::take(&mut self.asked) || self.torn || !self.left.is_empty() {
+            return Some(driver);
+        }
+        match Pin::new(&mut *self.stream).poll_read(&mut Context::from_waker(&driver), &mut into) {
+            Poll::Pending => None,
+            // The end of the stream, or an error, is there for the driver as well.
+            Poll::Ready(_) => {
+                self.left.extend_from_slice(into.filled());
+                Some(driver)
+            }
+        }
     }
 }
 
@@ -152,6 +173,7 @@ impl Wire {
             torn: false,
             left: BytesMut::new(),
             driver: None,
+            asked: false,
         })))
     }
 
@@ -171,27 +193,6 @@ impl Wire {
         }
         state.taken = true;
         Ok(Turn { wire: self, over: false })
-    }
-
-    /// Looks whether the server has closed the stream, which nobody is told between two turns. What else it says then is
-    /// the driver's.
-    pub(super) fn is_closed(&self) -> bool {
-        let mut state = self.0.lock();
-        if state.taken || state.torn {
-            return state.torn;
-        }
-        let mut nobody = Context::from_waker(Waker::noop());
-        loop {
-            let mut bytes = [0; LOOK];
-            let mut into = ReadBuf::new(&mut bytes);
-            match Pin::new(&mut *state.stream).poll_read(&mut nobody, &mut into) {
-                Poll::Pending => return false,
-                Poll::Ready(Ok(())) if !into.filled().is_empty() => {
-                    state.left.extend_from_slice(into.filled());
-                }
-                Poll::Ready(_) => return true,
-            }
-        }
     }
 
     /// Whether there is something that only the driver can read.
@@ -235,7 +236,7 @@ impl Drop for Turn<'_> {
         let mut state = self.wire.0.lock();
         state.taken = false;
         state.torn |= !self.over;
-        let driver = state.driver.take();
+        let driver = state.wait_for_driver();
         drop(state);
         if let Some(driver) = driver {
             driver.wake();
@@ -253,6 +254,7 @@ impl AsyncRead for DriverEnd {
         let before = into.filled().len();
         let state = &mut *state;
         if state.left.is_empty() {
+            state.driver = Some(cx.waker().clone());
             std::task::ready!(Pin::new(&mut *state.stream).poll_read(cx, into))?;
         } else {
             let here = state.left.len().min(into.remaining());
@@ -309,6 +311,26 @@ mod tests {
     fn pair() -> (Wire, DuplexStream) {
         let (ours, server) = tokio::io::duplex(1 << 10);
         (Wire::new(Box::new(Plain(ours))), server)
+    }
+
+    struct Wakes(std::sync::atomic::AtomicUsize);
+
+    impl Wakes {
+        fn count(&self) -> usize {
+            self.0.load(std::sync::atomic::Ordering::SeqCst)
+        }
+    }
+
+    impl std::task::Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        }
+    }
+
+    /// The waker of a task, and how often it was woken.
+    fn task() -> (Waker, Arc<Wakes>) {
+        let wakes = Arc::new(Wakes(0.into()));
+        (Arc::clone(&wakes).into(), wakes)
     }
 
     /// A message of the server.
@@ -374,23 +396,43 @@ mod tests {
         let (wire, _server) = pair();
         let mut end = wire.driver_end();
         drop(wire.turn().unwrap());
-        assert!(wire.turn().is_err() && wire.is_closed());
+        assert!(wire.turn().is_err());
         let error = end.read_u8().await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
     }
 
+    /// The driver has waited before the turn, and nobody asks it for anything afterwards.
     #[tokio::test]
-    async fn a_look_keeps_what_the_server_says_unasked_and_sees_that_it_has_gone() {
+    async fn after_a_turn_the_driver_waits_as_before_it() {
         let (wire, mut server) = pair();
-        assert!(!wire.is_closed());
-        server.write_all(&message(b'N', b"\0")).await.unwrap();
-        assert!(!wire.is_closed());
-        assert!(wire.is_for_driver() && wire.turn().is_err());
-        let mut got = vec![0; 6];
-        wire.driver_end().read_exact(&mut got).await.unwrap();
-        assert_eq!(got, message(b'N', b"\0"));
-        assert!(!wire.is_closed() && wire.turn().is_ok_and(|turn| (turn.end(BytesMut::new()), true).1));
+        let mut end = wire.driver_end();
+        let mut got = [0; 6];
+        let mut first = std::pin::pin!(end.read_exact(&mut got));
+        for round in 0..3 {
+            let (driver, wakes) = task();
+            assert!(first.as_mut().poll(&mut Context::from_waker(&driver)).is_pending());
+            let turn = wire.turn().unwrap();
+            let mut nobody = Context::from_waker(Waker::noop());
+            assert!(turn.poll_read(&mut nobody, &mut ReadBuf::new(&mut [0; 1])).is_pending());
+            server.write_all(&message(b'2', b"")).await.unwrap();
+            assert_eq!(read(&turn).await.len(), 5);
+            turn.end(BytesMut::new());
+            assert_eq!(wakes.count(), 0, "it has nothing to do");
+            if round == 2 {
+                server.write_all(&message(b'N', b"\0")).await.unwrap();
+                assert_eq!(wakes.count(), 1);
+                assert!(first.as_mut().poll(&mut Context::from_waker(&driver)).is_ready());
+            }
+        }
+        assert!(wire.turn().is_ok_and(|turn| (turn.end(BytesMut::new()), true).1));
+        // Waits again, and hears that the server goes after one more turn.
+        let (driver, wakes) = task();
+        let mut end = std::pin::pin!(wire.driver_end());
+        let mut bytes = [0; 1];
+        let mut into = ReadBuf::new(&mut bytes);
+        assert!(end.as_mut().poll_read(&mut Context::from_waker(&driver), &mut into).is_pending());
+        wire.turn().unwrap().end(BytesMut::new());
         drop(server);
-        assert!(wire.is_closed());
+        assert_eq!(wakes.count(), 1);
     }
 }
