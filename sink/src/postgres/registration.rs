@@ -69,7 +69,6 @@ fn changefeed_lock(changefeed: &str) -> String {
 #[derive(Debug)]
 pub(crate) struct Registration {
     incarnation: i64,
-    begin: String,
     lock: String,
     condition: String,
     share: String,
@@ -96,11 +95,9 @@ pub(crate) fn fenced() -> Error {
 impl Registration {
     fn new(own_schema: &str) -> Self {
         let incarnation = rand::rng().random_range(1..i64::MAX);
-        let lock = format!("SELECT pg_catalog.pg_advisory_xact_lock_shared({incarnation})");
         Self {
             incarnation,
-            begin: format!("BEGIN; {lock}"),
-            lock,
+            lock: format!("SELECT pg_catalog.pg_advisory_xact_lock_shared({incarnation})"),
             condition: format!(
                 "EXISTS (SELECT FROM {own_schema}.writers WHERE incarnation = {incarnation} AND fenced IS NULL)"
             ),
@@ -135,7 +132,8 @@ impl Registration {
 
     /// Begins a transaction for which fences wait, of a sink that may write.
     pub(crate) async fn begin_checked(&self, client: &Client) -> Result<(), Failure> {
-        client.batch_execute(&self.begin).await.map_err(|e| classify(e, "beginning a transaction"))?;
+        let begin = format!("BEGIN; {}", self.lock);
+        client.batch_execute(&begin).await.map_err(|e| classify(e, "beginning a transaction"))?;
         self.check(client).await
     }
 

@@ -139,11 +139,11 @@ impl State {
     /// Waits for what comes next in the name of the driver. Answers whom to wake at once.
     fn wait_for_driver(&mut self) -> Option<Waker> {
         let driver = self.driver.clone()?;
-        let mut bytes = [0; UNASKED];
-        let mut into = ReadBuf::new(&mut bytes);
         if std::mem::take(&mut self.asked) || self.torn || !self.left.is_empty() {
             return Some(driver);
         }
+        let mut bytes = [0; UNASKED];
+        let mut into = ReadBuf::new(&mut bytes);
         match Pin::new(&mut *self.stream).poll_read(&mut Context::from_waker(&driver), &mut into) {
             Poll::Pending => None,
             // The end of the stream, or an error, is there for the driver as well.

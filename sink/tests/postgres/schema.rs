@@ -273,18 +273,20 @@ async fn an_unreachable_or_unknown_target_is_named_without_its_password() {
     assert!(ours.system_identifier.parse::<u64>().is_ok());
 }
 
-#[tokio::test]
-async fn tls_is_used_and_verified_as_asked() {
+/// And the certificate that it shows, as PEM.
+async fn server_with_tls() -> (PgServer, String) {
     let made = rcgen::generate_simple_self_signed(vec!["localhost".into(), "127.0.0.1".into()])
         .expect("a certificate");
-    let server = PgServer::builder()
-        .tls(&made.cert.pem(), &made.signing_key.serialize_pem())
-        .start()
-        .await
-        .expect("a server");
+    let builder = PgServer::builder().tls(&made.cert.pem(), &made.signing_key.serialize_pem());
+    (builder.start().await.expect("a server"), made.cert.pem())
+}
+
+#[tokio::test]
+async fn tls_is_used_and_verified_as_asked() {
+    let (server, certificate) = server_with_tls().await;
     let dir = tempfile::tempdir().expect("a directory");
     let root = dir.path().join("root.pem");
-    std::fs::write(&root, made.cert.pem()).expect("written");
+    std::fs::write(&root, certificate).expect("written");
     let options = SinkOptions::new(heartbeatpb::ChangefeedId::fresh("test"), "unused");
     let uri = |params: &str| format!("{}?{params}", server.uri("postgres"));
     sink::check(&uri("sslmode=require"), &options).await.expect("encrypted");
@@ -297,12 +299,7 @@ async fn tls_is_used_and_verified_as_asked() {
 
 #[tokio::test]
 async fn rows_are_written_however_the_server_is_reached() {
-    let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).expect("a certificate");
-    let server = PgServer::builder()
-        .tls(&made.cert.pem(), &made.signing_key.serialize_pem())
-        .start()
-        .await
-        .expect("a server");
+    let (server, _) = server_with_tls().await;
     server.sql("postgres", "CREATE TABLE t (id int PRIMARY KEY, v text)").await.expect("a table");
     let plain = server.uri("postgres");
     let tcp = |params: &str| format!("{plain}?{params}");
