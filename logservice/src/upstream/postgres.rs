@@ -51,6 +51,7 @@ mod split;
 mod sql;
 mod tls;
 mod types;
+mod window;
 
 use std::sync::Arc;
 

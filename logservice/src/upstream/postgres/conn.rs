@@ -20,6 +20,7 @@ use super::options::{ConnectOptions, Endpoint, SslMode};
 use super::server_error::ServerError;
 use super::socket::{Io, Socket};
 use super::tls;
+use super::window::Window;
 use crate::Error;
 
 /// Least free space of a read: large reads keep the number of system calls small.
@@ -42,6 +43,16 @@ pub(crate) enum Purpose {
     Copy,
     /// `replication=database`.
     Replication,
+}
+
+impl Purpose {
+    /// Only what comes as a stream of small messages is to gather at its sender.
+    fn window(self) -> Window {
+        match self {
+            Self::Admin | Self::Copy => Window::System,
+            Self::Replication => Window::NarrowIfNear,
+        }
+    }
 }
 
 /// How far the data of a COPY was taken.
@@ -146,7 +157,7 @@ impl Connection {
         application: &str,
     ) -> Result<Self, Error> {
         let mut connection = Self {
-            io: open(options, endpoint).await?,
+            io: open(options, endpoint, purpose.window()).await?,
             read: BytesMut::new(),
             write: BytesMut::new(),
             address: endpoint.to_string(),
@@ -541,7 +552,7 @@ impl CancelToken {
     /// Asks the server to cancel; there is no answer.
     pub(crate) async fn cancel(&self, options: &ConnectOptions) {
         let ask = async {
-            let mut io = open(options, &self.endpoint).await?;
+            let mut io = open(options, &self.endpoint, Window::System).await?;
             let mut message = BytesMut::new();
             frontend::cancel_request(self.backend.0, self.backend.1, &mut message);
             io.write_all(&message).await.map_err(|error| unreachable(&self.endpoint, error))?;
@@ -554,7 +565,7 @@ impl CancelToken {
 }
 
 /// Opens the byte stream, with TLS as far as the options and the server want it.
-async fn open(options: &ConnectOptions, endpoint: &Endpoint) -> Result<Box<dyn Io>, Error> {
+async fn open(options: &ConnectOptions, endpoint: &Endpoint, window: Window) -> Result<Box<dyn Io>, Error> {
     let host = match endpoint {
         Endpoint::Tcp(host, _) => host,
         Endpoint::Unix(path) => {
@@ -563,9 +574,9 @@ async fn open(options: &ConnectOptions, endpoint: &Endpoint) -> Result<Box<dyn I
         }
     };
     if options.ssl_mode == SslMode::Disable {
-        return Ok(Box::new(tcp(endpoint).await?));
+        return Ok(Box::new(tcp(endpoint, window).await?));
     }
-    let mut stream = tcp(endpoint).await?;
+    let mut stream = tcp(endpoint, window).await?;
     let mut request = BytesMut::new();
     frontend::ssl_request(&mut request);
     let answer = async {
@@ -591,7 +602,7 @@ async fn open(options: &ConnectOptions, endpoint: &Endpoint) -> Result<Box<dyn I
         Ok(stream) => Ok(Box::new(stream)),
         Err(error) if options.ssl_mode == SslMode::Prefer => {
             tracing::debug!(%error, "TLS failed and is not demanded");
-            Ok(Box::new(tcp(endpoint).await?))
+            Ok(Box::new(tcp(endpoint, window).await?))
         }
         Err(error) => Err(Error::UpstreamTls {
             reason: "the handshake failed; check sslmode and sslrootcert against the server's certificate"
@@ -601,9 +612,9 @@ async fn open(options: &ConnectOptions, endpoint: &Endpoint) -> Result<Box<dyn I
     }
 }
 
-async fn tcp(endpoint: &Endpoint) -> Result<Socket, Error> {
+async fn tcp(endpoint: &Endpoint, window: Window) -> Result<Socket, Error> {
     let Endpoint::Tcp(host, port) = endpoint else { return Err(Error::protocol("no TCP endpoint")) };
-    let socket = Socket::connect(host, *port).await;
+    let socket = Socket::connect(host, *port, window).await;
     socket.map_err(|error| unreachable(endpoint, error))
 }
 

@@ -3,10 +3,6 @@
 //! A server sends every change of its log by itself. A socket that stays registered with the runtime's poller wakes
 //! a thread for each of them, whether somebody waits for it or not, and that costs more than the change. So a
 //! socket here is registered when a read or a write has to wait, and [`Socket::set_lazy`] lets go of it again.
-//!
-//! The receive buffer is the system's to size. With a fixed one (`SO_RCVBUF`) Linux promises a window by the lengths of the
-//! packets that came, and drops what does not fit when others come; and a segment, which through the loopback interface may
-//! be half as long as the widest window was, waits for a window that has become narrower. Either costs 200 ms, again and again.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::Shutdown;
@@ -16,6 +12,8 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, BufReader, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
+
+use super::window::{self, Window};
 
 /// Most bytes of one read.
 const READ: usize = 64 * 1024;
@@ -84,8 +82,8 @@ pub(super) struct Socket {
 
 impl Socket {
     /// Connects.
-    pub(super) async fn connect(host: &str, port: u16) -> io::Result<Self> {
-        Self::tcp(TcpStream::connect((host, port)).await?)
+    pub(super) async fn connect(host: &str, port: u16, window: Window) -> io::Result<Self> {
+        Self::tcp(window::connect(host, port, window).await?)
     }
 
     /// Takes a connected stream away from the poller.
@@ -212,9 +210,9 @@ mod tests {
     async fn a_server_of_this_machine_is_near() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        assert!(Socket::connect("127.0.0.1", port).await.unwrap().is_near());
+        assert!(Socket::connect("127.0.0.1", port, Window::System).await.unwrap().is_near());
         drop(listener);
-        assert!(Socket::connect("127.0.0.1", port).await.is_err());
+        assert!(Socket::connect("127.0.0.1", port, Window::System).await.is_err());
     }
 
     #[tokio::test]
