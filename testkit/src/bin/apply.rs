@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
@@ -70,7 +70,10 @@ enum Ways {
 /// What one way needed for the backlog.
 #[derive(Clone, Copy, Debug, Default)]
 struct Measure {
+    /// Until the last transaction was committed in the target, as its log tells of both ways.
     wall_seconds: f64,
+    /// Until this was told: the last row can be read, the checkpoint has passed.
+    told_seconds: f64,
     times: Times,
     /// Of Millrace, or of the worker that applies the subscription: memory that it shares with nobody.
     peak_bytes: u64,
@@ -203,12 +206,12 @@ async fn backlog(arguments: &Arguments, pair: &Pair) -> Result<u64> {
 async fn subscription(pair: &Pair, database: &str) -> Result<Measure> {
     let client = pair.target.client(database).await?;
     let before = pair.times(None)?;
-    let started = Instant::now();
+    let started = Start::now(pair).await?;
     pair.enable(database, true).await?;
     let mut worker = None;
     let mut peak_bytes = 0;
     while !pair.finished(&client, FINISH).await? {
-        if started.elapsed() > LIMIT {
+        if started.at.elapsed() > LIMIT {
             bail!("the backlog was not applied within {LIMIT:?}");
         }
         if worker.is_none() {
@@ -217,11 +220,12 @@ async fn subscription(pair: &Pair, database: &str) -> Result<Measure> {
         peak_bytes = peak_bytes.max(worker.map_or(0, private_bytes));
         tokio::time::sleep(LOOK).await;
     }
-    let wall_seconds = started.elapsed().as_secs_f64();
+    let told_seconds = started.at.elapsed().as_secs_f64();
     let times = pair.times(None)?.since(before);
+    let wall_seconds = started.committed(pair, told_seconds).await?;
     pair.enable(database, false).await?;
     pair.unsubscribe(database).await?;
-    Ok(Measure { wall_seconds, times, peak_bytes })
+    Ok(Measure { wall_seconds, told_seconds, times, peak_bytes })
 }
 
 /// Resumes a changefeed in a fresh process, so that each round has its own memory and processor time.
@@ -231,16 +235,44 @@ async fn changefeed(pair: &Pair, millrace: &mut Millrace, database: &str, end: u
     let pid = millrace.pid().context("the server runs")?;
     let before = pair.times(Some(millrace))?;
     let mut peak_bytes = 0;
-    let started = Instant::now();
+    let started = Start::now(pair).await?;
     millrace.api().resume(&name).await?;
     let look = || peak_bytes = peak_bytes.max(private_bytes(pid));
     millrace.reach(&name, end, LIMIT, look).await?;
-    let wall_seconds = started.elapsed().as_secs_f64();
+    let told_seconds = started.at.elapsed().as_secs_f64();
     let times = pair.times(Some(millrace))?.since(before);
+    let wall_seconds = started.committed(pair, told_seconds).await?;
     // The next round's process would read this one's log again.
     millrace.api().pause(&name).await?;
     millrace.stop().await?;
-    Ok(Measure { wall_seconds, times, peak_bytes })
+    Ok(Measure { wall_seconds, told_seconds, times, peak_bytes })
+}
+
+/// When a way was set going.
+struct Start {
+    at: Instant,
+    /// As the target's clock has it.
+    clock: SystemTime,
+    /// Where the target's log ended.
+    log: String,
+}
+
+impl Start {
+    async fn now(pair: &Pair) -> Result<Self> {
+        let log = pair.target_log().await?;
+        Ok(Self { at: Instant::now(), clock: SystemTime::now(), log })
+    }
+
+    /// Seconds until the last transaction of those that the target committed before `told` seconds were over.
+    async fn committed(&self, pair: &Pair, told: f64) -> Result<f64> {
+        let times: Vec<String> =
+            pair.commit_times(&self.log).await?.into_iter().map(|(_, time)| time).collect();
+        let client = pair.target.client("postgres").await?;
+        let last = "SELECT max(after) FROM (SELECT extract(epoch FROM at::timestamptz - $2)::float8 AS after \
+                    FROM unnest($1::text[]) AS at) AS commits WHERE after <= $3";
+        let last = client.query_one(last, &[&times, &self.clock, &told]).await?;
+        last.get::<_, Option<f64>>(0).context("the target committed nothing")
+    }
 }
 
 impl Measure {
@@ -259,9 +291,10 @@ impl Measure {
 
 fn print_measure(name: &str, arguments: &Arguments, measure: Measure) {
     println!(
-        "{name:24} {:7.2} s wall {:9.0} changes/s   {}, {:5.1} us each   {:4} MiB peak   load {}",
+        "{name:24} {:7.2} s wall {:9.0} changes/s, told after {:5.2} s   {}, {:5.1} us each   {:4} MiB peak   load {}",
         measure.wall_seconds,
         measure.rate(arguments),
+        measure.told_seconds,
         measure.times,
         measure.micros(arguments),
         measure.peak_bytes >> 20,
