@@ -2,7 +2,7 @@
 //! between the same servers with as many connections.
 
 use std::path::PathBuf;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -11,7 +11,8 @@ use serde_json::json;
 use testkit::figures::median;
 use testkit::plot::{self, Bar};
 use testkit::postgres::program;
-use testkit::{Millrace, PgServer};
+use testkit::process::tree_cpu_seconds;
+use testkit::{Millrace, PgServer, Usage};
 
 /// How long one copy may take.
 const LIMIT: Duration = Duration::from_secs(1800);
@@ -77,8 +78,11 @@ const SHAPES: [Shape; 2] = [
 #[derive(Clone, Copy, Debug, Default)]
 struct Measure {
     wall_seconds: f64,
-    /// Of Millrace; nothing for the other, whose clients are many.
+    /// Of Millrace, or of all `psql` together.
     cpu_seconds: f64,
+    /// Of the source and the target, all of their processes.
+    server_seconds: [f64; 2],
+    /// Most memory of Millrace, or of all `psql` together.
     peak_bytes: u64,
 }
 
@@ -202,6 +206,7 @@ async fn pipe(
     let pages = format!("SELECT pg_relation_size('{}') / 8192", shape.name);
     let pages: i64 = client.query_one(&pages, &[]).await?.get(0);
     let share = u64::try_from(pages)?.div_ceil(arguments.parallel).max(1);
+    let before = servers(source, target)?;
     let started = Instant::now();
     let mut children = Vec::new();
     for connection in 0..arguments.parallel {
@@ -217,13 +222,16 @@ async fn pipe(
         let writer = psql(target, database, &write).stdin(output).spawn().context("start psql")?;
         children.extend([reader, writer]);
     }
-    let ended = tokio::task::spawn_blocking(move || {
-        children.into_iter().map(|mut child| child.wait()).collect::<std::io::Result<Vec<_>>>()
-    });
-    if let Some(status) = ended.await??.iter().find(|status| !status.success()) {
-        bail!("psql: {status}");
+    let (cpu_seconds, peak_bytes) = until_ended(&children).await?;
+    let wall_seconds = started.elapsed().as_secs_f64();
+    for mut child in children {
+        let status = child.wait()?;
+        if !status.success() {
+            bail!("psql: {status}");
+        }
     }
-    Ok(Measure { wall_seconds: started.elapsed().as_secs_f64(), ..Measure::default() })
+    let server_seconds = since(before, servers(source, target)?);
+    Ok(Measure { wall_seconds, cpu_seconds, server_seconds, peak_bytes })
 }
 
 fn psql(server: &PgServer, database: &str, sql: &str) -> Command {
@@ -231,6 +239,33 @@ fn psql(server: &PgServer, database: &str, sql: &str) -> Command {
     command.arg("-h").arg(server.socket_dir()).args(["-p", &server.port().to_string(), "-U", "postgres"]);
     command.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", database, "-c", sql]).stdin(Stdio::null());
     command
+}
+
+/// Waits until all have ended, and leaves them to be reaped: their processor time and the most memory that each had, together.
+async fn until_ended(children: &[Child]) -> Result<(f64, u64)> {
+    let mut peaks = vec![0; children.len()];
+    loop {
+        let (mut cpu_seconds, mut running) = (0.0, false);
+        for (child, peak) in children.iter().zip(&mut peaks) {
+            let usage = Usage::of(child.id())?;
+            *peak = usage.peak_bytes.max(*peak);
+            cpu_seconds += usage.cpu_seconds;
+            running |= !usage.ended;
+        }
+        if !running {
+            return Ok((cpu_seconds, peaks.iter().sum()));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Processor time of both servers until now.
+fn servers(source: &PgServer, target: &PgServer) -> Result<[f64; 2]> {
+    Ok([tree_cpu_seconds(source.pid()?)?, tree_cpu_seconds(target.pid()?)?])
+}
+
+fn since(before: [f64; 2], now: [f64; 2]) -> [f64; 2] {
+    [now[0] - before[0], now[1] - before[1]]
 }
 
 /// A changefeed from its creation until the copy is complete, in a fresh process.
@@ -242,7 +277,7 @@ async fn replicate(
     (source, target, database): (&PgServer, &PgServer, &str),
 ) -> Result<Measure> {
     millrace.start().await?;
-    let before = millrace.usage()?;
+    let before = (millrace.usage()?, servers(source, target)?);
     let api = millrace.api();
     let config =
         json!({ "initial_copy": { "parallel": arguments.parallel, "part_bytes": arguments.part_bytes } });
@@ -264,7 +299,8 @@ async fn replicate(
     let usage = millrace.usage()?;
     let measure = Measure {
         wall_seconds,
-        cpu_seconds: usage.cpu_seconds - before.cpu_seconds,
+        cpu_seconds: usage.cpu_seconds - before.0.cpu_seconds,
+        server_seconds: since(before.1, servers(source, target)?),
         peak_bytes: millrace.peak_bytes(),
     };
     api.pause(&name).await?;
@@ -273,12 +309,11 @@ async fn replicate(
 }
 
 fn print_measure(what: &str, rows: u64, measure: Measure) {
-    let cpu = match measure.cpu_seconds {
-        cpu if cpu > 0.0 => {
-            format!(", {cpu:.1} s of processor time, {} MiB at most", measure.peak_bytes >> 20)
-        }
-        _ => String::new(),
-    };
     let rate = measure.rate(rows);
-    println!("{what}: {:.2} s, {rate:.0} rows/s{cpu}", measure.wall_seconds);
+    let Measure { wall_seconds, cpu_seconds, server_seconds: [source, target], peak_bytes } = measure;
+    println!(
+        "{what}: {wall_seconds:.2} s, {rate:.0} rows/s, processor time {cpu_seconds:.1} s, source {source:.1} s, target \
+         {target:.1} s, {} MiB at most",
+        peak_bytes >> 20
+    );
 }

@@ -1,6 +1,6 @@
 //! Measures how fast Millrace reads a backlog of changes, next to `pg_recvlogical` on the same backlog.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -45,7 +45,7 @@ struct Arguments {
     /// Size of the tables: 100,000 accounts each, or 10,000 wide rows.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=1000))]
     scale: u64,
-    /// Rows of which shape; of wide ones a fifth as many are changed.
+    /// Rows of which shape; of wide and mixed ones a fifth as many are changed.
     #[arg(long, value_enum)]
     rows: Option<Rows>,
     /// Measure `pg_recvlogical` alone.
@@ -63,6 +63,8 @@ enum Rows {
     Pgbench,
     /// A table of fourteen columns with 0.9 kB in a row, as many changes in a transaction.
     Wide,
+    /// The same table, with a value of 1 B to 64 KiB in a row, as many of each power of two.
+    Mixed,
 }
 
 impl Rows {
@@ -70,6 +72,7 @@ impl Rows {
         match self {
             Self::Pgbench => "pgbench",
             Self::Wide => "wide",
+            Self::Mixed => "mixed",
         }
     }
 
@@ -77,7 +80,7 @@ impl Rows {
     const fn changes(self, asked: u64) -> u64 {
         match self {
             Self::Pgbench => asked,
-            Self::Wide => asked / 5,
+            Self::Wide | Self::Mixed => asked / 5,
         }
     }
 }
@@ -113,7 +116,7 @@ async fn main() -> ExitCode {
 
 async fn run(arguments: &Arguments) -> Result<()> {
     let mut bars = Vec::new();
-    for rows in [Rows::Pgbench, Rows::Wide] {
+    for rows in [Rows::Pgbench, Rows::Wide, Rows::Mixed] {
         if arguments.rows.is_none_or(|only| only == rows) {
             bars.extend(of_shape(arguments, rows).await.with_context(|| format!("{} rows", rows.name()))?);
         }
@@ -143,7 +146,7 @@ async fn of_shape(arguments: &Arguments, rows: Rows) -> Result<Vec<Bar>> {
         }
     };
     let bench =
-        Bench { arguments, rows, server: &server, client: &client, script: work.path().join("wide.sql") };
+        Bench { arguments, rows, server: &server, client: &client, script: work.path().join("load.sql") };
     let outcome = bench.measure(millrace.as_mut()).await;
     if let (Err(_), Some(millrace)) = (&outcome, &millrace) {
         println!("the last lines of millrace's log:\n{}", millrace.log_tail(LOG_LINES));
@@ -160,7 +163,7 @@ async fn prepare(arguments: &Arguments, rows: Rows, server: &PgServer, client: &
             client.batch_execute("ALTER TABLE pgbench_history REPLICA IDENTITY FULL").await?;
             "pgbench_accounts, pgbench_branches, pgbench_tellers, pgbench_history"
         }
-        Rows::Wide => {
+        Rows::Wide | Rows::Mixed => {
             let many = arguments.scale * 10_000;
             let fill = format!(
                 "CREATE TABLE wide ({WIDE}); \
@@ -180,8 +183,17 @@ async fn prepare(arguments: &Arguments, rows: Rows, server: &PgServer, client: &
     Ok(())
 }
 
-/// A transaction of wide rows: three updates and an insert, as `pgbench` has.
-fn write_script(path: &Path, scale: u64) -> Result<()> {
+/// A transaction of the wide table as a script of `pgbench`; `None` for `pgbench`'s own.
+fn script(rows: Rows, scale: u64) -> Option<String> {
+    match rows {
+        Rows::Pgbench => None,
+        Rows::Wide => Some(wide_script(scale)),
+        Rows::Mixed => Some(mixed_script()),
+    }
+}
+
+/// Three updates and an insert, as `pgbench` has.
+fn wide_script(scale: u64) -> String {
     let each = scale * 10_000 / 3;
     let mut script = String::from("BEGIN;\n");
     for part in 0..3 {
@@ -195,7 +207,15 @@ fn write_script(path: &Path, scale: u64) -> Result<()> {
     }
     script
         .push_str(&format!("INSERT INTO wide SELECT i, {WIDE_VALUES} FROM nextval('wide_id') AS i;\nEND;\n"));
-    std::fs::write(path, script).context("write the script of the load")
+    script
+}
+
+/// As many inserts.
+fn mixed_script() -> String {
+    let insert =
+        "INSERT INTO wide (id, a) VALUES (nextval('wide_id'), repeat('m', (2 ^ (16 * random()))::int));\n";
+    let inserts: String = (0..CHANGES_PER_TRANSACTION).map(|_| insert).collect();
+    format!("BEGIN;\n{inserts}END;\n")
 }
 
 fn slot(round: u64) -> String {
@@ -264,8 +284,8 @@ impl Bench<'_> {
         let each = (changes / CHANGES_PER_TRANSACTION / connections).max(1).to_string();
         let connections = connections.to_string();
         let mut how = vec!["-n", "-M", "prepared", "-c", &connections, "-j", "2", "-t", &each];
-        if self.rows == Rows::Wide {
-            write_script(&self.script, *scale)?;
+        if let Some(script) = script(self.rows, *scale) {
+            std::fs::write(&self.script, script).context("write the script of the load")?;
             how.extend(["-f", self.script.to_str().context("the temporary folder's name is not UTF-8")?]);
         }
         pair::pgbench(self.server, "postgres", &how).await?;
@@ -274,7 +294,7 @@ impl Bench<'_> {
         // One more transaction beyond it: both readers meet it and stop, without waiting for an idle server's word.
         let last = match self.rows {
             Rows::Pgbench => "INSERT INTO pgbench_history VALUES (0, 0, 0, 0, now())",
-            Rows::Wide => "INSERT INTO wide (id) VALUES (0)",
+            Rows::Wide | Rows::Mixed => "INSERT INTO wide (id) VALUES (0)",
         };
         self.client.batch_execute(&format!("SET synchronous_commit = on; {last}; CHECKPOINT")).await?;
         let seconds = started.elapsed().as_secs_f64();
@@ -377,15 +397,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_transaction_of_wide_rows_has_three_updates_and_an_insert() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("wide.sql");
-        write_script(&path, 3).unwrap();
-        let script = std::fs::read_to_string(path).unwrap();
-        assert_eq!(
-            (script.matches("UPDATE wide").count(), script.matches("INSERT INTO wide").count()),
-            (3, 1)
-        );
-        assert!(script.contains("\\set id random(20001, 30000)\n"));
+    fn a_transaction_has_four_changes_of_each_shape() {
+        let wide = script(Rows::Wide, 3).unwrap();
+        assert_eq!((wide.matches("UPDATE wide").count(), wide.matches("INSERT INTO wide").count()), (3, 1));
+        assert!(wide.contains("\\set id random(20001, 30000)\n"));
+        assert_eq!(script(Rows::Mixed, 3).unwrap().matches("INSERT INTO wide").count(), 4);
+        assert!(script(Rows::Pgbench, 3).is_none());
     }
 }
