@@ -21,8 +21,10 @@
 //!                                                                                             a difference
 //! ```
 //!
-//! The parts are ranges of the key where both ends order its values in the same way. Else the parts are buckets: rows
-//! are dealt out by a hash of their key, or of the whole row where there is no key, and each look reads the whole table.
+//! The parts are ranges of the key where both ends order its values in the same way, texts under the same collation included.
+//! Else the parts are buckets: rows are dealt out by a hash of their key, or of the whole row where there is no key, and the
+//! numbers and checksums of all of them come from one scan of each end. Where they differ, the rows of some buckets cost one
+//! more scan each, and so does each look at rows without a key.
 //!
 //! Rows are compared by what both servers print for them, under the same settings, as a hash that the servers make:
 //! no row crosses the network, but the keys of those that differ do.
@@ -41,6 +43,7 @@
 //! - **VF-4** Nothing is written or locked at either end, and memory is bounded by the size of a part.
 
 mod catalog;
+mod collation;
 mod error;
 mod part;
 mod report;
@@ -49,6 +52,6 @@ mod sql;
 mod suspects;
 
 pub use error::Error;
-pub use report::{Difference, Kind, Outcome, Report, TableReport};
+pub use report::{Difference, Kind, Outcome, Reading, Report, TableReport};
 pub use run::{Checkpoint, Options, TablePair, Verifier};
 pub use sql::TableName;

@@ -51,6 +51,16 @@ pub enum Outcome {
     Different,
 }
 
+/// How the rows of a table are read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reading {
+    /// By ranges of its key, one after the other.
+    Ranges,
+    /// In one scan of each end, and in further ones where the ends differ.
+    Scans,
+}
+
 /// One table.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -59,6 +69,8 @@ pub struct TableReport {
     pub source: String,
     /// Its name at the target.
     pub target: String,
+    /// How it is read; `None`: not at all.
+    pub reading: Option<Reading>,
     /// Rows at the source, as its statistics say; 0 when they say nothing.
     pub expected_rows: u64,
     /// Rows that were compared at the source.

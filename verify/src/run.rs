@@ -12,7 +12,7 @@ use tokio_postgres::{Client, Row};
 use crate::Error;
 use crate::catalog::{self, Method};
 use crate::part::{Part, RowId, Sums};
-use crate::report::{Difference, Outcome, Report, TableReport};
+use crate::report::{Difference, Outcome, Reading, Report, TableReport};
 use crate::sql::{POSITION, SETTINGS, Statements, TableName};
 use crate::suspects::{Suspects, View, differing, view};
 
@@ -119,6 +119,7 @@ impl<C: Checkpoint> Verifier<C> {
             }
             match &method {
                 Ok(method) => {
+                    table.reading = Some(method.reading);
                     table.expected_rows = method.expected_rows;
                     table.lacking = method.lacking;
                     table.notes.clone_from(&method.notes);
@@ -162,7 +163,10 @@ impl<C: Checkpoint> Verifier<C> {
 
     /// Whether everything was compared.
     async fn table(&self, work: &mut Work<'_>) -> Result<bool, Error> {
-        if work.method.by_range { self.ranges(work).await } else { self.buckets(work).await }
+        match work.method.reading {
+            Reading::Ranges => self.ranges(work).await,
+            Reading::Scans => self.buckets(work).await,
+        }
     }
 
     async fn ranges(&self, work: &mut Work<'_>) -> Result<bool, Error> {

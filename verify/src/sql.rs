@@ -205,7 +205,11 @@ mod tests {
 
     fn shape() -> Shape {
         let key = |name: &str| KeyColumn { name: name.to_owned(), type_name: "bigint".to_owned() };
-        Shape { columns: vec!["a".to_owned(), "b\"c".to_owned()], key: vec![key("a"), key("b\"c")] }
+        Shape {
+            columns: vec!["a".to_owned(), "b\"c".to_owned()],
+            key: vec![key("a"), key("b\"c")],
+            is_indexed: true,
+        }
     }
 
     #[test]
