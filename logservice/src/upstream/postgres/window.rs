@@ -106,13 +106,13 @@ mod tests {
     /// Sends messages of many widths one by one, as a walsender does; answers how many bytes that were.
     fn send(stream: &mut std::net::TcpStream, total: usize) -> usize {
         const WIDTHS: [usize; 12] = [30, 130, 60, 130, 900, 90, 7_000, 130, 20_000, 40, 300_000, 1_500];
-        stream.set_nodelay(true).unwrap();
+        stream.set_nodelay(true).expect("a socket has the option");
         let message = vec![7; 300_000];
         let mut sent = 0;
         for turn in 0_usize.. {
             // Phases of one width between the mixed ones, so that each width follows each.
             let width = if turn % 6_000 < 3_000 { WIDTHS[turn / 6_000 % 12] } else { WIDTHS[turn % 12] };
-            stream.write_all(&message[..width]).unwrap();
+            stream.write_all(&message[..width]).expect("the other end reads");
             sent += width;
             if sent >= total {
                 break;
