@@ -204,6 +204,8 @@ pub struct DdlConfig {
     pub rename_table: DdlPolicy,
     /// Columns, constraints and indexes of a table.
     pub alter_table: DdlPolicy,
+    /// `TRUNCATE`, of a table or of a partition.
+    pub truncate_table: DdlPolicy,
     /// Partitions, views, sequences, types, other names of schemas.
     pub other: DdlPolicy,
     /// Carry the values of sequences to a database that has these sequences too.
@@ -225,6 +227,7 @@ impl Default for DdlConfig {
             drop_table: DdlPolicy::default(),
             rename_table: DdlPolicy::default(),
             alter_table: DdlPolicy::default(),
+            truncate_table: DdlPolicy::default(),
             other: DdlPolicy::default(),
             sequence_values: true,
             sequence_interval: HumanDuration::from_secs(10),

@@ -3,9 +3,11 @@
 use std::sync::atomic::Ordering;
 
 use event::RowOp;
+use heartbeatpb::Ts;
+use heartbeatpb::config::DdlPolicy;
 use testkit::PgServer;
 
-use crate::rig::{Running, spec};
+use crate::rig::{Running, changes, spec};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_kind_of_change_arrives_with_its_images() {
@@ -77,6 +79,56 @@ async fn every_kind_of_change_arrives_with_its_images() {
     assert!(!running.tables.contains_key("other"));
     assert_eq!(running.progress.log_rows.load(Ordering::Relaxed), 16);
     running.stop().await;
+}
+
+// behaviour: dataplane-12
+#[tokio::test(flavor = "multi_thread")]
+async fn a_truncation_obeys_the_policy_unless_it_was_passed_under_another() {
+    let server = PgServer::start().await.expect("server");
+    server
+        .sql("postgres", "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY)")
+        .await
+        .expect("tables");
+    // Schema changes are not captured.
+    let mut ignore = spec(&server.uri("postgres"), &["*.*"]);
+    ignore.ddl.truncate_table = DdlPolicy::Ignore;
+    let mut fail = ignore.clone();
+    fail.ddl.truncate_table = DdlPolicy::Fail;
+    let running = Running::start(fail.clone()).await;
+    for sql in [
+        "INSERT INTO a VALUES (1)",
+        "INSERT INTO b VALUES (2); TRUNCATE a, b; INSERT INTO b VALUES (3)",
+        "INSERT INTO a VALUES (4)",
+    ] {
+        server.sql("postgres", sql).await.expect(sql);
+    }
+    let (start, store, tables) =
+        (running.start, std::sync::Arc::clone(&running.store), running.tables.clone());
+    let refused = async |running: Running| {
+        let error = running.failed().await;
+        assert_eq!(error.code(), "CDC:ErrSchemaChangeUnsupported");
+        let text = error.to_string();
+        assert!(text.contains("public.a, public.b ") && text.contains("ddl.truncate-table is"), "{text}");
+    };
+    refused(running).await;
+    let came = |table: &str| changes(&store, tables[table].id).iter().map(ToString::to_string).collect();
+    let (a, b): (Vec<String>, Vec<String>) = (came("a"), came("b"));
+    assert_eq!((a, b), (vec!["Insert new 1".to_owned()], Vec::new()), "what is in front of it");
+
+    let running = Running::resume(ignore, start, start.start_ts, 1 << 20).await;
+    running.catch_up().await;
+    assert_eq!(running.history("a"), ["Insert new 1", "Insert new 4"]);
+    assert_eq!(running.history("b"), ["Insert new 2", "Insert new 3"]);
+    let end = running.changes("b")[0].commit_ts;
+    running.stop().await;
+
+    // Nothing was confirmed, so the server repeats everything.
+    let running = Running::resume(fail.clone(), start, end, 1 << 20).await;
+    running.catch_up().await;
+    assert_eq!(running.history("a"), ["Insert new 4"]);
+    assert_eq!(running.history("b"), [""; 0]);
+    running.stop().await;
+    refused(Running::resume(fail, start, Ts(end.0 - 1), 1 << 20).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -111,6 +111,17 @@ impl Rig {
         }
     }
 
+    /// The changefeed, which runs or has failed, goes on with another configuration.
+    pub(crate) async fn goes_on(&self, config: &Value) {
+        if self.state().await["state"] != "failed" {
+            self.api.pause("f").await.unwrap();
+            self.until("it is paused", |feed| feed["state"] == "stopped").await;
+        }
+        self.api.put("/api/v2/changefeeds/f", &json!({ "replica_config": config })).await.unwrap();
+        self.api.resume("f").await.unwrap();
+        self.until("it runs", |feed| feed["state"] == "normal").await;
+    }
+
     /// End of the source's log.
     pub(crate) async fn position(&self) -> u64 {
         let client = self.source.client("postgres").await.unwrap();

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 use event::RowOp;
+use heartbeatpb::config::DdlPolicy;
 use heartbeatpb::{Ts, WallTime};
 use rustc_hash::FxHashMap;
 
 use super::ddl::message::{self, Notice};
-use super::pgoutput::{self, Message, OldImage, Relation, StreamMessage, TupleData};
+use super::pgoutput::{self, Message, OldImage, Relation, Relations, StreamMessage, TupleData};
 use super::shape::Shape;
 use crate::event_store::StoreWriter;
 use crate::{Error, TableFilter};
@@ -24,6 +25,8 @@ pub(crate) enum Step {
     Begin { wanted: bool, commit_lsn: u64, time: WallTime, xid: u32 },
     /// A schema change, to be taken with [`Tables::take_notice`].
     Ddl,
+    /// A truncation that is not applied, to be taken with [`Tables::take_withheld`].
+    Withheld,
     /// The transaction is complete.
     Commit { end: Ts, time: WallTime },
     /// The server is alive.
@@ -52,6 +55,10 @@ enum Announced {
 pub(crate) struct Tables {
     known: FxHashMap<u32, Arc<Shape>>,
     filter: Arc<TableFilter>,
+    /// What is done about a table that loses its rows.
+    truncation: DdlPolicy,
+    /// Tables that lost their rows, and whose rows stay downstream.
+    withheld: Vec<String>,
     /// Tables announced on this connection.
     announced: FxHashMap<u32, Announced>,
     counts: Counts,
@@ -65,10 +72,16 @@ pub(crate) struct Tables {
 
 impl Tables {
     /// Tables by their ids.
-    pub(crate) fn new(known: FxHashMap<u32, Arc<Shape>>, filter: Arc<TableFilter>) -> Self {
+    pub(crate) fn new(
+        known: FxHashMap<u32, Arc<Shape>>,
+        filter: Arc<TableFilter>,
+        truncation: DdlPolicy,
+    ) -> Self {
         Self {
             known,
             filter,
+            truncation,
+            withheld: Vec::new(),
             announced: FxHashMap::default(),
             counts: Counts::default(),
             notice: None,
@@ -95,6 +108,11 @@ impl Tables {
     /// The schema change that was read last.
     pub(crate) fn take_notice(&mut self) -> Option<Notice> {
         self.notice.take()
+    }
+
+    /// The tables of a truncation that is not applied.
+    pub(crate) fn take_withheld(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.withheld)
     }
 
     /// The shape of a table that is replicated.
@@ -159,15 +177,7 @@ impl Tables {
                 None => Err(Error::protocol("a commit without a transaction")),
             },
             Message::Relation(relation) => self.announce(&relation).map(|()| Step::Nothing),
-            Message::Truncate { relations } => {
-                for relation in relations.iter() {
-                    if let Some(shape) = wanted(&self.announced, relation, open)? {
-                        writer.row(shape.info.id, RowOp::Truncate, None, None)?;
-                        self.counts.rows += 1;
-                    }
-                }
-                Ok(Step::Row)
-            }
+            Message::Truncate { relations } => self.truncate(relations, open, writer),
             Message::Logical { prefix, content } => {
                 if open != Some(true) || prefix != message::PREFIX.as_bytes() {
                     return Ok(Step::Nothing);
@@ -241,6 +251,27 @@ impl Tables {
         writer.row(shape.info.id, RowOp::Delete, Some(&mut put_old), None)?;
         self.counts.rows += 1;
         Ok(Step::Row)
+    }
+
+    fn truncate(
+        &mut self,
+        relations: Relations<'_>,
+        open: Option<bool>,
+        writer: &mut StoreWriter,
+    ) -> Result<Step, Error> {
+        for relation in relations.iter() {
+            let Some(shape) = wanted(&self.announced, relation, open)? else { continue };
+            match self.truncation {
+                DdlPolicy::Apply => {
+                    writer.row(shape.info.id, RowOp::Truncate, None, None)?;
+                    self.counts.rows += 1;
+                }
+                DdlPolicy::Ignore | DdlPolicy::Fail => {
+                    self.withheld.push(format!("{}.{}", shape.info.schema, shape.info.name));
+                }
+            }
+        }
+        Ok(if self.withheld.is_empty() { Step::Row } else { Step::Withheld })
     }
 
     fn announce(&mut self, relation: &Relation) -> Result<(), Error> {

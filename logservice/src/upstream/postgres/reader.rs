@@ -316,7 +316,7 @@ impl Session {
         conn.start_copy("start replication", &sql).await.map_err(|error| self.log_error(error))?;
         tracing::info!(changefeed = %self.spec.changefeed, epoch = ?self.spec.epoch, resolved = %self.resolved,
             ended_former = ended, took_ms = begun.elapsed().as_millis(), "the log is followed");
-        Ok((conn, Tables::new(known, Arc::clone(&self.spec.filter))))
+        Ok((conn, Tables::new(known, Arc::clone(&self.spec.filter), self.spec.ddl.truncate_table)))
     }
 
     /// A refusal that means that the log is gone gets its own name.
@@ -576,6 +576,7 @@ impl Stream<'_> {
                 self.on_begin(commit_lsn, time, xid);
             }
             Step::Ddl => return Box::pin(self.on_ddl()).await,
+            Step::Withheld => self.on_withheld()?,
             Step::Commit { end, time } => return self.commit(end, time).await,
             Step::KeepAlive { end, clock, reply } => {
                 self.link.received = self.link.received.max(end);
@@ -605,6 +606,7 @@ impl Stream<'_> {
             self.session.writer.abort();
             return Ok(Some(()));
         }
+        self.judge_withheld()?;
         let commit = self.session.writer.commit(end, time);
         if self.link.hold(commit, &self.session.shutdown).await?.is_none() {
             return Ok(None);

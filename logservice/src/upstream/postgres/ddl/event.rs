@@ -121,20 +121,22 @@ pub(crate) fn meaning(
             }
         }
     };
-    let event = event.map(|event| judged(event, feed.policy)).transpose()?;
+    let event = event.map(|event| judged(event, change, feed.policy)).transpose()?;
     known(Meaning { event, table })
 }
 
 /// The event as the changefeed's policy wants it.
-fn judged(event: DdlEvent, policy: &DdlConfig) -> Result<DdlEvent, Error> {
+fn judged(event: DdlEvent, change: &Change, policy: &DdlConfig) -> Result<DdlEvent, Error> {
     let (policy, key) = match event.kind {
+        _ if matches!(change, Change::Truncate { .. }) => (policy.truncate_table, "truncate-table"),
         DdlKind::CreateSchema => (policy.create_schema, "create-schema"),
         DdlKind::DropSchema => (policy.drop_schema, "drop-schema"),
         DdlKind::CreateTable => (policy.create_table, "create-table"),
         DdlKind::DropTable => (policy.drop_table, "drop-table"),
         DdlKind::RenameTable => (policy.rename_table, "rename-table"),
         DdlKind::AlterTable => (policy.alter_table, "alter-table"),
-        DdlKind::TruncateTable | DdlKind::Other | _ => (policy.other, "other"),
+        DdlKind::TruncateTable => (policy.truncate_table, "truncate-table"),
+        DdlKind::Other | _ => (policy.other, "other"),
     };
     match policy {
         DdlPolicy::Apply => Ok(event),
@@ -144,12 +146,14 @@ fn judged(event: DdlEvent, policy: &DdlConfig) -> Result<DdlEvent, Error> {
                 true => event.schema.clone(),
                 false => format!("{}.{}", event.schema, event.table),
             };
-            Err(unsupported(
-                name,
-                format!("ddl.{key} is \"fail\"; set it to \"apply\" or \"ignore\" and resume"),
-            ))
+            Err(refused(name, key))
         }
     }
+}
+
+/// The error of a change in front of which the policy stops the changefeed.
+pub(crate) fn refused(name: String, key: &str) -> Error {
+    unsupported(name, format!("ddl.{key} is \"fail\"; set it to \"apply\" or \"ignore\" and resume"))
 }
 
 fn normal(tables: impl IntoIterator<Item = TableId>) -> Option<InfluencedTables> {

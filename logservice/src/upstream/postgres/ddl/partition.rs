@@ -51,7 +51,7 @@ pub(crate) fn remove(before: &TableShape, root: &str, detached: Option<&str>, wi
         (None, _) => refusal(&format!(
             "the target does not divide {root} as the source does, so it does not tell which rows were in the hash \
              partition {name}; {}",
-            advice("remove them from it, or move them, there")
+            advice("remove them from it, or move them, there", "other")
         )),
     };
     block(&format!(
@@ -68,7 +68,7 @@ fn moved(before: &TableShape, root: &str, condition: &str, create: &str) -> Stri
     let columns = stored.map(|column| ident(&column.name)).collect::<Vec<_>>().join(", ");
     let taken = refusal(&format!(
         "the target has another relation {name}, so the rows that left {root} cannot be put there; {}",
-        advice("rename it there and resume, or move the rows yourself")
+        advice("rename it there and resume, or move the rows yourself", "other")
     ));
     format!(
         "IF {} THEN {taken} END IF; {create}; \
@@ -85,7 +85,7 @@ pub(crate) fn attach(after: &TableShape, root: &str, rows: bool) -> String {
     let otherwise = if rows {
         refusal(&format!(
             "the target does not divide {parent} as the source does, so {name} cannot be attached to it; {}",
-            advice(&format!("move the rows of {name} into {root} there"))
+            advice(&format!("move the rows of {name} into {root} there"), "other")
         ))
     } else {
         // Not there, or not empty: it is not the one that we made.
@@ -111,7 +111,7 @@ pub(crate) fn truncate(table: &TableShape, root: &str) -> String {
         None => refusal(&format!(
             "hash partition {name} was truncated, and the target does not divide {root} as the source does, so it does \
              not tell which rows were in it; {}",
-            advice("remove them from it there")
+            advice("remove them from it there", "truncate-table")
         )),
     };
     // A foreign key, or a missing privilege, forbids the quick way.
@@ -138,8 +138,8 @@ fn condition(table: &TableShape) -> Option<&str> {
 const HASH: &str = "satisfies_hash_partition";
 
 /// How a person who has done something at the target goes on.
-fn advice(what: &str) -> String {
-    format!("{what}, set ddl.other to \"ignore\", resume, and set it back behind this change")
+fn advice(what: &str, key: &str) -> String {
+    format!("{what}, set ddl.{key} to \"ignore\", resume, and set it back behind this change")
 }
 
 /// A block in which names mean what they mean in the shapes' texts. It has no variables, which columns might be taken for.

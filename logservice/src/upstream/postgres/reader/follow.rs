@@ -12,7 +12,7 @@ use crate::upstream::FeedSpec;
 use crate::upstream::postgres::admin;
 use crate::upstream::postgres::catalog::{CatalogTable, Selection};
 use crate::upstream::postgres::conn::Connection;
-use crate::upstream::postgres::ddl::event::{Answer, Becomes, Feed, Found, Meaning, Place, meaning};
+use crate::upstream::postgres::ddl::event::{Answer, Becomes, Feed, Found, Meaning, Place, meaning, refused};
 use crate::upstream::postgres::ddl::history::{self, Fate};
 use crate::upstream::postgres::ddl::message::{Change, Notice};
 use crate::upstream::postgres::ddl::{entrance, install, table};
@@ -37,12 +37,15 @@ pub(super) struct Txn {
     seq: u64,
     /// Tables with another shape, for the next connection, which begins behind the transaction or in front of it.
     tables: Becoming,
+    /// Tables whose truncation is not applied, in the part that is open. Only that part's end tells whether it was passed
+    /// already, if the changefeed is behind the part's beginning.
+    withheld: Vec<String>,
 }
 
 impl Txn {
     /// A transaction that has begun.
     pub(super) fn new(commit: u64, time: WallTime, xid: u32) -> Self {
-        Self { commit, time, xid, seq: 0, tables: Vec::new() }
+        Self { commit, time, xid, ..Self::default() }
     }
 }
 
@@ -135,6 +138,7 @@ fn followed() -> DdlConfig {
         drop_table: DdlPolicy::Ignore,
         rename_table: DdlPolicy::Ignore,
         alter_table: DdlPolicy::Ignore,
+        truncate_table: DdlPolicy::Ignore,
         other: DdlPolicy::Ignore,
         ..DdlConfig::default()
     }
@@ -240,6 +244,30 @@ impl Stream<'_> {
         self.take_effect(notice.object, found, place).await
     }
 
+    /// Tables lost their rows, and keep them downstream.
+    pub(super) fn on_withheld(&mut self) -> Result<(), Error> {
+        self.txn.withheld.extend(self.tables.take_withheld());
+        // What was passed already was judged by the policy that was then.
+        if self.txn.commit + self.txn.seq >= self.resume.0 { self.judge_withheld() } else { Ok(()) }
+    }
+
+    /// What the policy says of truncations that are not applied.
+    pub(super) fn judge_withheld(&mut self) -> Result<(), Error> {
+        if self.txn.withheld.is_empty() {
+            return Ok(());
+        }
+        let tables = std::mem::take(&mut self.txn.withheld).join(", ");
+        let spec = &self.session.spec;
+        if spec.ddl.truncate_table == DdlPolicy::Fail {
+            // What is in front of the transaction is not held up by it.
+            self.publish();
+            return Err(refused(tables, "truncate-table"));
+        }
+        tracing::info!(changefeed = %spec.changefeed, tables, position = %Ts(self.txn.commit), executed = false,
+            "tables were truncated");
+        Ok(())
+    }
+
     fn meaning(&self, notice: &Notice, change: &Change, found: Found, place: Place) -> Result<Answer, Error> {
         let (spec, names) = (&self.session.spec, &self.session.names);
         let known = |id: u32| self.tables.known(id).map(|shape| Arc::clone(&shape.info));
@@ -267,10 +295,11 @@ impl Stream<'_> {
             } else {
                 tracing::info!(
                     changefeed = %self.session.spec.changefeed, kind = ?event.kind, schema = event.schema,
-                    table = event.table, commit_ts = %event.commit_ts, "a schema change"
+                    table = event.table, commit_ts = %event.commit_ts, executed = !event.not_sync, "a schema change"
                 );
             }
             if place.at > self.resume {
+                self.judge_withheld()?;
                 self.session.writer.ddl(event);
                 let commit = self.session.writer.commit(place.at, place.time);
                 if self.link.hold(commit, &self.session.shutdown).await?.is_none() {
@@ -280,6 +309,7 @@ impl Stream<'_> {
             } else {
                 // In the store already, with the rows before it.
                 self.session.writer.abort();
+                self.txn.withheld.clear();
             }
             self.session.writer.begin(place.at);
         }
