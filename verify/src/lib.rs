@@ -41,10 +41,14 @@
 //!   showed something else; seen twice.
 //! - **VF-3** Whatever could not be decided is said; a table that was not compared is never called equal.
 //! - **VF-4** Nothing is written or locked at either end, and memory is bounded by the size of a part.
+//! - **VF-5** With a limit, no end is read faster over a comparison, its end included: what a statement reads at once is
+//!   followed by a rest, and a part by ranges is no larger than what a second allows. Only both looks of a round, before the
+//!   wait for the checkpoint and after it, are rested for together: time between them would be time for the rows to change.
 
 mod catalog;
 mod collation;
 mod error;
+mod pace;
 mod part;
 mod report;
 mod run;

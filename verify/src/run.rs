@@ -11,9 +11,10 @@ use tokio_postgres::{Client, Row};
 
 use crate::Error;
 use crate::catalog::{self, Method};
+use crate::pace::Limit;
 use crate::part::{Part, RowId, Sums};
 use crate::report::{Difference, Outcome, Reading, Report, TableReport};
-use crate::sql::{POSITION, SETTINGS, Statements, TableName};
+use crate::sql::{End, POSITION, SETTINGS, Statements, TableName};
 use crate::suspects::{Suspects, View, differing, view};
 
 /// How often the changefeed is asked how far it is.
@@ -24,8 +25,6 @@ const BUCKET_ROWS: u64 = 1000;
 const BUCKETS: (u64, u64) = (16, 16_384);
 /// Rows that are watched because they change all the time: a look at them is one short statement.
 const MOST_HOT: usize = 100;
-/// Between two looks at rows that change all the time.
-const SAMPLE: Duration = Duration::from_millis(2);
 /// Looks of one round that are kept, the newest: what the target shows is not older than the last second or so.
 const MOST_SAMPLES: usize = 500;
 /// Groups of buckets whose rows are looked at; each costs several scans of the table.
@@ -45,7 +44,9 @@ pub trait Checkpoint: Send + Sync {
 pub struct Options {
     /// Rows of a part.
     pub part_rows: u32,
-    /// Rows that are read at the source in a second at most; `None`: as fast as both ends answer.
+    /// Rows that are read at each end in a second at most, in the mean over a comparison; `None`: as fast as both ends answer.
+    /// A part by ranges has no more rows than that. A table that is read whole is read in one statement, which nothing slows,
+    /// and is rested for.
     pub rows_per_second: Option<u32>,
     /// How long it is waited for the changefeed to get as far as the source was.
     pub patience: Duration,
@@ -98,6 +99,19 @@ impl<C: Checkpoint> Verifier<C> {
     pub async fn run(
         &self,
         tables: &[TablePair],
+        tell: impl FnMut(&Report) + Send + Sync,
+    ) -> Result<Report, Error> {
+        let limit = Limit::new(self.options.rows_per_second);
+        let result = self.compare(&limit, tables, tell).await;
+        // Whoever begins again at once, also because this one failed, does not read more for it.
+        limit.rest().await;
+        result
+    }
+
+    async fn compare(
+        &self,
+        limit: &Limit,
+        tables: &[TablePair],
         mut tell: impl FnMut(&Report) + Send + Sync,
     ) -> Result<Report, Error> {
         let mut report = Report::default();
@@ -137,14 +151,7 @@ impl<C: Checkpoint> Verifier<C> {
                 report.tables[at].end(false);
                 continue;
             };
-            let mut work = Work {
-                pair,
-                method: &method,
-                report: &mut report,
-                at,
-                tell: &mut tell,
-                began: Instant::now(),
-            };
+            let mut work = Work { pair, method: &method, report: &mut report, at, tell: &mut tell, limit };
             let complete = match self.table(&mut work).await {
                 Ok(complete) => complete,
                 Err(error) if error.is_other_schema() => {
@@ -170,10 +177,11 @@ impl<C: Checkpoint> Verifier<C> {
     }
 
     async fn ranges(&self, work: &mut Work<'_>) -> Result<bool, Error> {
-        let limit = self.options.part_rows.max(1);
+        let limit = work.limit.part_rows(self.options.part_rows);
         let mut complete = true;
         let mut after: Option<RowId> = None;
         loop {
+            work.limit.rest().await;
             let open = Part::Range { after: after.clone(), upto: None };
             let (sums, last) = self.next_range(work, &open, limit).await?;
             let is_last = sums.rows < u64::from(limit);
@@ -188,13 +196,13 @@ impl<C: Checkpoint> Verifier<C> {
             if is_last {
                 return Ok(complete);
             }
-            self.rest(work).await;
             after = last;
         }
     }
 
     /// Looks again when the target has everything that the source had.
     async fn is_equal_later(&self, work: &Work<'_>, part: &Part) -> Result<bool, Error> {
+        work.limit.rest().await;
         let here = self.sums(End::Source, work, part).await?;
         self.catch_up().await?;
         Ok(self.sums(End::Target, work, part).await? == here)
@@ -217,7 +225,6 @@ impl<C: Checkpoint> Verifier<C> {
         for which in groups.all.iter().take(MOST_GROUPS) {
             complete &= self.rows(work, &Part::Buckets { of, which: which.clone() }).await?;
             work.part_done();
-            self.rest(work).await;
         }
         if groups.all.len() > MOST_GROUPS {
             let note = "more rows differ than could be looked at one by one".to_owned();
@@ -233,6 +240,7 @@ impl<C: Checkpoint> Verifier<C> {
         work: &mut Work<'_>,
         of: u32,
     ) -> Result<(BTreeMap<u32, Sums>, Vec<u32>), Error> {
+        work.limit.rest().await;
         let here = self.all_buckets(End::Source, work, of).await?;
         let there = self.all_buckets(End::Target, work, of).await?;
         work.table().rows = here.values().map(|sums| sums.rows).sum();
@@ -248,6 +256,7 @@ impl<C: Checkpoint> Verifier<C> {
     /// Finds the rows of a part that differ, and looks at each until it is decided. Whether all rows of the part were looked at.
     async fn rows(&self, work: &mut Work<'_>, part: &Part) -> Result<bool, Error> {
         let limit = self.options.part_rows.saturating_mul(4).max(1);
+        work.limit.rest().await;
         let here = self.list(End::Source, work, part, limit).await?;
         let there = self.list(End::Target, work, part, limit).await?;
         let complete = here.len() < limit as usize && there.len() < limit as usize;
@@ -260,6 +269,7 @@ impl<C: Checkpoint> Verifier<C> {
         let mut suspects = Suspects::new(differing(&here, &there));
         work.table().suspects += suspects.len() as u64;
         while suspects.len() > 0 {
+            work.limit.rest().await;
             let open: Vec<RowId> = suspects.open().cloned().collect();
             let hot: Vec<RowId> = suspects.hot().take(MOST_HOT).cloned().collect();
             let before = self.look(End::Source, work, &open).await?;
@@ -283,7 +293,7 @@ impl<C: Checkpoint> Verifier<C> {
         Ok(complete)
     }
 
-    /// Looks at hot rows of the source again and again until something else is done.
+    /// Looks at hot rows of the source again and again until something else is done, as often as the limit allows.
     async fn watch<T>(
         &self,
         work: &Work<'_>,
@@ -292,18 +302,24 @@ impl<C: Checkpoint> Verifier<C> {
     ) -> Result<(T, Vec<View>), Error> {
         let mut between = VecDeque::new();
         let mut done = pin!(done);
+        let rows = work.rows_of_look(End::Source, hot.len());
+        let mut pause = work.limit.between_looks(rows, Duration::ZERO);
         loop {
             let sample = async {
                 if hot.is_empty() {
                     std::future::pending::<()>().await;
                 }
-                tokio::time::sleep(SAMPLE).await;
-                self.look(End::Source, work, hot).await
+                tokio::time::sleep(pause).await;
+                let began = Instant::now();
+                (self.look(End::Source, work, hot).await, began.elapsed())
             };
             tokio::select! {
                 biased;
                 done = &mut done => return Ok((done?, between.into())),
-                view = sample => between.push_back(view?),
+                (view, took) = sample => {
+                    between.push_back(view?);
+                    pause = work.limit.between_looks(rows, took);
+                }
             }
             if between.len() > MOST_SAMPLES {
                 between.pop_front();
@@ -330,26 +346,27 @@ impl<C: Checkpoint> Verifier<C> {
         }
     }
 
-    /// Keeps to the number of rows in a second.
-    async fn rest(&self, work: &Work<'_>) {
-        let Some(rate) = self.options.rows_per_second.filter(|rate| *rate > 0) else { return };
-        let rows = work.report.tables[work.at].rows;
-        let due = Duration::from_micros(rows.saturating_mul(1_000_000) / u64::from(rate));
-        tokio::time::sleep_until(work.began + due).await;
-    }
-
-    fn end<'w>(&self, end: End, work: &Work<'w>) -> (&Client, Statements<'w>) {
-        match end {
-            End::Source => (&self.source, Statements::new(&work.pair.source, &work.method.source)),
-            End::Target => (&self.target, Statements::new(&work.pair.target, &work.method.target)),
-        }
-    }
-
-    async fn ask(&self, end: End, text: &str, values: &[&str]) -> Result<Vec<Row>, Error> {
+    /// Whatever is read of a table goes through here, and is counted.
+    async fn ask(
+        &self,
+        end: End,
+        work: &Work<'_>,
+        text: &str,
+        values: &[&(dyn ToSql + Sync)],
+        reads: Reads,
+    ) -> Result<Vec<Row>, Error> {
         let client = if end == End::Source { &self.source } else { &self.target };
-        let values: Vec<&(dyn ToSql + Sync)> =
-            values.iter().map(|value| value as &(dyn ToSql + Sync)).collect();
-        client.query(text, &values).await.map_err(|source| end.failed("read a part of a table", source))
+        let at = Instant::now();
+        // Before it is answered where that is known: a look may be given up.
+        if let Reads::Rows(rows) = reads {
+            work.limit.read(end, at, rows);
+        }
+        let rows = client.query(text, values).await;
+        let rows = rows.map_err(|source| end.failed("read rows of a table", source))?;
+        if let Reads::Counted(column) = reads {
+            work.limit.read(end, at, rows.iter().map(|row| number(row, column)).sum());
+        }
+        Ok(rows)
     }
 
     async fn next_range(
@@ -358,57 +375,53 @@ impl<C: Checkpoint> Verifier<C> {
         part: &Part,
         limit: u32,
     ) -> Result<(Sums, Option<RowId>), Error> {
-        let (_, statements) = self.end(End::Source, work);
+        let statements = work.statements(End::Source);
         let (text, values) = statements.next_range(part, limit);
-        let rows = self.ask(End::Source, &text, &values).await?;
+        let rows = self.ask(End::Source, work, &text, &params(&values), Reads::Counted(0)).await?;
         Ok(rows.first().map_or_else(|| (Sums::empty(), None), |row| (sums(row, 0), row.get(3))))
     }
 
     async fn sums(&self, end: End, work: &Work<'_>, part: &Part) -> Result<Sums, Error> {
-        let (_, statements) = self.end(end, work);
+        let statements = work.statements(end);
         let (text, values) = statements.sums(part);
-        let rows = self.ask(end, &text, &values).await?;
+        let rows = self.ask(end, work, &text, &params(&values), Reads::Counted(0)).await?;
         Ok(rows.first().map_or_else(Sums::empty, |row| sums(row, 0)))
     }
 
     async fn all_buckets(&self, end: End, work: &Work<'_>, of: u32) -> Result<BTreeMap<u32, Sums>, Error> {
-        let (_, statements) = self.end(end, work);
-        let rows = self.ask(end, &statements.buckets(of), &[]).await?;
+        let text = work.statements(end).buckets(of);
+        let rows = self.ask(end, work, &text, &[], Reads::Counted(1)).await?;
         Ok(rows.iter().map(|row| (row.get::<_, i32>(0).unsigned_abs(), sums(row, 1))).collect())
     }
 
     async fn list(&self, end: End, work: &Work<'_>, part: &Part, limit: u32) -> Result<View, Error> {
-        let (_, statements) = self.end(end, work);
+        let statements = work.statements(end);
         let (text, values) = statements.rows(part, limit);
-        Ok(seen(&self.ask(end, &text, &values).await?))
+        let reads = match part {
+            Part::Range { .. } => Reads::Counted(2),
+            Part::Buckets { .. } => Reads::Rows(work.whole(end)),
+        };
+        Ok(seen(&self.ask(end, work, &text, &params(&values), reads).await?))
     }
 
     /// The rows of these identities.
     async fn look(&self, end: End, work: &Work<'_>, ids: &[RowId]) -> Result<View, Error> {
-        let (client, statements) = self.end(end, work);
         let width = work.method.source.key.len().max(1);
         let arrays: Vec<Vec<&str>> = (0..width)
             .map(|column| ids.iter().map(|id| id.get(column).map_or("", String::as_str)).collect())
             .collect();
-        let values: Vec<&(dyn ToSql + Sync)> =
-            arrays.iter().map(|array| array as &(dyn ToSql + Sync)).collect();
-        let rows = client.query(&statements.by_identity(), &values).await;
-        Ok(seen(&rows.map_err(|source| end.failed("read rows by their keys", source))?))
+        let text = work.statements(end).by_identity();
+        let reads = Reads::Rows(work.rows_of_look(end, ids.len()));
+        Ok(seen(&self.ask(end, work, &text, &params(&arrays), reads).await?))
     }
 }
 
-/// Which of both databases.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum End {
-    Source,
-    Target,
-}
-
-impl End {
-    fn failed(self, doing: &'static str, source: tokio_postgres::Error) -> Error {
-        let end = if self == Self::Source { "source" } else { "target" };
-        Error::Database { end, doing, source }
-    }
+/// How many rows of its end a statement reads.
+enum Reads {
+    /// As many as the numbers say that it answers with in this column.
+    Counted(usize),
+    /// So many, whatever it answers.
+    Rows(u64),
 }
 
 /// A table while it is compared.
@@ -418,12 +431,31 @@ struct Work<'a> {
     report: &'a mut Report,
     at: usize,
     tell: &'a mut (dyn FnMut(&Report) + Send + Sync),
-    began: Instant,
+    limit: &'a Limit,
 }
 
 impl Work<'_> {
     fn table(&mut self) -> &mut TableReport {
         &mut self.report.tables[self.at]
+    }
+
+    fn statements(&self, end: End) -> Statements<'_> {
+        match end {
+            End::Source => Statements::new(&self.pair.source, &self.method.source),
+            End::Target => Statements::new(&self.pair.target, &self.method.target),
+        }
+    }
+
+    /// The rows of the table at one end, as the last scan has found.
+    fn whole(&self, end: End) -> u64 {
+        let table = &self.report.tables[self.at];
+        if end == End::Source { table.rows } else { table.target_rows }
+    }
+
+    /// What it takes to look at so many rows: all rows, where no index finds them.
+    fn rows_of_look(&self, end: End, rows: usize) -> u64 {
+        let shape = if end == End::Source { &self.method.source } else { &self.method.target };
+        if shape.is_indexed { rows as u64 } else { self.whole(end) }
     }
 
     fn part_done(&mut self) {
@@ -460,12 +492,20 @@ impl Groups {
     }
 }
 
+fn params<T: ToSql + Sync>(values: &[T]) -> Vec<&(dyn ToSql + Sync)> {
+    values.iter().map(|value| value as &(dyn ToSql + Sync)).collect()
+}
+
+fn number(row: &Row, column: usize) -> u64 {
+    row.get::<_, i64>(column).unsigned_abs()
+}
+
 fn sums(row: &Row, from: usize) -> Sums {
-    Sums { rows: row.get::<_, i64>(from).unsigned_abs(), halves: [row.get(from + 1), row.get(from + 2)] }
+    Sums { rows: number(row, from), halves: [row.get(from + 1), row.get(from + 2)] }
 }
 
 fn seen(rows: &[Row]) -> View {
-    view(rows.iter().map(|row| (row.get(0), row.get(1), row.get::<_, i64>(2).unsigned_abs())).collect())
+    view(rows.iter().map(|row| (row.get(0), row.get(1), number(row, 2))).collect())
 }
 
 /// The identity of a row with the names of its columns.

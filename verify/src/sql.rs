@@ -4,8 +4,23 @@ use std::fmt;
 
 use postgres_protocol::escape::escape_identifier;
 
+use crate::Error;
 use crate::catalog::Shape;
 use crate::part::Part;
+
+/// Which of both databases.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum End {
+    Source,
+    Target,
+}
+
+impl End {
+    pub(crate) fn failed(self, doing: &'static str, source: tokio_postgres::Error) -> Error {
+        let end = if self == Self::Source { "source" } else { "target" };
+        Error::Database { end, doing, source }
+    }
+}
 
 /// A table of one database.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -30,11 +45,11 @@ impl fmt::Display for TableName {
 }
 
 /// What both sessions are set to, so that equal values have equal texts; nothing can be written, and a policy that hides
-/// rows is an error instead of a difference (PostgreSQL manual, "Client Connection Defaults").
+/// rows is an error instead of a difference (PostgreSQL manual, "Client Connection Defaults"). A session that rests is not ended.
 pub(crate) const SETTINGS: &str = "SET client_encoding = 'UTF8'; SET TimeZone = 'UTC'; SET DateStyle = 'ISO, YMD'; \
     SET IntervalStyle = 'iso_8601'; SET extra_float_digits = 1; SET bytea_output = 'hex'; SET xmloption = 'content'; \
     SET lc_monetary = 'C'; SET search_path = ''; SET row_security = off; SET default_transaction_read_only = on; \
-    SET application_name = 'millrace verify'";
+    SET idle_session_timeout = 0; SET application_name = 'millrace verify'";
 
 /// The position behind everything that statements before this one have seen: the commit record of a transaction is in
 /// the log before anybody sees the transaction. A standby shows what it has replayed.
