@@ -376,3 +376,62 @@ async fn texts_are_read_by_ranges_where_both_ends_have_one_collation_and_whole_w
     let odd = report.tables.last().unwrap();
     assert_eq!((odd.reading, odd.outcome), (Some(Reading::Scans), Outcome::Equal), "{odd:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_holds_by_ranges_and_by_scans_and_for_whatever_is_looked_at_again() {
+    let pair = Pair::start().await;
+    let timed = async |rows_per_second: u32, tables: &[&str]| {
+        let options = Options { rows_per_second: Some(rows_per_second), ..small() };
+        let began = Instant::now();
+        let report = pair.compare(options, tables).await.unwrap();
+        (began.elapsed(), report)
+    };
+    // Never less than the rows take at the limit, however fast both ends are: without it each of these takes a moment.
+    let (took, report) = timed(5000, &["numbered"]).await;
+    assert_eq!(
+        (report.outcome, report.tables[0].reading),
+        (Outcome::Equal, Some(Reading::Ranges)),
+        "{report}"
+    );
+    assert!(took >= Duration::from_secs(1), "5000 rows by ranges in {took:?}");
+    let (took, report) = timed(200, &["kinds"]).await;
+    assert_eq!(
+        (report.outcome, report.tables[0].parts),
+        (Outcome::Equal, 2),
+        "a part is what a second allows: {report}"
+    );
+    assert!(took >= Duration::from_millis(1500), "300 rows by ranges in {took:?}");
+    let (took, report) = timed(2000, &["keyless", "pairs"]).await;
+    assert_eq!(
+        (report.outcome, report.tables[0].reading),
+        (Outcome::Equal, Some(Reading::Scans)),
+        "{report}"
+    );
+    assert!(took >= Duration::from_millis(1750), "1000 rows in one scan and 2500 by ranges in {took:?}");
+    // Buckets twice, the rows of those that differ, and those that differ before and after each of two rounds: seven scans.
+    pair.target
+        .sql("target", "UPDATE keyless SET b = 'y' WHERE ctid = (SELECT min(ctid) FROM keyless)")
+        .await
+        .unwrap();
+    let (took, report) = timed(2000, &["keyless"]).await;
+    assert_eq!(report.tables[0].differences, 2, "{report}");
+    assert!(took >= Duration::from_millis(3500), "seven scans of 1000 rows in {took:?}");
+    // A part twice, its rows, and those that differ before and after each of two rounds.
+    pair.target.sql("target", "UPDATE kinds SET f = -1 WHERE id <= 200").await.unwrap();
+    let (took, report) = timed(400, &["kinds"]).await;
+    assert_eq!(report.tables[0].differences, 200, "{report}");
+    assert!(took >= Duration::from_secs(4), "1700 rows in {took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_comparison_that_fails_has_kept_to_the_limit_too() {
+    let pair = Pair::start().await;
+    pair.target.sql("target", "ALTER SUBSCRIPTION pair DISABLE").await.unwrap();
+    pair.source.sql("source", "UPDATE keyless SET b = 'z' WHERE a = 3").await.unwrap();
+    let options = Options { patience: Duration::from_millis(100), rows_per_second: Some(1000), ..small() };
+    let began = Instant::now();
+    let error = pair.compare(options, &["keyless"]).await.unwrap_err();
+    let took = began.elapsed();
+    assert!(matches!(error, Error::Behind { .. }), "{error}");
+    assert!(took >= Duration::from_secs(1), "1000 rows in {took:?}");
+}
