@@ -1,4 +1,5 @@
-//! Changes the source until it is told to rest: transfers between accounts of many tables, rows that come and go.
+//! Changes the source until it is told to rest: transfers between accounts of many tables, rows that come and go, and the
+//! schema.
 //!
 //! A connection that breaks is made again; whether its last transaction was committed does not matter, since the
 //! triggers at the source know.
@@ -14,6 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tokio_postgres::{Client, error::SqlState};
 
+use crate::schema::Changes;
 use crate::tables::Tables;
 
 /// Pause before a broken connection is made again.
@@ -46,22 +48,24 @@ impl Load {
         tables: Tables,
         seed: u64,
         count: usize,
-        rate: u32,
+        (rate, schema_rate): (u32, u32),
     ) -> Self {
         let (wish, resting) = (watch::Sender::new(Wish::Rest), watch::Sender::new(0));
         let transactions = Arc::new(AtomicU64::new(0));
         let mut workers = JoinSet::new();
-        for stream in 0..count {
-            let worker = Worker {
-                source: Arc::clone(source),
-                database,
-                tables,
-                random: Random::new(seed, stream as u64),
-                pause: Duration::from_secs(1) * u32::try_from(count).unwrap_or(1) / rate.max(1),
-                transactions: Arc::clone(&transactions),
-            };
+        let mut start = |script, pause| {
+            let transactions = Arc::clone(&transactions);
+            let worker = Worker { source: Arc::clone(source), database, script, pause, transactions };
             workers.spawn(worker.run(wish.subscribe(), resting.clone()));
+        };
+        let pause = Duration::from_secs(1) * u32::try_from(count).unwrap_or(1) / rate.max(1);
+        for stream in 0..count {
+            start(Script::Rows(Random::new(seed, stream as u64), tables), pause);
         }
+        if schema_rate > 0 {
+            start(Script::Schema(Changes::new(tables)), Duration::from_secs(1) / schema_rate);
+        }
+        let count = workers.len();
         Self { wish, resting, workers, count, transactions }
     }
 
@@ -90,11 +94,44 @@ impl Load {
     }
 }
 
+/// What a worker does.
+enum Script {
+    Rows(Random, Tables),
+    Schema(Changes),
+}
+
+impl Script {
+    /// The next transaction.
+    fn text(&mut self) -> String {
+        match self {
+            Self::Rows(random, tables) => statements(random, *tables),
+            Self::Schema(changes) => changes.statement(),
+        }
+    }
+
+    /// It was committed.
+    fn done(&mut self) {
+        if let Self::Schema(changes) = self {
+            changes.done();
+        }
+    }
+
+    /// Nobody knows whether it was committed.
+    fn broke(&mut self) {
+        if let Self::Schema(changes) = self {
+            changes.broke();
+        }
+    }
+
+    fn may_be_done(&self) -> bool {
+        matches!(self, Self::Schema(changes) if changes.may_be_done())
+    }
+}
+
 struct Worker {
     source: Arc<PgServer>,
     database: &'static str,
-    tables: Tables,
-    random: Random,
+    script: Script,
     pause: Duration,
     transactions: Arc<AtomicU64>,
 }
@@ -117,15 +154,27 @@ impl Worker {
                 client = self.connect().await;
                 continue;
             };
-            let text = statements(&mut self.random, self.tables);
+            let text = self.script.text();
             match connection.batch_execute(&text).await {
-                Ok(()) => drop(self.transactions.fetch_add(1, Ordering::Relaxed)),
+                Ok(()) => {
+                    self.script.done();
+                    self.transactions.fetch_add(1, Ordering::Relaxed);
+                }
                 Err(error) if error.code().is_some_and(lost_race) => {
                     // A connection that broke now is noticed by the next transaction.
                     let _ = connection.batch_execute("ROLLBACK").await;
                 }
-                Err(error) if error.code().is_some_and(is_mistake) => bail!("{error}: {text}"),
-                Err(_) => client = None,
+                Err(error) if error.code().is_some_and(is_mistake) => {
+                    if !self.script.may_be_done() {
+                        bail!("{error}: {text}");
+                    }
+                    self.script.done();
+                    let _ = connection.batch_execute("ROLLBACK").await;
+                }
+                Err(_) => {
+                    self.script.broke();
+                    client = None;
+                }
             }
         }
     }

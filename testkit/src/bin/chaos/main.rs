@@ -1,7 +1,7 @@
 //! Breaks a cluster under load in every way that is known to happen, and counts what did not arrive as it was made.
 //!
 //! `world.rs` starts databases, metadata store and nodes, and connects them through a network that can be cut
-//! (`testkit::wire`). `load.rs` changes tables whose triggers (`tables.rs`) keep the history of every row at both ends;
+//! (`testkit::wire`). `load.rs` and `schema.rs` change tables whose triggers (`tables.rs`) keep the history of every row at both ends;
 //! `history.rs` compares them. `lag.rs` measures from outside how old the target is. `fault.rs` lists what can go wrong,
 //! `round.rs` lets it happen once, `report.rs` and `plot.rs` tell. `selfcheck.rs` shows that the counting works.
 
@@ -12,6 +12,7 @@ mod load;
 mod plot;
 mod report;
 mod round;
+mod schema;
 mod selfcheck;
 mod tables;
 mod world;
@@ -72,6 +73,9 @@ struct Arguments {
     /// Transactions per second over all connections.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     rate: u32,
+    /// Schema changes per second, with rows that belong to them; by default none, and one with `--ci`.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(0..=100))]
+    schema_changes: Option<u32>,
     /// Connections of the load.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=32))]
     connections: u8,
@@ -118,6 +122,7 @@ impl Arguments {
             seed: self.seed,
             connections: usize::from(self.connections),
             rate: self.rate,
+            schema_rate: self.schema_changes.unwrap_or(u32::from(self.ci)),
             election: Duration::from_millis(u64::from(self.election)),
             short: self.ci,
             disk_mib: disk.then_some(DISK_MIB),
@@ -182,15 +187,15 @@ async fn run(arguments: &Arguments) -> Result<bool> {
     }
     let plan = arguments.plan(&program, false);
     arguments.say(&format!(
-        "{} nodes, {} members of etcd, {} tables, {} transactions a second, seed {}",
-        plan.nodes, plan.stores, arguments.tables, plan.rate, plan.seed
+        "{} nodes, {} members of etcd, {} tables, {} transactions and {} schema changes a second, seed {}",
+        plan.nodes, plan.stores, arguments.tables, plan.rate, plan.schema_rate, plan.seed
     ));
     let all = every_fault(arguments, &program, &faults).await?;
     arguments.say(&format!("\n{}", report::table(&all)));
     if arguments.json {
         let world = json!({
             "nodes": plan.nodes, "stores": plan.stores, "tables": arguments.tables,
-            "rate": plan.rate, "seed": plan.seed, "times": arguments.times,
+            "rate": plan.rate, "schema_changes": plan.schema_rate, "seed": plan.seed, "times": arguments.times,
         });
         println!("{}", report::json(&all, world));
     }

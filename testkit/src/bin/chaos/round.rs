@@ -429,6 +429,9 @@ pub(crate) fn describe(verdict: &Verdict) -> String {
     }
     if !verdict.equal {
         words.push_str(&format!("; the ends differ:\n{}", verdict.comparison));
+        for shape in &verdict.shapes {
+            words.push_str(&format!("\n      {shape}"));
+        }
     }
     words
 }

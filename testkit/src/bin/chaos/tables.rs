@@ -27,11 +27,6 @@ impl Tables {
         if table == self.keyed { "chaos.log".to_owned() } else { format!("chaos.t{table:02}") }
     }
 
-    /// Every name.
-    pub(crate) fn names(self) -> Vec<String> {
-        (0..=self.keyed).map(|table| self.name(table)).collect()
-    }
-
     /// Each third table has a second unique key, so that each change of it is written by itself; the table without a
     /// key as well.
     pub(crate) fn rule(self, table: i32) -> Rule {
@@ -131,6 +126,25 @@ impl Tables {
             ));
         }
         client.batch_execute(&text).await.context("keep the history of each row")
+    }
+
+    /// Tables, columns and indexes of an end, in words; and the names of the tables as in SQL.
+    pub(crate) async fn shape(client: &Client) -> Result<(Vec<String>, Vec<String>)> {
+        let text = "SELECT format('%I.%I', n.nspname, c.relname), (SELECT string_agg(format('%s %s%s %s', a.attname,
+                        format_type(a.atttypid, a.atttypmod), CASE WHEN a.attnotnull THEN ' NOT NULL' END,
+                        pg_get_expr(d.adbin, d.adrelid)), ', ' ORDER BY a.attname)
+                    FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+                    WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
+                    (SELECT coalesce(string_agg(pg_get_indexdef(indexrelid), ', ' ORDER BY pg_get_indexdef(indexrelid)), '')
+                     FROM pg_index WHERE indrelid = c.oid)
+                FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                WHERE n.nspname = 'chaos' AND c.relkind = 'r' ORDER BY 1";
+        let rows = client.query(text, &[]).await?;
+        let words = |row: &tokio_postgres::Row| {
+            let (name, columns, indexes): (String, String, String) = (row.get(0), row.get(1), row.get(2));
+            format!("{name}: {columns}; {indexes}")
+        };
+        Ok((rows.iter().map(words).collect(), rows.iter().map(|row| row.get(0)).collect()))
     }
 
     /// The versions of all rows, as the beginning of a ledger.

@@ -1,5 +1,6 @@
 //! Two databases, a metadata store, nodes, and the network between them.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -41,6 +42,8 @@ pub(crate) struct Plan {
     pub(crate) seed: u64,
     pub(crate) connections: usize,
     pub(crate) rate: u32,
+    /// Schema changes, and rows that belong to them, per second.
+    pub(crate) schema_rate: u32,
     /// After this time without its leader etcd elects another one.
     pub(crate) election: Duration,
     /// Faults do not last long.
@@ -96,7 +99,14 @@ impl World {
         let wires = Wires::new();
         let (stores, endpoints) = stores(&plan, &wires).await?;
         let nodes = nodes(&plan, dir.path(), &endpoints, &wires).await?;
-        let load = Load::start(&source, FROM, plan.tables, plan.seed, plan.connections, plan.rate);
+        let load = Load::start(
+            &source,
+            FROM,
+            plan.tables,
+            plan.seed,
+            plan.connections,
+            (plan.rate, plan.schema_rate),
+        );
         let lag = Lag::start((&source, FROM), (&target, TO), plan.tables);
         let ledger = Ledger::default();
         let mut world = Self { plan, load, lag, wires, nodes, stores, source, target, ledger, dir };
@@ -245,10 +255,12 @@ impl World {
     /// Waits until both ends are equal, while nothing is added. False when the time is over.
     async fn settled(&self, limit: Duration) -> Result<bool> {
         let (source, target) = (self.source_client().await?, self.target_client().await?);
-        let wanted = self.plan.tables.sums(&source).await?;
+        let wanted = (Tables::shape(&source).await?, self.plan.tables.sums(&source).await?);
         let deadline = Instant::now() + limit;
         loop {
-            if self.plan.tables.sums(&target).await? == wanted {
+            // Its columns may be changed between two looks; rows of an unknown shape have no sums.
+            if Tables::shape(&target).await? == wanted.0 && self.plan.tables.sums(&target).await? == wanted.1
+            {
                 return Ok(true);
             }
             if Instant::now() > deadline {
@@ -274,9 +286,15 @@ impl World {
         let tables = self.plan.tables;
         let counts = self.ledger.compare(&made, &written, |table| tables.rule(table));
         let counts = counts.map_err(anyhow::Error::msg).context("the load does not count right")?;
-        let names = tables.names();
-        let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        let comparison = compare(&source, &target, &names).await?;
+        let (shape, names) = Tables::shape(&source).await?;
+        let (shape_there, names_there) = Tables::shape(&target).await?;
+        let shapes =
+            shape.iter().filter(|words| !shape_there.contains(words)).map(|words| format!("made {words}"));
+        let extra =
+            shape_there.iter().filter(|words| !shape.contains(words)).map(|words| format!("arrived {words}"));
+        let shapes: Vec<String> = shapes.chain(extra).collect();
+        let names: BTreeSet<&str> = names.iter().chain(&names_there).map(String::as_str).collect();
+        let comparison = compare(&source, &target, &Vec::from_iter(names)).await?;
         let total = tables.balances(&target).await?;
         drop(beats);
         self.load.work();
@@ -285,8 +303,9 @@ impl World {
             wrong: self.ledger.wrong.clone(),
             settled,
             settle_seconds: started.elapsed().as_secs_f64(),
-            equal: comparison.equal(),
+            equal: comparison.equal() && shapes.is_empty(),
             comparison,
+            shapes,
             total_kept: total == tables.total(),
         })
     }
@@ -313,9 +332,11 @@ pub(crate) struct Verdict {
     /// Both ends became equal within the limit.
     pub(crate) settled: bool,
     pub(crate) settle_seconds: f64,
-    /// Every table has the same rows at both ends.
+    /// Every table has the same shape and rows at both ends.
     pub(crate) equal: bool,
     pub(crate) comparison: Comparison,
+    /// Tables that have not the same columns and indexes at both ends, in words.
+    pub(crate) shapes: Vec<String>,
     /// The balances at the target come to what they always came to.
     pub(crate) total_kept: bool,
 }
