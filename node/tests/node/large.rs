@@ -212,6 +212,38 @@ async fn put(source: &PgServer, id: i32, bytes: u64) {
     source.sql("postgres", &sql).await.unwrap();
 }
 
+/// Waits until the source need not repeat anything that was written.
+async fn all_confirmed(source: &PgServer) {
+    let client = source.client("postgres").await.unwrap();
+    let end = client.query_one("SELECT pg_current_wal_lsn()::text", &[]).await.unwrap();
+    let end: String = end.get(0);
+    let sql = format!("SELECT FROM pg_replication_slots WHERE confirmed_flush_lsn < '{end}'");
+    let deadline = Instant::now() + PATIENCE;
+    while !client.query(&sql, &[]).await.unwrap().is_empty() {
+        assert!(Instant::now() < deadline, "{end} is not confirmed");
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// The table that somebody finds who does what an error says.
+async fn found(source: &PgServer, words: &str) -> String {
+    let lsn = words.split_once(" -s ").and_then(|(_, rest)| rest.split_once(' ')).unwrap().0;
+    let client = source.client("postgres").await.unwrap();
+    let dir = client.query_one("SHOW data_directory", &[]).await.unwrap();
+    let logs = Path::new(dir.get::<_, &str>(0)).join("pg_wal");
+    let dump = std::process::Command::new(testkit::postgres::program("pg_waldump"))
+        .arg("-p")
+        .arg(logs)
+        .args(["-s", lsn, "-n", "1"])
+        .output()
+        .unwrap();
+    let dump = String::from_utf8(dump.stdout).unwrap();
+    let rel = dump.split_once("rel ").unwrap_or_else(|| panic!("{dump}")).1.split([' ', ',']).next().unwrap();
+    let [space, _, file] = rel.split('/').collect::<Vec<_>>()[..] else { panic!("{dump}") };
+    let sql = format!("SELECT pg_filenode_relation({space}, {file})::text");
+    client.query_one(&sql, &[]).await.unwrap().get(0)
+}
+
 /// Compares ids, lengths and hashes of large values at both ends.
 async fn same_values(source: &PgServer, target: &PgServer, rows: usize) {
     let sql = "SELECT ARRAY[id::text, length(raw)::text, md5(raw), length(other)::text, md5(other)] FROM v ORDER BY id";
@@ -265,10 +297,27 @@ async fn carried(bytes: u64) -> (PgServer, PgServer, Process) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_large_value_is_carried_and_one_that_cannot_be_sent_is_refused_by_name() {
     let (source, _target, mut process) = carried(LARGE).await;
+    all_confirmed(&source).await;
     put(&source, 4, TOO_LARGE).await;
     let told = process.failed().await;
     assert_eq!(told["code"], "CDC:ErrUpstreamValueTooLarge", "{told}");
-    assert!(told["message"].as_str().unwrap().contains("1 GiB"), "{told}");
+    let words = told["message"].as_str().unwrap();
+    assert!(words.contains("1 GiB") && words.contains("stays in the log"), "{told}");
+    assert_eq!(found(&source, words).await, "v", "{told}");
+
+    // Its table is announced anew, in front of it. That the row is gone by now does not help.
+    source.sql("postgres", "DELETE FROM v WHERE id = 4").await.unwrap();
+    process.api.resume("f").await.unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let progress = process.api.progress("f").await.unwrap();
+        let message = progress.all["error"]["message"].as_str().unwrap_or_default();
+        if progress.state == "failed" && message.contains("a row of table public.v is larger") {
+            break;
+        }
+        assert!(Instant::now() < deadline, "the table is not named: {}", progress.all);
+        tokio::time::sleep(LOOK).await;
+    }
     process.server.stop().await.unwrap();
 }
 

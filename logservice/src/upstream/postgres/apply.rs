@@ -19,6 +19,8 @@ use crate::{Error, TableFilter};
 pub(crate) enum Step {
     /// Nothing.
     Nothing,
+    /// A table was announced: its row comes next. [`Tables::newest`] names it.
+    Announced,
     /// A row was written.
     Row,
     /// A transaction has begun; unwanted ones are in the store already.
@@ -61,6 +63,8 @@ pub(crate) struct Tables {
     withheld: Vec<String>,
     /// Tables announced on this connection.
     announced: FxHashMap<u32, Announced>,
+    /// Schema and name of the one that was announced last.
+    newest: String,
     counts: Counts,
     notice: Option<Notice>,
     /// The open transaction is one that was passed before the reader began, most likely: its tables may have had other
@@ -83,6 +87,7 @@ impl Tables {
             truncation,
             withheld: Vec::new(),
             announced: FxHashMap::default(),
+            newest: String::new(),
             counts: Counts::default(),
             notice: None,
             former: false,
@@ -108,6 +113,11 @@ impl Tables {
     /// The schema change that was read last.
     pub(crate) fn take_notice(&mut self) -> Option<Notice> {
         self.notice.take()
+    }
+
+    /// Schema and name of the table that was announced last.
+    pub(crate) fn newest(&self) -> &str {
+        &self.newest
     }
 
     /// The tables of a truncation that is not applied.
@@ -176,7 +186,7 @@ impl Tables {
                 Some(_) => Ok(Step::Commit { end: Ts(end_lsn), time: WallTime(time) }),
                 None => Err(Error::protocol("a commit without a transaction")),
             },
-            Message::Relation(relation) => self.announce(&relation).map(|()| Step::Nothing),
+            Message::Relation(relation) => self.announce(&relation).map(|()| Step::Announced),
             Message::Truncate { relations } => self.truncate(relations, open, writer),
             Message::Logical { prefix, content } => {
                 if open != Some(true) || prefix != message::PREFIX.as_bytes() {
@@ -275,6 +285,7 @@ impl Tables {
     }
 
     fn announce(&mut self, relation: &Relation) -> Result<(), Error> {
+        self.newest = format!("{}.{}", relation.schema, relation.name);
         let announced = match self.known.get(&relation.id) {
             Some(shape) => match shape.verify(relation) {
                 Ok(()) => Announced::Known(Arc::clone(shape)),

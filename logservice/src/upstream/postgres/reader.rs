@@ -246,6 +246,7 @@ impl Session {
             skip: self.asked.unwrap_or_default(),
             open: None,
             open_bytes: 0,
+            announced: false,
             txn: follow::Txn::default(),
             side: None,
             guard: guard::Guard::new(),
@@ -432,6 +433,8 @@ struct Stream<'s> {
     /// The open transaction; false when it is skipped.
     open: Option<bool>,
     open_bytes: usize,
+    /// The last message announced a table.
+    announced: bool,
     /// The open transaction, as far as schema changes in it need to know.
     txn: follow::Txn,
     /// For questions about schema changes.
@@ -529,7 +532,8 @@ impl Stream<'_> {
                 }
                 b'E' => {
                     let error = super::server_error::ServerError::parse(self.link.conn.body(total));
-                    return Err(self.session.log_error(error.into_error("stream the log")));
+                    let table = self.announced.then(|| self.tables.newest());
+                    return Err(self.session.log_error(error.into_stream_error(table)));
                 }
                 b'c' | b'C' | b'Z' => return Err(self.ended_by_server()),
                 b'N' | b'S' => Step::Nothing,
@@ -538,6 +542,7 @@ impl Stream<'_> {
                 }
             };
             self.link.conn.advance(total);
+            self.announced = matches!(step, Step::Announced);
             self.open_bytes += total;
             if self.perform(step).await?.is_none() {
                 return Ok(None);
@@ -562,7 +567,7 @@ impl Stream<'_> {
     #[inline]
     async fn perform(&mut self, step: Step) -> Result<Option<()>, Error> {
         match step {
-            Step::Nothing => {}
+            Step::Nothing | Step::Announced => {}
             Step::Row => {
                 if self.open_bytes >= ROOM_EVERY {
                     self.open_bytes = 0;

@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use super::super::conn::Connection;
 use super::super::server_error::ServerError;
 use super::super::shape::Shape;
+use super::super::sql::qualified;
 use super::lines::LineDecoder;
 use super::{Copied, CopyPlan, SILENCE, Snapshot, parts, silent};
 use crate::Error;
@@ -77,9 +78,9 @@ async fn work(
 }
 
 async fn copy_table(conn: &mut Connection, job: Job, progress: &ReaderProgress) -> Result<(), Error> {
-    const ACTION: &str = "copy a table";
     let Job { sql, shape, mut writer, copy } = job;
-    conn.start_copy(ACTION, &sql).await?;
+    let action = format!("copy table {}", qualified(&shape.info.schema, &shape.info.name));
+    conn.start_copy(&action, &sql).await?;
     let mut line = LineDecoder::default();
     let (mut rows, mut bytes, mut unasked, mut failure) = (0, 0, 0, None);
     loop {
@@ -97,7 +98,7 @@ async fn copy_table(conn: &mut Connection, job: Job, progress: &ReaderProgress) 
                 bytes += total as u64;
                 unasked += total;
             }
-            b'E' => failure = Some(ServerError::parse(conn.body(total)).into_error(ACTION)),
+            b'E' => failure = Some(ServerError::parse(conn.body(total)).into_error(&action)),
             b'c' | b'C' | b'N' | b'S' => {}
             b'Z' => {
                 conn.advance(total);

@@ -83,7 +83,8 @@ impl Stream<'_> {
         Err(Error::ValueTooLarge {
             what: format!(
                 "a row of table {}.{} has {bytes} bytes in the log, and a server that may have {memory} bytes of memory \
-                 takes up to {}; give it more memory and resume, or make the row smaller, or leave its table out",
+                 takes up to {}; give it more memory and resume. The row stays in the log: otherwise make it smaller or leave its \
+                 table out, then remove the changefeed and create it again",
                 table.schema,
                 table.name,
                 most()
