@@ -22,7 +22,7 @@ pub(super) struct What {
     /// Only this table, as schema.table; may be repeated.
     #[arg(short, long = "table", value_name = "TABLE")]
     tables: Vec<String>,
-    /// Rows that are read at the source in a second at most.
+    /// Rows that are read at each end in a second at most, in the mean.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rows_per_second: Option<u32>,
 }
@@ -67,7 +67,12 @@ pub(super) async fn verify(client: &Session, args: &What) -> Result<(), CliError
     } else {
         say(&state.report.to_string().trim_end())?;
     }
-    match (state.report.outcome, state.error) {
+    verdict(state.report.outcome, state.error)
+}
+
+/// What the program says by its exit code: 0, 3 and 4.
+fn verdict(outcome: Outcome, error: Option<String>) -> Result<(), CliError> {
+    match (outcome, error) {
         (Outcome::Equal, None) => Ok(()),
         (Outcome::Different, _) => Err(CliError::Different),
         (Outcome::Equal | Outcome::Running | Outcome::Undecided, Some(error)) => {
@@ -76,5 +81,24 @@ pub(super) async fn verify(client: &Session, args: &What) -> Result<(), CliError
         (Outcome::Running | Outcome::Undecided, None) => {
             Err(CliError::Undecided("not everything could be compared; the lines above say what".to_owned()))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_compared_to_its_end_is_equal() {
+        let code = |outcome, error: Option<&str>| {
+            verdict(outcome, error.map(str::to_owned)).map_or_else(|error| error.exit_code(), |()| 0)
+        };
+        assert_eq!(code(Outcome::Equal, None), 0);
+        for error in [None, Some("the changefeed stands")] {
+            assert_eq!(code(Outcome::Different, error), 3, "what differs differs, whatever came later");
+            assert_eq!(code(Outcome::Undecided, error), 4);
+            assert_eq!(code(Outcome::Running, error), 4);
+        }
+        assert_eq!(code(Outcome::Equal, Some("the changefeed stands")), 4);
     }
 }

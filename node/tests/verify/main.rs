@@ -155,8 +155,10 @@ async fn both_ends_are_compared_while_rows_flow_and_what_was_spoiled_is_found() 
         .filter_map(|table| table["differences"].as_u64())
         .collect();
     assert_eq!(differences.iter().sum::<u64>(), 5, "{result}");
-    // One table, and slowly: 32,000 rows take a second at least.
-    let one = world.verify(&["--table", "public.named", "--rows-per-second", "1000000"]).await;
+    // One table, and slowly: 2,000 rows take two seconds at least.
+    let began = Instant::now();
+    let one = world.verify(&["--table", "public.named", "--rows-per-second", "1000"]).await;
+    assert!(began.elapsed() >= Duration::from_secs(2), "it took {:?}", began.elapsed());
     assert_eq!(one.status.code(), Some(3));
     assert!(!text(&one.stdout).contains("accounts"), "{}", text(&one.stdout));
     stop.store(true, Ordering::Relaxed);
@@ -165,6 +167,40 @@ async fn both_ends_are_compared_while_rows_flow_and_what_was_spoiled_is_found() 
     assert!(
         log.contains("both ends are not equal") && !log.contains("nobody") && !log.contains("29000"),
         "{log}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_could_not_be_decided_has_an_exit_code_of_its_own() {
+    let world = World::start().await;
+    let equal = world.verify(&[]).await;
+    assert_eq!(equal.status.code(), Some(0), "{}{}", text(&equal.stdout), text(&equal.stderr));
+    // Somebody renames a column of the target while the table is compared: several seconds, a part each.
+    let compared = world.verify(&["--table", "public.accounts", "--rows-per-second", "5000"]);
+    let renamed = async {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let state = world.server.api().get("/api/v2/changefeeds/pair/verify").await.unwrap();
+            if state["ended"].is_null() && state["report"]["tables"][0]["parts"].as_u64() >= Some(1) {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{state}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        world.target.sql("there", "ALTER TABLE accounts RENAME amount TO sum").await.unwrap();
+    };
+    let (undecided, ()) = tokio::join!(compared, renamed);
+    let (said, why) = (text(&undecided.stdout), text(&undecided.stderr));
+    assert_eq!(undecided.status.code(), Some(4), "{said}{why}");
+    assert!(said.contains("UNDECIDED") && said.contains("its shape was changed"), "{said}");
+    assert!(why.contains("not everything could be compared"), "{why}");
+    // Seen from its beginning, that is a difference: the target lacks a column.
+    let different = world.verify(&["--table", "public.accounts"]).await;
+    assert_eq!(different.status.code(), Some(3), "{}", text(&different.stdout));
+    assert!(
+        text(&different.stdout).contains("the target has no column amount"),
+        "{}",
+        text(&different.stdout)
     );
 }
 
