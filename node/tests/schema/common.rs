@@ -140,6 +140,22 @@ impl Rig {
         self.until(&what, passed).await;
     }
 
+    /// Waits until a table has the same rows at both ends.
+    pub(crate) async fn until_same(&self, table: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let (source, target) = tokio::join!(plain(&self.source, "postgres"), plain(&self.target, TARGET));
+            let sql = format!("SELECT t::text FROM {table} t ORDER BY 1");
+            let there = target.query(&sql, &[]).await.unwrap_or_default();
+            let there: Vec<String> = there.iter().map(|row| row.get(0)).collect();
+            if there == texts(&source, &sql).await {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{table}: {there:?}\n{}", self.millrace.log_tail(40));
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+    }
+
     /// Waits for a failure, which names its code and some words.
     pub(crate) async fn fails(&self, code: &str, words: &[&str]) -> Value {
         let feed = self.until(&format!("it fails with {code}"), |feed| feed["state"] == "failed").await;

@@ -18,7 +18,7 @@ const LINES: &[Line] = &[
         &["CREATE SCHEMA", "ALTER SCHEMA … RENAME", "DROP SCHEMA", "DROP SCHEMA … CASCADE"],
     ),
     Line(
-        "`CREATE TABLE`, also `LIKE` or in a function",
+        "`CREATE TABLE`, also `LIKE`, `AS` or in a function; `SELECT INTO`",
         "columns, defaults, identity and generated columns, constraints, indexes; not: owner, privileges, comments, \
          storage, triggers, policies, inheritance, defaults that call a function of the database or a sequence, foreign \
          keys to tables that are not replicated",
@@ -26,6 +26,7 @@ const LINES: &[Line] = &[
             "CREATE TABLE",
             "CREATE TABLE … IDENTITY",
             "CREATE TABLE … LIKE",
+            "tables_that_are_made_with_their_rows_come_with_them",
             "CREATE TABLE … REFERENCES",
             "CREATE TABLE IF NOT EXISTS",
         ],
@@ -133,6 +134,7 @@ const LINES: &[Line] = &[
             "CREATE INDEX of partitions",
             "ATTACH PARTITION",
             "DETACH PARTITION",
+            "DETACH PARTITION CONCURRENTLY",
             "DETACH and drop",
             "DROP TABLE of a partition",
             "DROP TABLE of partitions",
@@ -143,7 +145,13 @@ const LINES: &[Line] = &[
     Line(
         "`CREATE`, `ALTER`, `DROP VIEW`",
         "the same; not: materialized views",
-        &["CREATE VIEW", "CREATE OR REPLACE VIEW", "ALTER VIEW … RENAME", "DROP VIEW"],
+        &[
+            "CREATE VIEW",
+            "CREATE OR REPLACE VIEW",
+            "ALTER VIEW … RENAME",
+            "ALTER VIEW … SET SCHEMA",
+            "DROP VIEW",
+        ],
     ),
     Line(
         "`CREATE`, `ALTER`, `DROP SEQUENCE`",
@@ -152,6 +160,7 @@ const LINES: &[Line] = &[
             "CREATE SEQUENCE",
             "ALTER SEQUENCE",
             "ALTER SEQUENCE … RENAME",
+            "ALTER SEQUENCE … SET SCHEMA",
             "DROP SEQUENCE",
             "sequences_of_the_target_stand_where_those_of_the_source_do",
         ],
@@ -174,6 +183,7 @@ const LINES: &[Line] = &[
             "DROP ATTRIBUTE",
             "ALTER ATTRIBUTE … TYPE",
             "ALTER TYPE … RENAME",
+            "ALTER TYPE … SET SCHEMA",
             "ALTER DOMAIN",
             "ALTER DOMAIN … RENAME CONSTRAINT",
             "VALIDATE CONSTRAINT of a domain",

@@ -459,7 +459,7 @@ fn of_partition(
                 let types = after.map(table::definitions).unwrap_or_default();
                 statement::create(is, &types, &follows)
             });
-            let query = partition::remove(was, &sql, create.as_deref(), notice.wide);
+            let query = partition::remove(was, &sql, is.zip(create.as_deref()), notice.wide);
             let event = event(DdlKind::Other, &root, &was.name, query);
             match alone.map(|(_, after)| after) {
                 // Its rows are at the target already, so it is followed as a table of its own from here on.

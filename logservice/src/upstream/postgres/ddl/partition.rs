@@ -15,7 +15,7 @@
 //!  hash partitions           the same                             an error: no condition tells their rows
 //! ```
 
-use super::message::TableShape;
+use super::message::{ConstraintShape, TableShape};
 use super::statement::{do_block, refusal};
 use crate::upstream::postgres::sql::{ident, literal};
 
@@ -36,18 +36,25 @@ pub(crate) fn create(table: &TableShape) -> String {
     ))
 }
 
-/// A partition goes with its rows, or becomes a table of its own: then `detached` creates that.
-pub(crate) fn remove(before: &TableShape, root: &str, detached: Option<&str>, wide: bool) -> String {
+/// A partition goes with its rows, or becomes a table of its own: then `detached` has its shape and creates it.
+pub(crate) fn remove(
+    before: &TableShape,
+    root: &str,
+    detached: Option<(&TableShape, &str)>,
+    wide: bool,
+) -> String {
     let name = before.sql_name();
     let parent = before.parent_name.as_deref().unwrap_or(root);
     let removal = match (detached, wide) {
-        (Some(_), _) => format!("ALTER TABLE {parent} DETACH PARTITION {name}"),
+        (Some((after, _)), _) => {
+            format!("ALTER TABLE {parent} DETACH PARTITION {name}{}", new_checks(before, after))
+        }
         (None, false) => format!("DROP TABLE {name}"),
         (None, true) => format!("DROP TABLE {name} CASCADE"),
     };
     let otherwise = match (condition(before), detached) {
         (Some(condition), None) => format!("DELETE FROM {root} WHERE {condition};"),
-        (Some(condition), Some(create)) => moved(before, root, condition, create),
+        (Some(condition), Some((_, create))) => moved(before, root, condition, create),
         (None, _) => refusal(&format!(
             "the target does not divide {root} as the source does, so it does not tell which rows were in the hash \
              partition {name}; {}",
@@ -59,6 +66,22 @@ pub(crate) fn remove(before: &TableShape, root: &str, detached: Option<&str>, wi
         has_same(before, root),
         is_table(root)
     ))
+}
+
+/// What `CONCURRENTLY` leaves to the table in the place of the partition's bound.
+fn new_checks(before: &TableShape, after: &TableShape) -> String {
+    let is_new = |name: &str| before.constraints.iter().all(|constraint| constraint.name != name);
+    let checks =
+        after.constraints.iter().filter(|constraint| constraint.kind == 'c' && is_new(&constraint.name));
+    let add = |check: &ConstraintShape| {
+        format!(
+            "; ALTER TABLE {} ADD CONSTRAINT {} {}",
+            after.sql_name(),
+            ident(&check.name),
+            check.definition
+        )
+    };
+    checks.map(add).collect()
 }
 
 /// The rows of a partition leave the table at the top for a table of their own.
