@@ -24,7 +24,8 @@ pub use duration::HumanDuration;
 pub use error::ConfigError;
 pub use replica::{
     ConsistentConfig, DdlCapture, DdlConfig, DdlPolicy, EventFilter, FilterConfig, InitialCopyConfig,
-    IntegrityConfig, MounterConfig, PerformanceMode, ReplicaConfig, SchedulerConfig, SyncedStatusConfig,
+    IntegrityConfig, MounterConfig, PerformanceMode, PublishRule, ReplicaConfig, SchedulerConfig,
+    SyncedStatusConfig,
 };
 pub use sink::{
     CloudStorageConfig, ColumnSelector, CsvConfig, DateSeparator, DebeziumConfig, DispatchRule, OpenConfig,

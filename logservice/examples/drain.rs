@@ -36,6 +36,7 @@ async fn main() -> Result<()> {
         start_ts: Ts::ZERO,
         upstream_uri: uri.clone(),
         filter: Arc::new(TableFilter::new(&["*.*"], true)?),
+        publish: Arc::default(),
         force_replicate: false,
         ignore_ineligible: false,
         initial_copy: false,

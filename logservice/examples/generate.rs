@@ -25,6 +25,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         start_ts: Ts::ZERO,
         upstream_uri: uri.clone(),
         filter: Arc::new(TableFilter::new(&["*.*"], false)?),
+        publish: Arc::default(),
         force_replicate: false,
         ignore_ineligible: false,
         initial_copy: true,

@@ -26,6 +26,12 @@ pub enum Error {
         /// What is wrong.
         reason: &'static str,
     },
+    /// What is wanted of a table cannot be published; the text does not repeat conditions.
+    #[error("filter.publish: {what}")]
+    PublishRule {
+        /// Which table, what is wrong, and what to do.
+        what: String,
+    },
     /// Nothing answers at the upstream's address, or the connection broke.
     #[error("the upstream at {address} cannot be reached")]
     UpstreamUnreachable {
@@ -249,7 +255,7 @@ impl Error {
     pub fn code(&self) -> &'static str {
         match self {
             Error::UpstreamUri { .. } => "CDC:ErrUpstreamURIInvalid",
-            Error::FilterRule { .. } => "CDC:ErrFilterRuleInvalid",
+            Error::FilterRule { .. } | Error::PublishRule { .. } => codes::FILTER_RULE_INVALID,
             Error::UpstreamUnreachable { .. } => "CDC:ErrUpstreamUnreachable",
             Error::UpstreamUnavailable { .. } => "CDC:ErrUpstreamUnavailable",
             Error::SlotHeld { .. } => codes::UPSTREAM_SLOT_HELD,
@@ -301,6 +307,7 @@ impl Error {
             | Error::Closed { .. } => true,
             Error::UpstreamUri { .. }
             | Error::FilterRule { .. }
+            | Error::PublishRule { .. }
             | Error::UpstreamAuth { .. }
             | Error::UpstreamNoDatabase { .. }
             | Error::UpstreamTls { .. }

@@ -7,6 +7,7 @@ mod copying;
 pub mod generator;
 pub mod metrics;
 pub mod postgres;
+mod publish;
 mod split;
 
 use std::fmt;
@@ -21,6 +22,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use self::copying::{CopyBoard, CopySum, TableCopy, TableCopyState};
+pub use self::publish::{PublishRules, TablePart};
 pub use self::split::SplitPoints;
 use crate::event_store::{Gate, StoreWriter};
 use crate::{Error, TableFilter};
@@ -38,6 +40,8 @@ pub struct FeedSpec {
     pub upstream_uri: String,
     /// Which tables are wanted; carries the case sensitivity.
     pub filter: Arc<TableFilter>,
+    /// What of the tables is wanted, where that is not all.
+    pub publish: Arc<PublishRules>,
     /// Whether tables without a key are wanted too.
     pub force_replicate: bool,
     /// Whether tables that cannot be replicated are skipped instead of refused.
@@ -63,6 +67,7 @@ impl fmt::Debug for FeedSpec {
             .field("epoch", &self.epoch)
             .field("start_ts", &self.start_ts)
             .field("filter", &self.filter)
+            .field("publish", &!self.publish.is_empty())
             .field("force_replicate", &self.force_replicate)
             .field("ignore_ineligible", &self.ignore_ineligible)
             .field("initial_copy", &self.initial_copy)
@@ -93,6 +98,8 @@ pub struct SourceTable {
     pub info: Arc<TableInfo>,
     /// Whether its rows can be divided into key ranges: [`TableInfo::is_divisible`], and nothing else keeps rows apart.
     pub splittable: bool,
+    /// What of it is replicated.
+    pub part: TablePart,
 }
 
 /// Result of [`Upstream::check`]: the upstream can be read.

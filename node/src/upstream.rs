@@ -108,6 +108,10 @@ pub(crate) fn feed_spec(
         start_ts: info.start_ts,
         upstream_uri: info.upstream_info.as_ref().map(|upstream| upstream.uri.clone()).unwrap_or_default(),
         filter: Arc::new(logservice::TableFilter::new(&config.filter.rules, config.case_sensitive)?),
+        publish: Arc::new(logservice::upstream::PublishRules::new(
+            &config.filter.publish,
+            config.case_sensitive,
+        )?),
         force_replicate: config.force_replicate,
         ignore_ineligible: config.ignore_ineligible_table,
         initial_copy: config.initial_copy.enabled,

@@ -241,21 +241,22 @@ impl Job {
 
 /// The tables that a person names, or all.
 fn wanted(tables: &[SourceTable], names: &[String]) -> Result<Vec<TablePair>, ApiFailure> {
-    let all: Vec<TableName> = tables
-        .iter()
-        .map(|table| TableName { schema: table.info.schema.clone(), name: table.info.name.clone() })
-        .collect();
+    let pair = |table: &SourceTable| {
+        let name = TableName { schema: table.info.schema.clone(), name: table.info.name.clone() };
+        let part = table.part.clone();
+        TablePair { source: name.clone(), target: name, columns: part.columns, condition: part.condition }
+    };
+    let all: Vec<TablePair> = tables.iter().map(pair).collect();
     for name in names {
-        if all.iter().all(|table| table.to_string() != *name) {
+        if all.iter().all(|pair| pair.source.to_string() != *name) {
             let name: String = name.chars().take(200).collect();
             return Err(ApiFailure::invalid(format!(
                 "the changefeed replicates no table {name:?}; write schema.table"
             )));
         }
     }
-    let asked = |table: &TableName| names.is_empty() || names.contains(&table.to_string());
-    let pair = |table: TableName| TablePair { source: table.clone(), target: table };
-    Ok(all.into_iter().filter(asked).map(pair).collect())
+    let asked = |pair: &TablePair| names.is_empty() || names.contains(&pair.source.to_string());
+    Ok(all.into_iter().filter(asked).collect())
 }
 
 /// A changefeed whose checkpoint the coordinator knows.

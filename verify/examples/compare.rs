@@ -26,7 +26,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let (here, there) = (server.client("here").await?, server.client("there").await?);
     let name = || TableName { schema: "public".to_owned(), name: "t".to_owned() };
     let verifier = Verifier::new(here, there, Everything, Options::default()).await?;
-    let report = verifier.run(&[TablePair { source: name(), target: name() }], |_| {}).await?;
+    let report = verifier.run(&[TablePair::same(name())], |_| {}).await?;
     print!("{report}");
     assert_eq!(report.tables[0].differences, 1);
     Ok(())

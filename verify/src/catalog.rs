@@ -172,17 +172,22 @@ fn collation(row: &Row) -> Option<Collation> {
     })
 }
 
-/// How to compare a table; `Err` inside says in words why it cannot be.
+/// How to compare a table, of which `listed` columns are to be at the target; `Err` inside says in words why it cannot be.
 pub(crate) async fn method(
     source: (&Client, &TableName),
     target: (&Client, &TableName),
+    listed: Option<&[String]>,
 ) -> Result<Result<Method, String>, Error> {
-    let Some(here) = describe(source.0, "source", source.1).await? else {
+    let Some(mut here) = describe(source.0, "source", source.1).await? else {
         return Ok(Err("the table does not exist at the source".to_owned()));
     };
     let Some(there) = describe(target.0, "target", target.1).await? else {
         return Ok(Err(format!("the target has no table {}", target.1)));
     };
+    if let Some(listed) = listed {
+        // What is not in the list need not be at the target.
+        here.columns.retain(|column| listed.contains(&column.name));
+    }
     Ok(Ok(decide(&here, &there)))
 }
 

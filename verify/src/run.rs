@@ -1,6 +1,7 @@
 //! The comparison itself: asks both ends, waits for the changefeed, and counts.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -60,13 +61,36 @@ impl Default for Options {
     }
 }
 
-/// A table, and where its rows go.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// A table, and where its rows go. `Debug` hides the condition.
+#[derive(Clone, PartialEq, Eq)]
 pub struct TablePair {
     /// At the source.
     pub source: TableName,
     /// At the target.
     pub target: TableName,
+    /// Only these columns are to be at the target; all when `None`.
+    pub columns: Option<Vec<String>>,
+    /// Only rows of the source for which this SQL expression is true are to be at the target. It becomes a part of
+    /// statements: only what a server has printed may come here.
+    pub condition: Option<String>,
+}
+
+impl TablePair {
+    /// All of a table, under the same name.
+    #[must_use]
+    pub fn same(table: TableName) -> Self {
+        Self { source: table.clone(), target: table, columns: None, condition: None }
+    }
+}
+
+impl fmt::Debug for TablePair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TablePair")
+            .field("source", &self.source)
+            .field("target", &self.target)
+            .field("columns", &self.columns)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Compares tables of two databases.
@@ -125,11 +149,12 @@ impl<C: Checkpoint> Verifier<C> {
         let mut methods = Vec::new();
         for (pair, table) in tables.iter().zip(&mut report.tables) {
             let ends = ((&self.source, &pair.source), (&self.target, &pair.target));
-            let mut method = catalog::method(ends.0, ends.1).await?;
+            let listed = pair.columns.as_deref();
+            let mut method = catalog::method(ends.0, ends.1, listed).await?;
             if method.as_ref().map_or(true, |method| method.lacking) {
                 // It may be on its way, as rows may be.
                 self.catch_up().await?;
-                method = catalog::method(ends.0, ends.1).await?;
+                method = catalog::method(ends.0, ends.1, listed).await?;
             }
             match &method {
                 Ok(method) => {
@@ -441,8 +466,11 @@ impl Work<'_> {
 
     fn statements(&self, end: End) -> Statements<'_> {
         match end {
-            End::Source => Statements::new(&self.pair.source, &self.method.source),
-            End::Target => Statements::new(&self.pair.target, &self.method.target),
+            End::Source => {
+                let condition = self.pair.condition.as_deref();
+                Statements::new(&self.pair.source, &self.method.source, condition)
+            }
+            End::Target => Statements::new(&self.pair.target, &self.method.target, None),
         }
     }
 

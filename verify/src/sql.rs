@@ -68,8 +68,16 @@ pub(crate) struct Statements<'a> {
 }
 
 impl<'a> Statements<'a> {
-    pub(crate) fn new(table: &TableName, shape: &'a Shape) -> Self {
-        Self { table: table.quoted(), shape }
+    /// Of the rows of a table, or of those that fulfil a condition.
+    pub(crate) fn new(table: &TableName, shape: &'a Shape, condition: Option<&str>) -> Self {
+        let table = match condition {
+            None => table.quoted(),
+            Some(condition) => {
+                let columns: Vec<String> = shape.columns.iter().map(|name| escape_identifier(name)).collect();
+                format!("(SELECT {} FROM {} WHERE ({condition}\n))", columns.join(", "), table.quoted())
+            }
+        };
+        Self { table, shape }
     }
 
     /// The hash of a row: of what the server prints for it, in UTF-8 whatever the database's own encoding is.
@@ -235,10 +243,13 @@ mod tests {
             after: Some(vec!["1".to_owned(), "'2".to_owned()]),
             upto: Some(vec!["3".to_owned(), "4".to_owned()]),
         };
-        let (text, values) = Statements::new(&table, &shape).rows(&part, 9);
+        let (text, values) = Statements::new(&table, &shape, None).rows(&part, 9);
         assert_eq!(values, ["1", "'2", "3", "4"]);
         assert!(text.contains("FROM \"s\".\"x;y\" t"), "{text}");
         assert!(text.contains("(t.\"a\", t.\"b\"\"c\") > ($1::text::bigint, $2::text::bigint)"), "{text}");
         assert!(text.contains("<= ($3::text::bigint, $4::text::bigint)"), "{text}");
+        let (text, _) = Statements::new(&table, &shape, Some("(a > 1)")).rows(&part, 9);
+        let rows = "FROM (SELECT \"a\", \"b\"\"c\" FROM \"s\".\"x;y\" WHERE ((a > 1)\n)) t WHERE (t.";
+        assert!(text.contains(rows), "{text}");
     }
 }

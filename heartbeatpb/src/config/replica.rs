@@ -82,6 +82,21 @@ pub struct FilterConfig {
     pub ignore_txn_start_ts: Vec<u64>,
     /// Events to leave out.
     pub event_filters: Vec<EventFilter>,
+    /// What of some tables leaves the source; the first entry that fits a table holds for it.
+    pub publish: Vec<PublishRule>,
+}
+
+/// One `[[filter.publish]]`: what of some tables leaves the source. `Debug` hides the condition.
+#[derive(Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct PublishRule {
+    /// Tables it holds for, as table filter rules.
+    pub matcher: Vec<String>,
+    /// Only these columns; all when empty.
+    pub columns: Vec<String>,
+    /// Only rows for which this SQL expression is true; all when empty.
+    #[serde(rename = "where")]
+    pub condition: String,
 }
 
 /// One `[[filter.event-filters]]`.
@@ -329,6 +344,15 @@ impl fmt::Debug for ReplicaConfig {
     }
 }
 
+impl fmt::Debug for PublishRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PublishRule")
+            .field("matcher", &self.matcher)
+            .field("columns", &self.columns)
+            .finish_non_exhaustive()
+    }
+}
+
 impl fmt::Debug for ConsistentConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConsistentConfig").field("level", &self.level).finish_non_exhaustive()
@@ -368,7 +392,12 @@ impl Default for ReplicaConfig {
 
 impl Default for FilterConfig {
     fn default() -> Self {
-        Self { rules: vec!["*.*".to_owned()], ignore_txn_start_ts: Vec::new(), event_filters: Vec::new() }
+        Self {
+            rules: vec!["*.*".to_owned()],
+            ignore_txn_start_ts: Vec::new(),
+            event_filters: Vec::new(),
+            publish: Vec::new(),
+        }
     }
 }
 

@@ -12,6 +12,11 @@ fn everything_changed() -> ReplicaConfig {
             rules: vec!["shop.*".to_owned()],
             ignore_txn_start_ts: vec![7],
             event_filters: vec![EventFilter { matcher: vec!["a.b".to_owned()], ..Default::default() }],
+            publish: vec![PublishRule {
+                matcher: vec!["a.b".to_owned()],
+                columns: vec!["id".to_owned()],
+                condition: "id > 0".to_owned(),
+            }],
         },
         ..Default::default()
     };
@@ -173,6 +178,15 @@ fn values_outside_their_range_are_named() {
             "filter.event-filters",
         ),
         ("[filter]\nignore-txn-start-ts = [7]", pg, "filter.ignore-txn-start-ts"),
+        ("[[filter.publish]]\nmatcher = [\"a.b\"]\nwhere = \"x > 0\"", pg, "fine"),
+        ("[[filter.publish]]\nwhere = \"x > 0\"", pg, "filter.publish[0].matcher"),
+        (
+            "[[filter.publish]]\nmatcher = [\"a.b\"]\n[[filter.publish]]\nmatcher = [\"*.*\"]\ncolumns = [\"a\", \"a\"]",
+            pg,
+            "filter.publish[1].columns",
+        ),
+        ("[[filter.publish]]\nmatcher = [\"a.b\"]\nwhere = \" \"", pg, "filter.publish[0].where"),
+        ("[ddl]\ncapture = \"on\"\n[[filter.publish]]\nmatcher = [\"a.b\"]", pg, "filter.publish"),
         ("[mounter]\nworker-num = 0", pg, "mounter.worker-num"),
         ("[scheduler]\nwrite-key-threshold = -1", pg, "fine"),
         (
@@ -391,4 +405,21 @@ fn each_scheme_takes_the_protocols_and_options_that_fit_it() {
     }
     let (same, silent) = adjusted(file, "file:///d?protocol=canal-json&worker-count=3").unwrap();
     assert!(silent.is_empty() && same.sink.protocol == "canal-json", "{silent:?}");
+}
+
+#[test]
+// behaviour: api-P-1
+fn what_tables_are_published_by_turns_the_capture_off_and_hides_its_conditions() {
+    let toml =
+        "[[filter.publish]]\nmatcher = [\"public.orders\"]\ncolumns = [\"id\"]\nwhere = \"region = 'eu'\"";
+    let mut config = ReplicaConfig::from_toml(toml).unwrap();
+    let api = json!({"filter": {"publish": [
+        {"matcher": ["public.orders"], "columns": ["id"], "where": "region = 'eu'"}]}});
+    assert_eq!(ReplicaConfig::from_api(api).unwrap(), (config.clone(), vec![]));
+    let warnings = config.validate_and_adjust("postgres://h/db").unwrap();
+    assert_eq!(config.ddl.capture, DdlCapture::Off);
+    assert!(warnings.iter().any(|warning| warning.contains("filter.publish")), "{warnings:?}");
+    assert!(config.validate_and_adjust("postgres://h/db").unwrap().is_empty(), "it is settled");
+    let shown = format!("{:?}", config.filter);
+    assert!(shown.contains("public.orders") && !shown.contains("region"), "{shown}");
 }

@@ -1,8 +1,8 @@
 //! Checks a replica configuration against its sink, and settles what the two say differently.
 
 use super::{
-    CloudStorageConfig, ConfigError, DdlConfig, HumanDuration, Protocol, ReplicaConfig, SchedulerConfig,
-    SinkConfig, SinkKind, TransactionAtomicity, Uri,
+    CloudStorageConfig, ConfigError, DdlCapture, DdlConfig, FilterConfig, HumanDuration, Protocol,
+    ReplicaConfig, SchedulerConfig, SinkConfig, SinkKind, TransactionAtomicity, Uri,
 };
 
 /// Smallest time an erroring changefeed is given before it fails.
@@ -30,6 +30,8 @@ impl ReplicaConfig {
         let mut warnings = Vec::new();
         self.refuse_unavailable()?;
         self.check_top_level(&mut warnings)?;
+        self.filter.check_publish()?;
+        self.settle_capture(&mut warnings)?;
         self.scheduler.validate(kind, &mut warnings)?;
         self.ddl.adjust(kind)?;
         self.verify.validate(kind)?;
@@ -83,6 +85,31 @@ impl ReplicaConfig {
         Ok(())
     }
 
+    /// Shapes that the triggers write down are those of whole tables.
+    fn settle_capture(&mut self, warnings: &mut Vec<String>) -> Result<(), ConfigError> {
+        if self.filter.publish.is_empty() {
+            return Ok(());
+        }
+        match self.ddl.capture {
+            DdlCapture::Off => {}
+            DdlCapture::Auto => {
+                self.ddl.capture = DdlCapture::Off;
+                warnings.push(
+                    "ddl.capture is off because of filter.publish: a change of a replicated table's shape stops the \
+                     changefeed, and new tables are not replicated"
+                        .to_owned(),
+                );
+            }
+            DdlCapture::On => {
+                return Err(ConfigError::invalid(
+                    "filter.publish",
+                    "cannot be used while schema changes are captured; set ddl.capture to \"off\", or leave it out",
+                ));
+            }
+        }
+        Ok(())
+    }
+
     fn check_top_level(&mut self, warnings: &mut Vec<String>) -> Result<(), ConfigError> {
         if self.memory_quota == 0 {
             self.memory_quota = Self::DEFAULT_MEMORY_QUOTA;
@@ -115,6 +142,28 @@ impl ReplicaConfig {
         if self.initial_copy.parallel > MOST_COPY_PARALLEL {
             self.initial_copy.parallel = MOST_COPY_PARALLEL;
             warnings.push(format!("initial-copy.parallel is lowered to {MOST_COPY_PARALLEL}"));
+        }
+        Ok(())
+    }
+}
+
+impl FilterConfig {
+    fn check_publish(&self) -> Result<(), ConfigError> {
+        for (at, rule) in self.publish.iter().enumerate() {
+            let wrong = |key: &str, what: &str| {
+                Err(ConfigError::invalid(&format!("filter.publish[{at}].{key}"), what))
+            };
+            if rule.matcher.is_empty() {
+                return wrong("matcher", "is empty; write for example [\"public.orders\"]");
+            }
+            if rule.columns.iter().enumerate().any(|(at, name)| rule.columns[..at].contains(name)) {
+                return wrong("columns", "has a column twice");
+            }
+            if rule.condition.contains('\0')
+                || (rule.condition.trim().is_empty() && !rule.condition.is_empty())
+            {
+                return wrong("where", "is no SQL expression; leave it out to replicate every row");
+            }
         }
         Ok(())
     }

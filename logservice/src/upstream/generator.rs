@@ -41,8 +41,8 @@ pub use self::state::{ExpectedTable, Row, Rows};
 use self::workload::{Workload, shapes};
 use super::split::Sample;
 use super::{
-    CheckReport, FeedSpec, ReaderProgress, ReaderStart, SourceTable, SplitPoints, StartPoint, Upstream,
-    UpstreamIdentity,
+    CheckReport, FeedSpec, ReaderProgress, ReaderStart, SourceTable, SplitPoints, StartPoint, TablePart,
+    Upstream, UpstreamIdentity,
 };
 use crate::Error;
 use crate::event_store::StoreWriter;
@@ -161,7 +161,12 @@ impl Generator {
         let wanted = |table: &Arc<event::TableInfo>| spec.filter.matches(&table.schema, &table.name);
         let mut tables: Vec<_> = shapes.into_iter().flatten().filter(wanted).collect();
         tables.sort_by_key(|table| table.id);
-        tables.into_iter().map(|info| SourceTable { splittable: self.is_divisible(&info), info }).collect()
+        let source = |info: Arc<event::TableInfo>| SourceTable {
+            splittable: self.is_divisible(&info),
+            info,
+            part: TablePart::default(),
+        };
+        tables.into_iter().map(source).collect()
     }
 
     /// The cards of a bank change their keys and leave a value out of the log: a row could not go to another range.
@@ -246,6 +251,10 @@ fn at(uri: &str, ts: Ts) -> Result<(Box<dyn Workload>, Feed, Ts), Error> {
 #[async_trait]
 impl Upstream for Generator {
     async fn check(&self, spec: &FeedSpec) -> Result<CheckReport, Error> {
+        if !spec.publish.is_empty() {
+            let what = "only a PostgreSQL source has publications; remove the entries".to_owned();
+            return Err(Error::PublishRule { what });
+        }
         Ok(CheckReport { eligible: self.source_tables(spec), ..CheckReport::default() })
     }
 

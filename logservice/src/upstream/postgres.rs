@@ -15,6 +15,10 @@
 //! table is an error, and a table created after the changefeed is not part of the publication and is reported with a
 //! warning.
 //!
+//! Where a person wants only some columns or rows of a table (`filter.publish`), the publication has its column list and its
+//! row filter (`partial.rs`), the catalog describes the table with these columns alone, and everything that reads its rows
+//! reads those that the filter takes.
+//!
 //! Before a reader asks for a position, and beside the stream, it makes sure that this position means what it meant:
 //!
 //! ```text
@@ -40,6 +44,7 @@ mod ddl;
 mod names;
 mod options;
 mod origin;
+mod partial;
 mod pgoutput;
 mod publication;
 mod reader;

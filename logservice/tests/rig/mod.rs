@@ -39,6 +39,7 @@ pub(crate) fn spec(uri: &str, rules: &[&str]) -> FeedSpec {
         start_ts: Ts::ZERO,
         upstream_uri: uri.to_owned(),
         filter: Arc::new(TableFilter::new(rules, true).expect("rules")),
+        publish: Arc::default(),
         force_replicate: false,
         ignore_ineligible: true,
         initial_copy: false,

@@ -370,6 +370,7 @@ async fn the_page_says_of_types_what_the_tests_and_the_upstream_say() {
         start_ts: heartbeatpb::Ts::ZERO,
         upstream_uri: uri.clone(),
         filter: std::sync::Arc::new(logservice::TableFilter::new(&["*.*"], false).unwrap()),
+        publish: std::sync::Arc::default(),
         force_replicate: false,
         ignore_ineligible: false,
         initial_copy: false,

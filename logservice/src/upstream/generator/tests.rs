@@ -25,6 +25,7 @@ fn spec(uri: &str, start: u64, initial_copy: bool) -> FeedSpec {
         start_ts: Ts(start),
         upstream_uri: uri.to_owned(),
         filter: Arc::new(TableFilter::new(&["*.*"], false).unwrap()),
+        publish: Arc::default(),
         force_replicate: false,
         ignore_ineligible: false,
         initial_copy,

@@ -11,7 +11,7 @@ use super::ddl::{history, install};
 use super::names::Names;
 use super::options::ConnectOptions;
 use super::sql::{ident, literal, lsn, parse_lsn};
-use super::{origin, publication, slot};
+use super::{origin, partial, publication, slot};
 use crate::Error;
 use crate::upstream::{CheckReport, FeedSpec, SourceTable, StartPoint, UpstreamIdentity};
 
@@ -41,7 +41,13 @@ pub(crate) fn selection(spec: &FeedSpec) -> Selection<'_> {
         force_replicate: spec.force_replicate,
         version: spec.start_ts,
         only: None,
+        publishes: (!spec.publish.is_empty()).then_some(&spec.changefeed),
     }
+}
+
+/// The same before there is a publication.
+fn whole(spec: &FeedSpec) -> Selection<'_> {
+    Selection { publishes: None, ..selection(spec) }
 }
 
 /// The wanted tables that a usable publication carries, as they were at `at` where schema changes are `captured`. Where they
@@ -113,7 +119,7 @@ pub(crate) async fn tables(options: &ConnectOptions, spec: &FeedSpec) -> Result<
         publication::usable(&mut conn, spec, &names, captured).await?;
         published_tables(&mut conn, spec, &names, (spec.start_ts, captured)).await?
     } else {
-        let mut tables = catalog::load(&mut conn, &selection(spec)).await?;
+        let mut tables = catalog::load(&mut conn, &whole(spec)).await?;
         tables.retain(|table| table.obstacle.is_none());
         tables
     };
@@ -131,7 +137,11 @@ pub(crate) async fn check(options: &ConnectOptions, spec: &FeedSpec) -> Result<C
     let captures = install::may_install(&mut conn).await?;
     let adopted = publication::find(&mut conn, &names).await?.is_some_and(|found| found.is_ours());
     let (mut unreadable, mut unowned) = (Vec::new(), Vec::new());
-    for table in catalog::load(&mut conn, &selection(spec)).await? {
+    let tables = catalog::load(&mut conn, &if adopted { selection(spec) } else { whole(spec) }).await?;
+    if !adopted {
+        partial::wanted(&mut conn, spec, &tables).await?;
+    }
+    for table in tables {
         if let Some(obstacle) = &table.obstacle {
             report.ineligible.push((table.source(), obstacle.clone()));
             continue;
@@ -164,7 +174,7 @@ pub(crate) async fn check(options: &ConnectOptions, spec: &FeedSpec) -> Result<C
         );
         return Err(Error::UpstreamPrivilege { what });
     }
-    if spec.ddl.capture == DdlCapture::Auto && !captures {
+    if spec.ddl.capture == DdlCapture::Auto && spec.publish.is_empty() && !captures {
         report.warnings.push(format!(
             "role {role} is no superuser and may not be allowed to install event triggers: then the changefeed stops at \
              the first change of a table's schema"
@@ -263,7 +273,13 @@ pub(crate) async fn create_retention(
     let names = Names::of(&spec.changefeed);
     let mut conn = Connection::connect(options, Purpose::Admin, &names.creator()).await?;
     // Before the slot too: its creation waits for transactions that the triggers do not see.
-    let captured = install::install(&mut conn, spec, &names).await?;
+    let captured = if spec.publish.is_empty() {
+        install::install(&mut conn, spec, &names).await?
+    } else {
+        tracing::info!(changefeed = %spec.changefeed,
+            "schema changes are not captured, since tables are published in part");
+        false
+    };
     // Decoding looks the publication up as of the changes, so it must be older than the slot.
     let result = create_slot(&mut conn, spec, &names, at, captured).await;
     if result.is_err() && captured {
@@ -311,11 +327,18 @@ async fn ensure_publication(
         Some(_) => return Err(publication::foreign(names)),
         None => {}
     }
-    let tables = catalog::load(conn, &selection(spec)).await?;
+    let tables = catalog::load(conn, &whole(spec)).await?;
+    let mut wanted = partial::wanted(conn, spec, &tables).await?;
     let mut list = Vec::new();
     for table in &tables {
+        let part = wanted.remove(&table.info.id);
         match &table.obstacle {
-            None => list.push(format!("ONLY {}", table.sql_name())),
+            None => {
+                if let Some((at, part)) = &part {
+                    partial::try_out(conn, names, table, *at, part).await?;
+                }
+                list.push(partial::member(table, part.map(|(_, part)| part).unwrap_or_default()));
+            }
             Some(_) if spec.ignore_ineligible => {}
             Some(reason) => {
                 return Err(Error::TableIneligible {

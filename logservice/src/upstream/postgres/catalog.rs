@@ -8,12 +8,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use event::{Column, IdentityKind, ReplicaIdentity, TableInfo, TypeKind, UniqueKey};
-use heartbeatpb::{SchemaId, TableId, Ts};
+use heartbeatpb::{ChangefeedId, SchemaId, TableId, Ts};
 
 use super::conn::Connection;
+use super::names::Names;
+use super::publication;
 use super::sql::{ident, qualified};
 use super::types::Types;
-use crate::upstream::SourceTable;
+use crate::upstream::{SourceTable, TablePart};
 use crate::{Error, TableFilter};
 
 /// A wanted table and all that decides about it.
@@ -36,13 +38,15 @@ pub(crate) struct CatalogTable {
     pub(crate) other_unique: bool,
     /// Why it cannot be replicated.
     pub(crate) obstacle: Option<String>,
+    /// What of it is replicated; `info` has only these columns.
+    pub(crate) part: TablePart,
 }
 
 impl CatalogTable {
     /// What the rest of the program sees.
     pub(crate) fn source(&self) -> SourceTable {
         let splittable = self.info.is_divisible() && !self.other_unique;
-        SourceTable { info: Arc::clone(&self.info), splittable }
+        SourceTable { info: Arc::clone(&self.info), splittable, part: self.part.clone() }
     }
 
     /// Quoted name for statements.
@@ -75,6 +79,8 @@ pub(crate) struct Selection<'a> {
     pub(crate) version: Ts,
     /// This table and no other.
     pub(crate) only: Option<TableId>,
+    /// Whose publication tells what of each table is replicated; `None`: all of each.
+    pub(crate) publishes: Option<&'a ChangefeedId>,
 }
 
 /// Lists the wanted tables in order of their ids, eligible or not.
@@ -91,12 +97,19 @@ pub(crate) async fn load(
     let mut columns = load_columns(conn, &list).await?;
     let mut keys = load_keys(conn, &list).await?;
     let mut partitions = load_leaves(conn, &list).await?;
+    let mut parts = match selection.publishes {
+        Some(changefeed) => publication::parts(conn, &Names::of(changefeed)).await?,
+        None => BTreeMap::new(),
+    };
     let mut tables = Vec::with_capacity(heads.len());
     for head in heads {
-        let columns = columns.remove(&head.id).unwrap_or_default();
+        let part = parts.remove(&i64::from(head.id)).unwrap_or_default();
+        let mut columns: Vec<CatalogColumn> = columns.remove(&head.id).unwrap_or_default();
         let keys = keys.remove(&head.id).unwrap_or_default();
         let leaves = partitions.remove(&head.id).unwrap_or_default();
-        tables.push(assemble(head, columns, keys, &leaves, selection));
+        // What is not in the list is not there for us: no column, and no key that has it.
+        columns.retain(|column| part.has(&column.column.name));
+        tables.push(CatalogTable { part, ..assemble(head, columns, keys, &leaves, selection) });
     }
     Ok(tables)
 }
@@ -315,6 +328,7 @@ pub(super) fn assemble(
         owned: head.owned,
         other_unique: head.other_unique,
         obstacle,
+        part: TablePart::default(),
     }
 }
 

@@ -360,6 +360,27 @@ impl Connection {
         }
     }
 
+    /// Has the server read a statement without running it. It must be a single one.
+    pub(crate) async fn parse(&mut self, action: &str, sql: &str) -> Result<(), Error> {
+        frontend::parse("", sql, std::iter::empty(), &mut self.write).map_err(Error::protocol)?;
+        frontend::sync(&mut self.write);
+        self.flush().await?;
+        let mut failure = None;
+        loop {
+            let (tag, body) = match self.message().await {
+                Ok(message) => message,
+                Err(error) => return Err(failure.unwrap_or(error)),
+            };
+            match tag {
+                b'E' => failure = Some(ServerError::parse(&body).into_error(action)),
+                b'S' => self.on_parameter(&body),
+                b'1' | b'N' | b'A' => {}
+                b'Z' => return failure.map_or(Ok(()), Err),
+                _ => return Err(unexpected(tag, action)),
+            }
+        }
+    }
+
     /// Starts `COPY … TO STDOUT` or `START_REPLICATION`: afterwards messages are read with
     /// [`Connection::peek`].
     pub(crate) async fn start_copy(&mut self, action: &str, sql: &str) -> Result<(), Error> {

@@ -9,6 +9,8 @@
 //!
 //! - **PB-1** A publication that lost a wanted table, or carries a part of it, is an error that names the table.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::conn::Connection;
@@ -16,7 +18,7 @@ use super::ddl::message::Lost;
 use super::names::Names;
 use super::origin::Origin;
 use super::sql::{ident, literal};
-use crate::upstream::FeedSpec;
+use crate::upstream::{FeedSpec, TablePart};
 use crate::{Error, TableFilter};
 
 /// How many tables an error names.
@@ -32,6 +34,8 @@ pub(crate) struct Note {
     pub(crate) tables: Option<Vec<i64>>,
     /// The newest membership that we made; what has a larger id was put in by somebody else.
     pub(crate) newest: u32,
+    /// What of the tables of the list is published, where that is not all, as the server prints it.
+    pub(crate) parts: BTreeMap<i64, TablePart>,
 }
 
 impl Note {
@@ -56,8 +60,8 @@ pub(crate) struct Fingerprint {
     id: u32,
     /// Every kind of change, by the root of a partitioned table, and no more tables than are named.
     complete: bool,
-    /// Some table has a row filter or a column list.
-    partial: bool,
+    /// A hash of the row filters and column lists, if there are any.
+    partial: Option<String>,
     members: u64,
     /// Id of the newest membership.
     newest: u32,
@@ -88,9 +92,10 @@ impl Publication {
 /// Row filters and column lists are known since PostgreSQL 15.
 fn partial(version: u32) -> &'static str {
     if version < 15 {
-        "false"
+        "NULL"
     } else {
-        "COALESCE(bool_or(r.prqual IS NOT NULL OR r.prattrs IS NOT NULL), false)"
+        "md5(string_agg(concat_ws(' ', r.oid, r.prattrs, r.prqual), ',' ORDER BY r.oid) \
+           FILTER (WHERE r.prqual IS NOT NULL OR r.prattrs IS NOT NULL))"
     }
 }
 
@@ -111,7 +116,7 @@ pub(crate) async fn fingerprint(conn: &mut Connection, names: &Names) -> Result<
     Ok(Some(Fingerprint {
         id: row.number(0)?,
         complete: row.flag(1),
-        partial: row.flag(2),
+        partial: row.opt(2).map(ToOwned::to_owned),
         members: row.number(3)?,
         newest: row.number(4)?,
     }))
@@ -143,10 +148,52 @@ pub(crate) async fn usable(
     names: &Names,
     captured: bool,
 ) -> Result<Publication, Error> {
-    let found = find(conn, names).await?.ok_or_else(|| gone(names))?;
-    let Some(note) = &found.note else { return Err(foreign(names)) };
+    let mut found = find(conn, names).await?.ok_or_else(|| gone(names))?;
+    let Some(note) = &mut found.note else { return Err(foreign(names)) };
+    if note.tables.is_none() && !spec.publish.is_empty() {
+        // A person has accepted it as it is.
+        note.parts = parts(conn, names).await?;
+    }
     verify(conn, &spec.filter, names, &found.fingerprint, note, captured).await?;
     Ok(found)
+}
+
+/// What of its tables the publication carries, by their ids, where that is not all.
+///
+/// # Errors
+/// When there is no publication, or the upstream cannot be asked.
+pub(crate) async fn parts(conn: &mut Connection, names: &Names) -> Result<BTreeMap<i64, TablePart>, Error> {
+    let found = fingerprint(conn, names).await?.ok_or_else(|| gone(names))?;
+    if found.partial.is_none() {
+        return Ok(BTreeMap::new());
+    }
+    let members = members(conn, &found, &BTreeMap::new()).await?;
+    Ok(members.into_iter().map(|(id, _, part)| (id, part)).collect())
+}
+
+/// Id, name and part of each table that has a row filter or a column list, or had one.
+async fn members(
+    conn: &mut Connection,
+    found: &Fingerprint,
+    noted: &BTreeMap<i64, TablePart>,
+) -> Result<Vec<(i64, String, TablePart)>, Error> {
+    let noted = noted.keys().map(i64::to_string).collect::<Vec<_>>().join(",");
+    let sql = format!(
+        "SELECT r.prrelid, r.prrelid::regclass, pg_get_expr(r.prqual, r.prrelid), \
+           CASE WHEN r.prattrs IS NOT NULL THEN to_json(ARRAY(SELECT a.attname FROM pg_catalog.pg_attribute a \
+             WHERE a.attrelid = r.prrelid AND a.attnum = ANY (r.prattrs::int2[]) ORDER BY a.attnum)) END \
+         FROM pg_catalog.pg_publication_rel r WHERE r.prpubid = {} \
+           AND (r.prqual IS NOT NULL OR r.prattrs IS NOT NULL OR r.prrelid = ANY ('{{{noted}}}'::oid[])) ORDER BY r.oid",
+        found.id
+    );
+    let mut members = Vec::new();
+    for row in conn.query("list row filters and column lists", &sql).await? {
+        let columns = row.opt(3).map(serde_json::from_str).transpose();
+        let columns = columns.map_err(|_| Error::protocol("a column list is malformed"))?;
+        let part = TablePart { columns, condition: row.opt(2).map(ToOwned::to_owned) };
+        members.push((row.number(0)?, row.text(1).to_owned(), part));
+    }
+    Ok(members)
 }
 
 /// Compares a publication with what it should be.
@@ -164,15 +211,17 @@ pub(crate) async fn verify(
     if !found.complete {
         return Err(altered(names, INCOMPLETE));
     }
-    if found.partial {
-        let sql = format!(
-            "SELECT r.prrelid::regclass FROM pg_publication_rel r WHERE r.prpubid = {} \
-             AND (r.prqual IS NOT NULL OR r.prattrs IS NOT NULL) ORDER BY r.oid LIMIT {NAMED_TABLES}",
-            found.id
-        );
-        let rows = conn.query("list filtered tables", &sql).await?;
-        let tables: Vec<&str> = rows.iter().map(|row| row.text(0)).collect();
-        return Err(unless_gone(conn, names, found, altered(names, &filtered(&tables.join(", ")))).await?);
+    if found.partial.is_some() || !note.parts.is_empty() {
+        let mut members = members(conn, found, &note.parts).await?;
+        members.retain(|(id, _, part)| note.parts.get(id).cloned().unwrap_or_default() != *part);
+        if !members.is_empty() {
+            let mine = members.iter().any(|(id, ..)| note.parts.contains_key(id));
+            let tables: Vec<&str> =
+                members.iter().take(NAMED_TABLES).map(|(_, name, _)| name.as_str()).collect();
+            let tables = tables.join(", ");
+            let what = if mine { other_part(&tables) } else { filtered(&tables) };
+            return Err(unless_gone(conn, names, found, altered(names, &what)).await?);
+        }
     }
     let lost = if captured { lost_captured(names, found) } else { lost_noted(found, note) };
     let Some(sql) = lost else { return Ok(()) };
@@ -205,6 +254,10 @@ const INCOMPLETE: &str = "it does not publish every kind of change of exactly it
 
 fn filtered(tables: &str) -> String {
     format!("it has a row filter or a column list on {tables}")
+}
+
+fn other_part(tables: &str) -> String {
+    format!("the row filter or the column list of {tables} is not the one that it was made with")
 }
 
 fn taken_out(tables: &[String]) -> String {
@@ -321,6 +374,7 @@ pub(crate) async fn note(
         let rows = conn.query("list the tables of a publication", &sql).await?;
         let tables: Result<Vec<i64>, Error> = rows.iter().map(|row| row.number(0)).collect();
         (note.tables, note.newest) = (Some(tables?), found.fingerprint.newest);
+        note.parts = parts(conn, names).await?;
     }
     let sql = comment(names, &note.text(names));
     conn.query("comment on a publication", &sql).await.map(|_| note)
@@ -372,7 +426,7 @@ mod tests {
         let note = Note {
             tables: Some(vec![rows.first().expect("row").number(0).expect("oid")]),
             newest: u32::MAX,
-            origin: None,
+            ..Note::default()
         };
         let filter = TableFilter::new(&["*.*"], true).expect("filter");
         verify(&mut conn, &filter, &names, &found, &note, false).await.expect("as it was made");
@@ -397,6 +451,13 @@ mod tests {
             origin: Some(Origin { system: u64::MAX, timeline: 3 }),
             tables: Some(vec![5, 4_294_967_295]),
             newest: 9,
+            parts: BTreeMap::from([(
+                5,
+                TablePart {
+                    columns: Some(vec!["a\"b".to_owned()]),
+                    condition: Some("(a > 'x'::text)".to_owned()),
+                },
+            )]),
         };
         assert_eq!(Note::read(&names, &note.text(&names)), Some(note.clone()));
         assert_eq!(Note::read(&names, &names.marker), Some(Note::default()));

@@ -44,6 +44,12 @@ impl ServerError {
             _ if self.is_too_large() => {
                 self.too_large(action, "a row", "; make the row smaller, or leave its table out")
             }
+            // These quote the value, which may be one of a row or of a condition.
+            "22P02" | "22P03" | "22003" | "22007" | "22008" => Error::UpstreamQuery {
+                action: action.to_owned(),
+                message: "a value does not fit the type that it is cast to".to_owned(),
+                sqlstate: self.sqlstate,
+            },
             _ if class == "53" || (class == "08" && self.sqlstate != "08P01") => self.unavailable(action),
             _ => Error::UpstreamQuery {
                 action: action.to_owned(),

@@ -69,7 +69,8 @@ pub(crate) async fn sample(
     };
     let only = if table.partitioned { "" } else { "ONLY " };
     let (columns, name) = (names.join(", "), table.sql_name());
-    let sql = format!("{before}SELECT {columns} FROM {only}{name}{part} LIMIT {ROWS}");
+    let condition = table.part.sql_condition().map(|text| format!(" WHERE {text}")).unwrap_or_default();
+    let sql = format!("{before}SELECT {columns} FROM {only}{name}{part}{condition} LIMIT {ROWS}");
     let mut sample = Sample::default();
     for row in conn.query("sample the keys of a table", &sql).await? {
         let values: Vec<&str> = (0..names.len()).map(|column| row.text(column)).collect();
@@ -81,7 +82,8 @@ pub(crate) async fn sample(
 /// Bytes of a page, as sizes are counted here.
 pub(crate) const PAGE: u64 = 8192;
 
-/// How large a table is: what its files take, and rows as of the last analysis, scaled to the files' present size.
+/// How large a table is: what its files take, and rows as of the last analysis, scaled to the files' present size. Of a
+/// table with a condition, the rows that the server expects to fulfil it.
 pub(crate) async fn size(conn: &mut Connection, table: &CatalogTable) -> Result<Sample, Error> {
     let sql = format!(
         "SELECT sum(pg_table_size(c.oid))::bigint, \
@@ -95,5 +97,20 @@ pub(crate) async fn size(conn: &mut Connection, table: &CatalogTable) -> Result<
     let rows = conn.query("ask for the size of a table", &sql).await?;
     let Some(row) = rows.first() else { return Ok(Sample::default()) };
     let number = |column| row.opt(column).and_then(|text| text.parse().ok());
-    Ok(Sample { keys: Vec::new(), rows: number(1), bytes: number(0) })
+    let mut sample = Sample { keys: Vec::new(), rows: number(1), bytes: number(0) };
+    if sample.rows.is_some() && table.part.condition.is_some() {
+        sample.rows = Some(expected(conn, table).await?);
+    }
+    Ok(sample)
+}
+
+/// About how many rows of a table fulfil its condition, as the server plans.
+pub(crate) async fn expected(conn: &mut Connection, table: &CatalogTable) -> Result<u64, Error> {
+    let only = if table.partitioned { "" } else { "ONLY " };
+    let condition = table.part.sql_condition().unwrap_or_else(|| "true".to_owned());
+    let sql = format!("EXPLAIN (FORMAT JSON) SELECT FROM {only}{} WHERE {condition}", table.sql_name());
+    let rows = conn.query("estimate the rows of a table", &sql).await?;
+    let plan: serde_json::Value =
+        rows.first().and_then(|row| serde_json::from_str(row.text(0)).ok()).unwrap_or_default();
+    Ok(plan[0]["Plan"]["Plan Rows"].as_u64().unwrap_or_default())
 }

@@ -231,6 +231,12 @@ async fn change(state: &ApiState, name: &str, mut body: FeedBody, keeps: bool) -
     }
     let request = check_request(state, &body)?;
     let config = request.config.keep_secrets_of(&info.config);
+    if config.filter.publish != info.config.filter.publish {
+        return Err(refused(
+            "filter.publish cannot be changed: the publication at the source has the row filters and column lists that it \
+             was made with; remove the changefeed and create it again",
+        ));
+    }
     let spec = request.spec(info.id.clone())?;
     let upstream = state.upstreams.open(&spec.upstream_uri)?;
     check_tables(&config, &upstream.check(&spec).await?)?;

@@ -210,7 +210,11 @@ async fn estimate(conn: &mut Connection, tables: &[Arc<Table>]) -> Result<(), Er
         rows.insert(TableId(row.number(0)?), row.number(1)?);
     }
     for table in tables {
-        table.copy.expect(rows.get(&table.catalog.info.id).copied().unwrap_or(0));
+        let rows = match table.catalog.part.condition {
+            Some(_) => split::expected(conn, &table.catalog).await?,
+            None => rows.get(&table.catalog.info.id).copied().unwrap_or(0),
+        };
+        table.copy.expect(rows);
     }
     Ok(())
 }

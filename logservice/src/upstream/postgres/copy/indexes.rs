@@ -4,11 +4,24 @@ use event::CopyIndex;
 
 use super::super::catalog::CatalogTable;
 use super::super::conn::Connection;
+use super::super::sql::literal;
 use crate::Error;
 
-/// Those that a table has now. Not: exclusion constraints, and unique constraints that may be deferred, which a target that
+/// Those that a table has now. Not: those with a column that is not replicated, also in an expression or a condition; exclusion constraints, and unique constraints that may be deferred, which a target that
 /// is written by several workers at once could not keep.
 pub(super) async fn of(conn: &mut Connection, table: &CatalogTable) -> Result<Vec<CopyIndex>, Error> {
+    let listed = match &table.part.columns {
+        None => String::new(),
+        Some(columns) => format!(
+            " AND NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 \
+               AND NOT a.attisdropped AND a.attname::text <> ALL (ARRAY[{}]::text[]) \
+               AND (a.attnum = ANY (i.indkey::int2[]) OR EXISTS (SELECT FROM pg_catalog.pg_depend d \
+                 WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = i.indexrelid \
+                   AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = c.oid \
+                   AND d.refobjsubid = a.attnum)))",
+            columns.iter().map(|name| literal(name)).collect::<Vec<_>>().join(", ")
+        ),
+    };
     let sql = format!(
         "SELECT x.relname, i.indisunique, k.oid IS NOT NULL, \
            COALESCE(pg_get_constraintdef(k.oid), substr(pg_get_indexdef(i.indexrelid), 1 + length(format(\
@@ -22,7 +35,7 @@ pub(super) async fn of(conn: &mut Connection, table: &CatalogTable) -> Result<Ve
          JOIN pg_catalog.pg_class c ON c.oid = i.indrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
          LEFT JOIN pg_catalog.pg_constraint k ON k.conindid = i.indexrelid AND k.conrelid = c.oid AND k.contype IN ('p', 'u', 'x') \
          WHERE c.oid = {} AND i.indisvalid AND i.indislive AND i.indimmediate AND NOT i.indisprimary \
-           AND NOT i.indisexclusion ORDER BY x.relname",
+           AND NOT i.indisexclusion{listed} ORDER BY x.relname",
         table.info.id.0
     );
     let mut indexes = Vec::new();

@@ -152,7 +152,7 @@ pub(crate) fn statement(
     let columns = shape.wire_names().map(ident).collect::<Vec<_>>().join(", ");
     let name = table.sql_name();
     let only = if table.partitioned { "" } else { "ONLY " };
-    let condition = condition(&table.info, part)?;
+    let condition = condition(&table.info, part, table.part.sql_condition())?;
     let what = if condition.is_empty() && !table.partitioned && !columns.is_empty() {
         // Without a query, COPY reads the table itself and not its children.
         format!("{name} ({columns})")
@@ -165,8 +165,9 @@ pub(crate) fn statement(
     })
 }
 
-fn condition(info: &TableInfo, part: &CopyPart) -> Option<String> {
-    let mut all = Vec::new();
+/// `wanted`: the condition that every row of the table has to fulfil.
+fn condition(info: &TableInfo, part: &CopyPart, wanted: Option<String>) -> Option<String> {
+    let mut all: Vec<String> = wanted.into_iter().collect();
     if let Some(Blocks { from, to }) = part.blocks {
         all.push(format!("t.ctid >= '({from},0)'::tid"));
         if to != u32::MAX {
@@ -259,21 +260,27 @@ mod tests {
         let key = |a: &str, b: &str| codec.encode_values(&[a, b]).expect("encodes");
         let part = CopyPart { start: key("-5", "2020-01-01"), end: key("7", "infinity"), blocks: None };
         assert_eq!(
-            condition(&info, &part).as_deref(),
+            condition(&info, &part, None).as_deref(),
             Some(
                 r#" WHERE ROW(t."k0", t."k1") >= ROW('-5'::bigint, '2020-01-01'::date) AND ROW(t."k0", t."k1") < ROW('7'::bigint, 'infinity'::date)"#
             )
         );
-        assert_eq!(condition(&info, &CopyPart::default()).as_deref(), Some(""));
+        assert_eq!(condition(&info, &CopyPart::default(), None).as_deref(), Some(""));
         let first = CopyPart { blocks: Some(Blocks { from: 0, to: 9 }), ..CopyPart::default() };
         assert_eq!(
-            condition(&info, &first).as_deref(),
+            condition(&info, &first, None).as_deref(),
             Some(" WHERE t.ctid >= '(0,0)'::tid AND t.ctid < '(9,0)'::tid")
         );
         let last = CopyPart { blocks: Some(Blocks { from: 9, to: u32::MAX }), ..CopyPart::default() };
-        assert_eq!(condition(&info, &last).as_deref(), Some(" WHERE t.ctid >= '(9,0)'::tid"));
+        assert_eq!(condition(&info, &last, None).as_deref(), Some(" WHERE t.ctid >= '(9,0)'::tid"));
+        let wanted = || Some("(a OR b\n)".to_owned());
+        assert_eq!(
+            condition(&info, &last, wanted()).as_deref(),
+            Some(" WHERE (a OR b\n) AND t.ctid >= '(9,0)'::tid")
+        );
+        assert_eq!(condition(&info, &CopyPart::default(), wanted()).as_deref(), Some(" WHERE (a OR b\n)"));
         let wrong = CopyPart { start: vec![1], ..CopyPart::default() };
-        assert_eq!(condition(&info, &wrong), None);
+        assert_eq!(condition(&info, &wrong, None), None);
     }
 
     fn contains(part: &CopyPart, key: &[u8]) -> bool {
