@@ -48,7 +48,8 @@ pub const TABLE_INELIGIBLE: &str = "CDC:ErrTableIneligible";
 pub const SCHEMA_CHANGE_UNSUPPORTED: &str = "CDC:ErrSchemaChangeUnsupported";
 /// A table was created, altered or dropped while it was copied; the copy begins again.
 pub const COPY_OUTDATED: &str = "CDC:ErrCopyOutdated";
-/// A filter rule is wrong; the message says why. Update the changefeed.
+/// A filter rule is wrong, or what `filter.publish` wants of a table cannot be published; the message says why. Update the
+/// changefeed, or create it again.
 pub const FILTER_RULE_INVALID: &str = "CDC:ErrFilterRuleInvalid";
 /// The log reader did not start or ended for a reason of our own.
 pub const LOG_READER_FAILED: &str = "CDC:ErrLogReaderFailed";

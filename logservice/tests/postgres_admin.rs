@@ -7,7 +7,7 @@ use std::sync::Arc;
 use event::ReplicaIdentity;
 use heartbeatpb::Ts;
 use logservice::upstream::{self, FeedSpec, Upstream};
-use rig::{Running, spec};
+use rig::{Running, partial, spec, version};
 use testkit::PgServer;
 
 fn open(spec: &FeedSpec) -> Arc<dyn Upstream> {
@@ -450,4 +450,108 @@ async fn what_the_server_still_makes_for_a_node_that_died_is_ended_and_removed()
         held.rollback().await.expect("it is let go");
         assert_eq!(left(&watch).await, (0, 0, 0), "{hindrance}: nothing comes afterwards");
     }
+}
+
+/// What cannot be published of which table: columns, condition, words of the error. None of them quotes a condition.
+const UNPUBLISHABLE: &[(&str, &[&str], &str, &str)] = &[
+    ("public.nothing", &[], "", "entry 0 fits no table"),
+    ("public.view", &[], "", "entry 0 fits no table"),
+    ("public.t", &["id", "nope"], "", "public.t, for which entry 0 holds: it has no column \"nope\""),
+    ("public.t", &["id", "ID"], "", "it has no column \"ID\""),
+    ("public.t", &["region", "v"], "", "column \"id\" belongs to its key"),
+    ("public.t", &["id", "twice"], "", "column \"twice\" is generated"),
+    ("public.whole", &["id"], "", "its replica identity is FULL"),
+    ("public.named", &["id", "v"], "", "column \"code\" belongs to its key or its replica identity"),
+    ("public.t", &[], "region = 'secret'", "column \"region\", which is not in the replica identity"),
+    (
+        "public.t",
+        &["id", "region"],
+        "region = 'secret'",
+        "column \"region\", which is not in the replica identity",
+    ),
+    ("public.t", &[], "id >", "is not one SQL expression"),
+    ("public.t", &[], "id > 0)", "is not one SQL expression"),
+    ("public.t", &[], "(id > 0", "is not one SQL expression"),
+    ("public.t", &[], "id > 0; DROP TABLE t", "is not one SQL expression"),
+    ("public.t", &[], "id > 0); DROP TABLE public.t; SELECT (1", "is not one SQL expression"),
+    ("public.t", &[], "true) UNION SELECT 1 FROM public.whole WHERE (true", "is not one SQL expression"),
+    ("public.t", &[], "true) AND (true", "is not one SQL expression"),
+    ("public.t", &[], "true), TABLE public.whole WHERE (true", "is not one SQL expression"),
+    ("public.t", &[], "true) WITH (publish = 'insert'", "is not one SQL expression"),
+    ("public.t", &[], "id > 0 /* secret", "is not one SQL expression"),
+    ("public.t", &[], "v = 'secret", "is not one SQL expression"),
+    ("public.t", &[], "secret > 0", "no column of the table"),
+    ("public.t", &[], "id = $1", "(SQLSTATE"),
+    ("public.t", &[], "id", "is not true or false"),
+    ("public.t", &[], "secret(id)", "PostgreSQL itself does not have"),
+    ("public.t", &[], "public.own(id)", "more than a row filter may be"),
+    ("public.t", &[], "now() > '2020-01-01'", "more than a row filter may be"),
+    ("public.t", &[], "id IN (SELECT id FROM public.whole)", "more than a row filter may be"),
+    ("public.t", &[], "count(*) > 1", "more than a row filter may be"),
+    ("public.t", &[], "xmin = '5'", "more than a row filter may be"),
+    ("public.t", &[], "id = 'secret'", "a constant that does not fit its type"),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+// behaviour: api-P-2
+async fn what_cannot_be_published_is_refused_by_name_and_leaves_nothing() {
+    let server = PgServer::start().await.expect("server");
+    let tables = "CREATE TABLE t (id int PRIMARY KEY, region text NOT NULL, v text, \
+          twice int GENERATED ALWAYS AS (id * 2) STORED); \
+        CREATE TABLE whole (id int PRIMARY KEY, v text); ALTER TABLE whole REPLICA IDENTITY FULL; \
+        CREATE TABLE named (id int PRIMARY KEY, code int NOT NULL, v text); CREATE UNIQUE INDEX named_i ON named (id, code); \
+        ALTER TABLE named REPLICA IDENTITY USING INDEX named_i; CREATE VIEW view AS SELECT 1; \
+        CREATE FUNCTION own(int) RETURNS bool LANGUAGE sql IMMUTABLE AS 'SELECT true'";
+    server.sql("postgres", tables).await.expect("tables");
+    let (uri, client) = (server.uri("postgres"), server.client("postgres").await.expect("client"));
+    if version(&server).await < 15 {
+        let (code, words) = refusal(&partial(&uri, &["public.*"], &[("public.t", &["id"], "")])).await;
+        assert_eq!(code, "CDC:ErrFilterRuleInvalid", "{words}");
+        assert!(words.contains("15 is the first"), "{words}");
+        return;
+    }
+    let refused = async |parts: &[(&str, &[&str], &str)], words: &str| {
+        let spec = partial(&uri, &["public.*"], parts);
+        // As a creation does.
+        let error = match open(&spec).check(&spec).await {
+            Err(error) => error,
+            Ok(_) => open(&spec).create_retention(&spec, None).await.expect_err(words),
+        };
+        assert_eq!(error.code(), "CDC:ErrFilterRuleInvalid", "{words}: {error}");
+        let told = error.chain();
+        assert!(told.contains(words) && told.starts_with("filter.publish: "), "{parts:?}: {told}");
+        assert!(!told.contains("secret") && !told.contains("DROP"), "{told}");
+        let left =
+            "SELECT (SELECT count(*) FROM pg_publication) + (SELECT count(*) FROM pg_replication_slots)";
+        let left: i64 = client.query_one(left, &[]).await.expect("look").get(0);
+        assert_eq!(left, 0, "{words}");
+    };
+    for (matcher, columns, condition, words) in UNPUBLISHABLE {
+        refused(&[(matcher, columns, condition)], words).await;
+    }
+    refused(&[("public.*", &[], ""), ("public.t", &["id"], "")], "entry 1 fits no table").await;
+    let mut captured = partial(&uri, &["public.*"], &[("public.t", &["id"], "")]);
+    captured.ddl.capture = heartbeatpb::config::DdlCapture::On;
+    assert!(refusal(&captured).await.1.contains("ddl.capture"));
+    client.query_one("SELECT count(*) FROM t", &[]).await.expect("it is still there");
+
+    // What ends in a comment is one expression; of tables for which no entry holds, all is published.
+    let spec = partial(
+        &uri,
+        &["public.*"],
+        &[("public.t", &["v", "id"], "id > 5 -- all"), ("public.named", &[], "code = 1 OR id = 1")],
+    );
+    let report = open(&spec).check(&spec).await.expect("check");
+    assert_eq!(report.eligible.len(), 3, "{report:?}");
+    open(&spec).create_retention(&spec, None).await.expect("create");
+    let tables = open(&spec).check(&spec).await.expect("check").eligible;
+    let part = |name: &str| {
+        let table = tables.iter().find(|table| table.info.name == name).expect("table");
+        let columns: Vec<&str> = table.info.columns.iter().map(|column| column.name.as_str()).collect();
+        (columns.join(","), table.part.condition.clone().unwrap_or_default())
+    };
+    assert_eq!(part("t"), ("id,v".to_owned(), "(id > 5)".to_owned()));
+    assert_eq!(part("named"), ("id,code,v".to_owned(), "((code = 1) OR (id = 1))".to_owned()));
+    assert_eq!(part("whole"), ("id,v".to_owned(), String::new()));
+    open(&spec).drop_retention(&spec.changefeed).await.expect("drop");
 }

@@ -1,6 +1,6 @@
 //! What both ends say about a table: which columns can be compared, and by which key its rows are told apart.
 
-use tokio_postgres::{Client, Row};
+use tokio_postgres::{Client, Row, SimpleQueryMessage};
 
 use crate::Error;
 use crate::collation::{Collation, Order};
@@ -32,8 +32,10 @@ pub(crate) struct Method {
     pub(crate) target: Shape,
     /// By ranges where the key's order is the same at both ends, and both have an index of it.
     pub(crate) reading: Reading,
-    /// Rows at the source, about.
+    /// Rows at the source, about; those that fulfil the condition.
     pub(crate) expected_rows: u64,
+    /// Rows that the source reads for each of them, about.
+    pub(crate) reads_per_row: u64,
     /// What people should know.
     pub(crate) notes: Vec<String>,
     /// Whether the target lacks something.
@@ -172,11 +174,24 @@ fn collation(row: &Row) -> Option<Collation> {
     })
 }
 
-/// How to compare a table, of which `listed` columns are to be at the target; `Err` inside says in words why it cannot be.
+/// About how many rows of a table fulfil a condition, as the server plans.
+async fn planned(client: &Client, table: &TableName, condition: &str) -> Result<Option<f64>, Error> {
+    let sql = format!("EXPLAIN SELECT FROM {} WHERE ({condition}\n)", table.quoted());
+    let failed = |source| Error::Database { end: "source", doing: "estimate the rows of a table", source };
+    let messages = client.simple_query(&sql).await.map_err(failed)?;
+    let line = messages
+        .iter()
+        .find_map(|message| if let SimpleQueryMessage::Row(row) = message { row.get(0) } else { None });
+    let rows = line.and_then(|line| line.split("rows=").nth(1)).and_then(|rest| rest.split(' ').next());
+    Ok(rows.and_then(|rows| rows.parse().ok()))
+}
+
+/// How to compare a table, of which `listed` columns of the rows that fulfil `condition` are to be at the target; `Err`
+/// inside says in words why it cannot be.
 pub(crate) async fn method(
     source: (&Client, &TableName),
     target: (&Client, &TableName),
-    listed: Option<&[String]>,
+    (listed, condition): (Option<&[String]>, Option<&str>),
 ) -> Result<Result<Method, String>, Error> {
     let Some(mut here) = describe(source.0, "source", source.1).await? else {
         return Ok(Err("the table does not exist at the source".to_owned()));
@@ -188,7 +203,12 @@ pub(crate) async fn method(
         // What is not in the list need not be at the target.
         here.columns.retain(|column| listed.contains(&column.name));
     }
-    Ok(Ok(decide(&here, &there)))
+    let all = here.rows;
+    if let Some(condition) = condition {
+        here.rows = planned(source.0, source.1, condition).await?.unwrap_or(all);
+    }
+    let reads_per_row = rounded(all / here.rows.max(1.0)).max(1);
+    Ok(Ok(Method { reads_per_row, ..decide(&here, &there) }))
 }
 
 fn decide(here: &Described, there: &Described) -> Method {
@@ -250,6 +270,7 @@ fn decide(here: &Described, there: &Described) -> Method {
         source,
         target,
         expected_rows: rounded(here.rows),
+        reads_per_row: 1,
         notes,
         lacking,
     }

@@ -149,12 +149,12 @@ impl<C: Checkpoint> Verifier<C> {
         let mut methods = Vec::new();
         for (pair, table) in tables.iter().zip(&mut report.tables) {
             let ends = ((&self.source, &pair.source), (&self.target, &pair.target));
-            let listed = pair.columns.as_deref();
-            let mut method = catalog::method(ends.0, ends.1, listed).await?;
+            let part = (pair.columns.as_deref(), pair.condition.as_deref());
+            let mut method = catalog::method(ends.0, ends.1, part).await?;
             if method.as_ref().map_or(true, |method| method.lacking) {
                 // It may be on its way, as rows may be.
                 self.catch_up().await?;
-                method = catalog::method(ends.0, ends.1, listed).await?;
+                method = catalog::method(ends.0, ends.1, part).await?;
             }
             match &method {
                 Ok(method) => {
@@ -389,7 +389,8 @@ impl<C: Checkpoint> Verifier<C> {
         let rows = client.query(text, values).await;
         let rows = rows.map_err(|source| end.failed("read rows of a table", source))?;
         if let Reads::Counted(column) = reads {
-            work.limit.read(end, at, rows.iter().map(|row| number(row, column)).sum());
+            let found: u64 = rows.iter().map(|row| number(row, column)).sum();
+            work.limit.read(end, at, work.read_for(end, found));
         }
         Ok(rows)
     }
@@ -477,7 +478,12 @@ impl Work<'_> {
     /// The rows of the table at one end, as the last scan has found.
     fn whole(&self, end: End) -> u64 {
         let table = &self.report.tables[self.at];
-        if end == End::Source { table.rows } else { table.target_rows }
+        self.read_for(end, if end == End::Source { table.rows } else { table.target_rows })
+    }
+
+    /// How many rows are read to find so many, where an end has others that are not wanted.
+    fn read_for(&self, end: End, rows: u64) -> u64 {
+        if end == End::Source { rows.saturating_mul(self.method.reads_per_row) } else { rows }
     }
 
     /// What it takes to look at so many rows: all rows, where no index finds them.

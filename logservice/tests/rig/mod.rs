@@ -54,6 +54,18 @@ pub(crate) fn spec(uri: &str, rules: &[&str]) -> FeedSpec {
     }
 }
 
+/// The same, of which only a part is published: matcher, columns, condition.
+pub(crate) fn partial(uri: &str, rules: &[&str], parts: &[(&str, &[&str], &str)]) -> FeedSpec {
+    let entry = |(matcher, columns, condition): &(&str, &[&str], &str)| heartbeatpb::config::PublishRule {
+        matcher: vec![(*matcher).to_owned()],
+        columns: columns.iter().map(|name| (*name).to_owned()).collect(),
+        condition: (*condition).to_owned(),
+    };
+    let entries: Vec<_> = parts.iter().map(entry).collect();
+    let publish = Arc::new(logservice::upstream::PublishRules::new(&entries, true).expect("entries"));
+    FeedSpec { publish, ..spec(uri, rules) }
+}
+
 /// Name of slot and publication of the changefeed `test`.
 pub(crate) fn slot(spec: &FeedSpec) -> String {
     format!("millrace_test_{:08x}", spec.changefeed.gid.high >> 32)

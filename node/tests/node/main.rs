@@ -18,6 +18,7 @@ mod large;
 mod life;
 mod many_tables;
 mod observed;
+mod partial;
 mod people;
 mod resync;
 mod spans;

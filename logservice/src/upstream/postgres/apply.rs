@@ -208,6 +208,7 @@ impl Tables {
     ) -> Result<Step, Error> {
         let Some(shape) = wanted(&self.announced, relation, open)? else { return Ok(Step::Nothing) };
         shape.expect(new)?;
+        shape.expect_whole(new)?;
         let mut put_new = |out: &mut BytesMut| shape.put_new(new, None, out);
         writer.row(shape.info.id, RowOp::Insert, None, Some(&mut put_new))?;
         self.counts.rows += 1;

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 
 use event::ReplicaIdentity;
 use heartbeatpb::TableId;
+use heartbeatpb::config::DdlCapture;
 
 use super::catalog::CatalogTable;
 use super::conn::Connection;
@@ -36,6 +37,11 @@ pub(super) async fn wanted(
     let mut wanted = BTreeMap::new();
     if spec.publish.is_empty() {
         return Ok(wanted);
+    }
+    if spec.ddl.capture == DdlCapture::On {
+        let what =
+            "it cannot be used while schema changes are captured; set ddl.capture to \"off\"".to_owned();
+        return Err(Error::PublishRule { what });
     }
     if conn.version() < MIN_VERSION {
         let what = format!(
@@ -105,8 +111,8 @@ fn refusal(table: &CatalogTable, part: &TablePart) -> Option<String> {
         ReplicaIdentity::Nothing => &[],
     };
     let key = info.handle_key().map_or(&[][..], |key| &key.columns);
-    let missing = identity.iter().chain(key).map(|&at| &info.columns[at].name);
-    let missing = missing.into_iter().find(|name| !columns.contains(name))?;
+    let mut needed = identity.iter().chain(key).map(|&at| &info.columns[at].name);
+    let missing = needed.find(|name| !columns.contains(name))?;
     Some(format!("column {missing:?} belongs to its key or its replica identity; add it to the list"))
 }
 
@@ -140,7 +146,7 @@ pub(super) async fn try_out(
     }
     let rows_only = TablePart { columns: None, condition: part.condition.clone() };
     let sql = format!(
-        "BEGIN; CREATE PUBLICATION {} FOR TABLE {}; \
+        "BEGIN; CREATE PUBLICATION {} FOR TABLE {} WITH (publish_via_partition_root = true); \
          SELECT DISTINCT a.attname FROM pg_catalog.pg_publication p \
            JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid \
            JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_publication_rel'::regclass AND d.objid = r.oid \
@@ -160,8 +166,8 @@ pub(super) async fn try_out(
     };
     let info = &table.info;
     let ReplicaIdentity::Key(identity) = &info.identity else { return Ok(()) };
-    let outside = rows.iter().map(|row| row.text(0));
-    let outside = outside.into_iter().find(|name| identity.iter().all(|&at| info.columns[at].name != *name));
+    let mut used = rows.iter().map(|row| row.text(0));
+    let outside = used.find(|name| identity.iter().all(|&at| info.columns[at].name != *name));
     let Some(column) = outside else { return Ok(()) };
     let name = qualified(&info.schema, &info.name);
     let full = if part.columns.is_some() {
@@ -196,7 +202,9 @@ fn unreadable(table: &CatalogTable, at: usize, error: Error) -> Error {
             "is more than a row filter may be: only columns, constants, and functions and operators of PostgreSQL itself \
              whose results never change; no queries, system columns, types or functions of your own, and nothing like now()"
         }
-        class if class.starts_with("22") => "has a constant that does not fit its type; correct it",
+        class if class.starts_with("22") && class != "22023" => {
+            "has a constant that does not fit its type; correct it"
+        }
         _ => "is refused by the server; see the PostgreSQL manual, CREATE PUBLICATION",
     };
     refused(table, at, &format!("its condition {reason} (SQLSTATE {sqlstate})"))

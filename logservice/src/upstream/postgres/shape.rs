@@ -17,6 +17,8 @@ pub(crate) struct Shape {
     type_mods: Vec<i32>,
     /// Number of columns on the wire: generated ones are missing there.
     wire_columns: usize,
+    /// Only rows that fulfil a condition come.
+    conditional: bool,
     /// For every column of the table: whether it is generated, whether it belongs to the identity.
     columns: Vec<(bool, bool)>,
 }
@@ -32,7 +34,8 @@ impl Shape {
             .map(|(i, column)| (column.generated.is_some(), in_identity(&info, i)))
             .collect();
         let wire_columns = columns.iter().filter(|(generated, _)| !generated).count();
-        Self { info, type_mods: table.type_mods.clone(), wire_columns, columns }
+        let conditional = table.part.condition.is_some();
+        Self { info, type_mods: table.type_mods.clone(), wire_columns, conditional, columns }
     }
 
     /// Columns that the wire and a copy carry, by name.
@@ -102,6 +105,20 @@ impl Shape {
             tuple.columns(),
             self.wire_columns
         )))
+    }
+
+    /// Refuses a row that comes by an update, since it fulfils a condition now, and of which the log has not everything.
+    pub(crate) fn expect_whole(&self, new: TupleData<'_>) -> Result<(), Error> {
+        if !self.conditional || new.iter().all(|value| value != Datum::Unchanged) {
+            return Ok(());
+        }
+        let what = format!(
+            "table {}.{}: an update made the condition true for a row, but left alone an out-of-line value, which is not in \
+             the log; run: ALTER TABLE … REPLICA IDENTITY FULL (without a list of columns), or change that value in the same \
+             statement; remove the changefeed and create it again",
+            self.info.schema, self.info.name
+        );
+        Err(Error::PublishRule { what })
     }
 
     /// Writes a new image. Where a statement left an out-of-line value alone, the old image may still have it.
