@@ -7,8 +7,9 @@ use super::super::conn::Connection;
 use super::super::sql::literal;
 use crate::Error;
 
-/// Those that a table has now. Not: those with a column that is not replicated, also in an expression or a condition; exclusion constraints, and unique constraints that may be deferred, which a target that
-/// is written by several workers at once could not keep.
+/// Those that a table has now. Not: those with a column that is not replicated, also in an expression or a condition;
+/// exclusion constraints, and unique constraints that may be deferred, which a target that is written by several workers at
+/// once could not keep.
 pub(super) async fn of(conn: &mut Connection, table: &CatalogTable) -> Result<Vec<CopyIndex>, Error> {
     let listed = match &table.part.columns {
         None => String::new(),
