@@ -177,6 +177,7 @@ fn spec(uri: &str, round: u64) -> Result<FeedSpec> {
         epoch: None,
         start_ts: Ts::ZERO,
         upstream_uri: uri.to_owned(),
+        publish: Arc::default(),
         filter: Arc::new(TableFilter::new(&["*.*"], true)?),
         force_replicate: true,
         ignore_ineligible: false,
