@@ -196,9 +196,12 @@ impl Fault {
     }
 
     /// What is promised in a cluster; a node that is alone can only be started again. A short run, on a machine that does
-    /// other things too, allows twice as much: it is to notice what is broken, not what is slow.
-    pub(crate) fn limit(&self, nodes: usize, short: bool) -> Limit {
-        let factor = if short { 2 } else { 1 };
+    /// other things too, allows twice as much: it is to notice what is broken, not what is slow. So does one that changes the
+    /// schema, for each change of which tables wait.
+    pub(crate) fn limit(&self, nodes: usize, short: bool, schema_changes: bool) -> Limit {
+        let factor = [short, schema_changes]
+            .iter()
+            .fold(1, |factor, doubled| if *doubled { 2 * factor } else { factor });
         let planned = matches!(self.kind, Kind::Drain | Kind::Rolling);
         let killed = matches!(self.kind, Kind::Kill(_));
         Limit {

@@ -374,7 +374,8 @@ impl Course<'_> {
         let until = undone.filter(|at| *at > from).unwrap_or(length);
         let highest = samples.iter().map(|(_, lag)| *lag).fold(0.0, f64::max);
         let recovery = recovery(&samples, from, until);
-        let limit = self.fault.limit(self.world.nodes.len(), self.world.plan.short);
+        let plan = &self.world.plan;
+        let limit = self.fault.limit(self.world.nodes.len(), plan.short, plan.schema_rate > 0);
         self.problems.extend(missed(limit, highest, recovery));
         if !verdict.clean() {
             self.problems.push(describe(&verdict));
