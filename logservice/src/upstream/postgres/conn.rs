@@ -340,6 +340,20 @@ impl Connection {
     pub(crate) async fn query(&mut self, action: &str, sql: &str) -> Result<Vec<Row>, Error> {
         frontend::query(sql, &mut self.write).map_err(Error::protocol)?;
         self.flush().await?;
+        self.answer(action, b"TDCI").await
+    }
+
+    /// Has the server read a statement without running it. It must be a single one.
+    pub(crate) async fn parse(&mut self, action: &str, sql: &str) -> Result<(), Error> {
+        frontend::parse("", sql, std::iter::empty(), &mut self.write).map_err(Error::protocol)?;
+        frontend::sync(&mut self.write);
+        self.flush().await?;
+        self.answer(action, b"1").await.map(drop)
+    }
+
+    /// Reads an answer to its end: the rows of the last statement that returned any. It may consist of messages with the
+    /// `expected` tags, beside those that every answer may have.
+    async fn answer(&mut self, action: &str, expected: &[u8]) -> Result<Vec<Row>, Error> {
         let mut rows = Vec::new();
         let mut failure = None;
         loop {
@@ -349,34 +363,14 @@ impl Connection {
                 Err(error) => return Err(failure.unwrap_or(error)),
             };
             match tag {
+                b'E' => failure = Some(ServerError::parse(&body).into_error(action)),
+                b'S' => self.on_parameter(&body),
+                b'N' | b'A' => {}
+                b'Z' => return failure.map_or(Ok(rows), Err),
+                _ if !expected.contains(&tag) => return Err(unexpected(tag, action)),
                 b'T' => rows.clear(),
                 b'D' => rows.push(parse_row(&body)?),
-                b'E' => failure = Some(ServerError::parse(&body).into_error(action)),
-                b'S' => self.on_parameter(&body),
-                b'C' | b'I' | b'N' | b'A' => {}
-                b'Z' => return failure.map_or(Ok(rows), Err),
-                _ => return Err(unexpected(tag, action)),
-            }
-        }
-    }
-
-    /// Has the server read a statement without running it. It must be a single one.
-    pub(crate) async fn parse(&mut self, action: &str, sql: &str) -> Result<(), Error> {
-        frontend::parse("", sql, std::iter::empty(), &mut self.write).map_err(Error::protocol)?;
-        frontend::sync(&mut self.write);
-        self.flush().await?;
-        let mut failure = None;
-        loop {
-            let (tag, body) = match self.message().await {
-                Ok(message) => message,
-                Err(error) => return Err(failure.unwrap_or(error)),
-            };
-            match tag {
-                b'E' => failure = Some(ServerError::parse(&body).into_error(action)),
-                b'S' => self.on_parameter(&body),
-                b'1' | b'N' | b'A' => {}
-                b'Z' => return failure.map_or(Ok(()), Err),
-                _ => return Err(unexpected(tag, action)),
+                _ => {}
             }
         }
     }
