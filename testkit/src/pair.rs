@@ -57,6 +57,18 @@ pub struct Times {
 }
 
 impl Times {
+    /// Of two servers and Millrace, if it runs, until now.
+    ///
+    /// # Errors
+    /// When one of them is gone.
+    pub fn of(source: &PgServer, target: &PgServer, millrace: Option<&Millrace>) -> Result<Self> {
+        Ok(Self {
+            source: tree_cpu_seconds(source.pid()?)?,
+            target: tree_cpu_seconds(target.pid()?)?,
+            millrace: millrace.map_or(Ok(0.0), |millrace| millrace.usage().map(|usage| usage.cpu_seconds))?,
+        })
+    }
+
     /// What has passed since `before`.
     #[must_use]
     pub fn since(self, before: Self) -> Self {
@@ -129,11 +141,7 @@ impl Pair {
     /// # Errors
     /// When a server does not run.
     pub fn times(&self, millrace: Option<&Millrace>) -> Result<Times> {
-        Ok(Times {
-            source: tree_cpu_seconds(self.source.pid()?)?,
-            target: tree_cpu_seconds(self.target.pid()?)?,
-            millrace: millrace.map_or(Ok(0.0), |millrace| millrace.usage().map(|usage| usage.cpu_seconds))?,
-        })
+        Times::of(&self.source, &self.target, millrace)
     }
 
     /// Makes a database of the target, with the rows that the source has had at first.

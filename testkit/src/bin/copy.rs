@@ -9,9 +9,9 @@ use anyhow::{Context, Result, bail};
 use clap::Parser;
 use serde_json::json;
 use testkit::figures::median;
+use testkit::pair::Times;
 use testkit::plot::{self, Bar};
 use testkit::postgres::program;
-use testkit::process::tree_cpu_seconds;
 use testkit::{Millrace, PgServer, Usage};
 
 /// How long one copy may take.
@@ -78,10 +78,8 @@ const SHAPES: [Shape; 2] = [
 #[derive(Clone, Copy, Debug, Default)]
 struct Measure {
     wall_seconds: f64,
-    /// Of Millrace, or of all `psql` together.
-    cpu_seconds: f64,
-    /// Of the source and the target, all of their processes.
-    server_seconds: [f64; 2],
+    /// In the place of Millrace all `psql` together, where they copy.
+    times: Times,
     /// Most memory of Millrace, or of all `psql` together.
     peak_bytes: u64,
 }
@@ -206,7 +204,7 @@ async fn pipe(
     let pages = format!("SELECT pg_relation_size('{}') / 8192", shape.name);
     let pages: i64 = client.query_one(&pages, &[]).await?.get(0);
     let share = u64::try_from(pages)?.div_ceil(arguments.parallel).max(1);
-    let before = servers(source, target)?;
+    let before = Times::of(source, target, None)?;
     let started = Instant::now();
     let mut children = Vec::new();
     for connection in 0..arguments.parallel {
@@ -230,8 +228,8 @@ async fn pipe(
             bail!("psql: {status}");
         }
     }
-    let server_seconds = since(before, servers(source, target)?);
-    Ok(Measure { wall_seconds, cpu_seconds, server_seconds, peak_bytes })
+    let times = Times { millrace: cpu_seconds, ..Times::of(source, target, None)?.since(before) };
+    Ok(Measure { wall_seconds, times, peak_bytes })
 }
 
 fn psql(server: &PgServer, database: &str, sql: &str) -> Command {
@@ -259,15 +257,6 @@ async fn until_ended(children: &[Child]) -> Result<(f64, u64)> {
     }
 }
 
-/// Processor time of both servers until now.
-fn servers(source: &PgServer, target: &PgServer) -> Result<[f64; 2]> {
-    Ok([tree_cpu_seconds(source.pid()?)?, tree_cpu_seconds(target.pid()?)?])
-}
-
-fn since(before: [f64; 2], now: [f64; 2]) -> [f64; 2] {
-    [now[0] - before[0], now[1] - before[1]]
-}
-
 /// A changefeed from its creation until the copy is complete, in a fresh process.
 async fn replicate(
     arguments: &Arguments,
@@ -277,7 +266,7 @@ async fn replicate(
     (source, target, database): (&PgServer, &PgServer, &str),
 ) -> Result<Measure> {
     millrace.start().await?;
-    let before = (millrace.usage()?, servers(source, target)?);
+    let before = Times::of(source, target, Some(millrace))?;
     let api = millrace.api();
     let config =
         json!({ "initial_copy": { "parallel": arguments.parallel, "part_bytes": arguments.part_bytes } });
@@ -296,13 +285,8 @@ async fn replicate(
         tokio::time::sleep(LOOK).await;
     }
     let wall_seconds = started.elapsed().as_secs_f64();
-    let usage = millrace.usage()?;
-    let measure = Measure {
-        wall_seconds,
-        cpu_seconds: usage.cpu_seconds - before.0.cpu_seconds,
-        server_seconds: since(before.1, servers(source, target)?),
-        peak_bytes: millrace.peak_bytes(),
-    };
+    let times = Times::of(source, target, Some(millrace))?.since(before);
+    let measure = Measure { wall_seconds, times, peak_bytes: millrace.peak_bytes() };
     api.pause(&name).await?;
     millrace.stop().await?;
     Ok(measure)
@@ -310,7 +294,8 @@ async fn replicate(
 
 fn print_measure(what: &str, rows: u64, measure: Measure) {
     let rate = measure.rate(rows);
-    let Measure { wall_seconds, cpu_seconds, server_seconds: [source, target], peak_bytes } = measure;
+    let Measure { wall_seconds, times: Times { source, target, millrace: cpu_seconds }, peak_bytes } =
+        measure;
     println!(
         "{what}: {wall_seconds:.2} s, {rate:.0} rows/s, processor time {cpu_seconds:.1} s, source {source:.1} s, target \
          {target:.1} s, {} MiB at most",
