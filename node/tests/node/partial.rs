@@ -115,17 +115,35 @@ async fn until_transactions(done: &AtomicU64, more: u64) {
     eventually("the load goes on", async || done.load(Ordering::Relaxed) >= least).await;
 }
 
+/// A source under load, a target, and a server that replicates nothing yet.
+struct Rig {
+    source: PgServer,
+    target: PgServer,
+    millrace: Millrace,
+    stop: Arc<AtomicBool>,
+    done: Arc<AtomicU64>,
+    work: tokio::task::JoinHandle<()>,
+    _dir: tempfile::TempDir,
+}
+
+impl Rig {
+    async fn start() -> Self {
+        let (source, target) = servers().await;
+        source.sql("postgres", SCHEMA).await.unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let mut millrace = Millrace::new(Path::new(env!("CARGO_BIN_EXE_millrace")), dir.path()).unwrap();
+        millrace.start().await.unwrap();
+        let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let work = load(&source, &stop, &done);
+        Self { source, target, millrace, stop, done, work, _dir: dir }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 // behaviour: dataplane-P-3
 async fn what_is_published_in_part_is_copied_followed_compared_and_copied_again_and_nothing_else_leaves() {
-    let (source, target) = servers().await;
-    source.sql("postgres", SCHEMA).await.unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let mut millrace = Millrace::new(Path::new(env!("CARGO_BIN_EXE_millrace")), dir.path()).unwrap();
-    millrace.start().await.unwrap();
+    let Rig { source, target, mut millrace, stop, done, work, _dir } = Rig::start().await;
     let api = millrace.api();
-    let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let work = load(&source, &stop, &done);
     until_transactions(&done, 5).await;
     let made = api.create("f", &source.uri("postgres"), &target.uri(TARGET), &config()).await.unwrap();
     let warnings = made["warnings"].to_string();
@@ -228,14 +246,8 @@ async fn what_is_published_in_part_is_copied_followed_compared_and_copied_again_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 // behaviour: dataplane-P-3
 async fn a_copy_in_part_that_is_killed_goes_on_while_rows_move_into_and_out_of_the_filters() {
-    let (source, target) = servers().await;
-    source.sql("postgres", SCHEMA).await.unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let mut millrace = Millrace::new(Path::new(env!("CARGO_BIN_EXE_millrace")), dir.path()).unwrap();
-    millrace.start().await.unwrap();
+    let Rig { source, target, mut millrace, stop, done, work, _dir } = Rig::start().await;
     let api = millrace.api();
-    let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let work = load(&source, &stop, &done);
     let mut config = config();
     config["initial_copy"]["parallel"] = json!(1);
     api.create("f", &source.uri("postgres"), &target.uri(TARGET), &config).await.unwrap();
