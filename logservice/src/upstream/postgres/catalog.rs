@@ -161,17 +161,35 @@ pub(super) struct CatalogColumn {
     pub(super) column: Column,
 }
 
+/// Functions of the server that tell an expression in words look at the tables as they are now, not as the statement sees
+/// them: one that is dropped meanwhile is their error. The next look does not see the table at all.
+pub(super) fn gone_meanwhile(error: Error) -> Error {
+    // The server says these in no other language.
+    let of_this = ["could not open relation with OID", "cache lookup failed for"];
+    match error {
+        Error::UpstreamQuery { action, message, sqlstate }
+            if sqlstate == "XX000" && of_this.iter().any(|words| message.starts_with(words)) =>
+        {
+            let message = format!("something was dropped while it was asked to {action}: {message}");
+            Error::UpstreamUnavailable { message }
+        }
+        other => other,
+    }
+}
+
+// The default of a column names no other one and is told without its table, which may be gone (`gone_meanwhile`).
 async fn load_columns(conn: &mut Connection, list: &str) -> Result<BTreeMap<u32, Vec<CatalogColumn>>, Error> {
     let sql = format!(
         "SELECT a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, format_type(a.atttypid, a.atttypmod), \
-           a.attnotnull, a.attgenerated, a.attidentity, pg_get_expr(d.adbin, d.adrelid), \
+           a.attnotnull, a.attgenerated, a.attidentity, \
+           pg_get_expr(d.adbin, CASE WHEN a.attgenerated = '' THEN 0 ELSE d.adrelid END), \
            NOT COALESCE(co.collisdeterministic, true) \
          FROM pg_catalog.pg_attribute a \
          LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum \
          LEFT JOIN pg_catalog.pg_collation co ON co.oid = a.attcollation \
          WHERE a.attrelid IN ({list}) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attrelid, a.attnum"
     );
-    let rows = conn.query("list columns", &sql).await?;
+    let rows = conn.query("list columns", &sql).await.map_err(gone_meanwhile)?;
     let mut wanted = BTreeSet::new();
     for row in &rows {
         wanted.insert(row.number(3)?);
@@ -401,4 +419,76 @@ fn leaf_obstacle(root: &TableInfo, leaf: &Leaf) -> Option<String> {
             leaf.name
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use testkit::PgServer;
+
+    use super::super::admin::connect;
+    use super::super::options::ConnectOptions;
+    use super::*;
+
+    /// Waits until a statement waits for a lock.
+    async fn somebody_waits(server: &PgServer) {
+        let client = server.client("postgres").await.expect("client");
+        let waits = async || {
+            let row = client.query_one("SELECT count(*) FROM pg_locks WHERE NOT granted", &[]).await;
+            row.expect("locks").get::<_, i64>(0) > 0
+        };
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !waits().await {
+            assert!(Instant::now() < deadline, "nobody waits");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_table_that_is_dropped_while_the_catalog_is_read_is_no_reason_to_stop() {
+        let server = PgServer::start().await.expect("server");
+        let tables = "CREATE TABLE stays (id int PRIMARY KEY, n int DEFAULT 1 + 1);
+            CREATE TABLE goes (id int PRIMARY KEY, n int GENERATED ALWAYS AS (id + 1) STORED)";
+        server.sql("postgres", tables).await.expect("tables");
+        let options = ConnectOptions::parse(&server.uri("postgres")).expect("options");
+        let mut conn = connect(&options).await.expect("connect");
+        let others = server.client("postgres").await.expect("client");
+        let filter = TableFilter::new(&["public.*"], true).expect("filter");
+        let selection = Selection {
+            filter: &filter,
+            force_replicate: false,
+            version: Ts(1),
+            only: None,
+            publishes: None,
+        };
+
+        // A plain default is told without a look at its table, which somebody may have locked.
+        others.batch_execute("BEGIN; DROP TABLE goes; LOCK TABLE stays").await.expect("drop");
+        let (seen, ()) = tokio::join!(load(&mut conn, &selection), async {
+            somebody_waits(&server).await;
+            others.batch_execute("COMMIT").await.expect("commit");
+        });
+        // It was there when the statement began. Newer servers leave its expression out.
+        if let Err(error) = seen {
+            assert!(error.is_retryable(), "{error}");
+        }
+
+        others.batch_execute("BEGIN; LOCK TABLE stays").await.expect("lock");
+        let seen = load(&mut conn, &selection).await.expect("the next look");
+        assert_eq!(Vec::from_iter(seen.iter().map(|table| &*table.info.name)), ["stays"]);
+        assert_eq!(seen[0].info.columns[1].default.as_deref(), Some("(1 + 1)"));
+    }
+
+    #[test]
+    fn what_was_dropped_meanwhile_is_looked_for_again_and_what_is_wrong_is_not() {
+        let error = |sqlstate: &str, message: &str| {
+            let (action, message) = ("list columns".to_owned(), message.to_owned());
+            gone_meanwhile(Error::UpstreamQuery { action, message, sqlstate: sqlstate.to_owned() })
+        };
+        assert!(error("XX000", "could not open relation with OID 16744").is_retryable());
+        assert!(error("XX000", "cache lookup failed for relation 16744").is_retryable());
+        assert!(!error("XX000", "unexpected chunk number 1").is_retryable());
+        assert!(!error("42P01", "relation does not exist").is_retryable());
+    }
 }

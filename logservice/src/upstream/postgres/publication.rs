@@ -187,7 +187,8 @@ async fn members(
         found.id
     );
     let mut members = Vec::new();
-    for row in conn.query("list row filters and column lists", &sql).await? {
+    let rows = conn.query("list row filters and column lists", &sql).await;
+    for row in rows.map_err(super::catalog::gone_meanwhile)? {
         let columns = row.opt(3).map(serde_json::from_str).transpose();
         let columns = columns.map_err(|_| Error::protocol("a column list is malformed"))?;
         let part = TablePart { columns, condition: row.opt(2).map(ToOwned::to_owned) };

@@ -255,18 +255,22 @@ impl World {
     /// Waits until both ends are equal, while nothing is added. False when the time is over.
     async fn settled(&self, limit: Duration) -> Result<bool> {
         let (source, target) = (self.source_client().await?, self.target_client().await?);
-        let wanted = (Tables::shape(&source).await?, self.plan.tables.sums(&source).await?);
+        let (shape, sums) = (Tables::shape(&source).await?, self.plan.tables.sums(&source).await?);
         let deadline = Instant::now() + limit;
         loop {
-            // Its columns may be changed between two looks; rows of an unknown shape have no sums.
-            if Tables::shape(&target).await? == wanted.0 && self.plan.tables.sums(&target).await? == wanted.1
-            {
-                return Ok(true);
+            // Rows of an unknown shape have no sums.
+            let equal = async {
+                anyhow::Ok(
+                    Tables::shape(&target).await? == shape && self.plan.tables.sums(&target).await? == sums,
+                )
+            };
+            match equal.await {
+                Ok(true) => return Ok(true),
+                Ok(false) if Instant::now() > deadline => return Ok(false),
+                // A table that goes between two steps of a look is an error of the server, as is one that it waits for.
+                Err(error) if Instant::now() > deadline => return Err(error),
+                Ok(false) | Err(_) => tokio::time::sleep(LOOK).await,
             }
-            if Instant::now() > deadline {
-                return Ok(false);
-            }
-            tokio::time::sleep(LOOK).await;
         }
     }
 
