@@ -7,7 +7,8 @@
 //!   about tables, and the maintainer is elsewhere? --yes--> to that node, with the incarnation of the changefeed
 //!               | no                                         |
 //!               v                                            v
-//!            handler                                  status, headers and body come back as they are
+//!            handler                                  status, headers and body come back as they are;
+//!                                                     503 when that node leaves the cluster before it answers
 //! ```
 
 use std::net::SocketAddr;
@@ -184,10 +185,16 @@ async fn send(
             format!("node {node} at {address} has to answer this, and does not: {what}"),
         )
     };
-    let answer = tokio::time::timeout(PATIENCE, connect::send(&address, tls, request))
-        .await
-        .map_err(|_| failed(format!("nothing came for {} s", PATIENCE.as_secs())))?
-        .map_err(|error| failed(error.to_string()))?;
+    let mut members = state.members.clone();
+    let answer = tokio::select! {
+        answer = tokio::time::timeout(PATIENCE, connect::send(&address, tls, request)) => answer
+            .map_err(|_| failed(format!("nothing came for {} s", PATIENCE.as_secs())))?
+            .map_err(|error| failed(error.to_string()))?,
+        // It may stand still with its connections open. A change that it has begun is known by its key.
+        _ = members.wait_for(|members| !members.contains_key(node)) => {
+            return Err(failed("it has left the cluster meanwhile; ask again".to_owned()));
+        }
+    };
     let (mut parts, body) = answer.into_parts();
     strip(&mut parts.headers);
     Ok(Response::from_parts(parts, Body::new(body)))

@@ -113,3 +113,24 @@ async fn a_node_that_is_paused_wakes_without_its_lease_and_writes_nothing() {
     load.stop().await.unwrap();
     cluster.equal().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_waits_for_a_leader_which_stands_still_is_answered_when_that_is_out() {
+    let mut cluster = Cluster::start(3, "").await;
+    let leader = cluster.leader().await;
+    let other = (leader + 1) % 3;
+    eventually("another node knows who leads", async || {
+        cluster.nodes[other].api().get("/api/v2/changefeeds").await.is_ok()
+    })
+    .await;
+    cluster.nodes[leader].signal("STOP").unwrap();
+    cluster.asleep = Some(leader);
+    let began = Instant::now();
+    let refusal = cluster.nodes[other].api().get("/api/v2/changefeeds").await.unwrap_err();
+    assert!(format!("{refusal:#}").contains("503"), "{refusal:#}");
+    assert!(began.elapsed() < OUTAGE, "{:?}", began.elapsed());
+    eventually("another one answers", async || {
+        cluster.nodes[other].api().get("/api/v2/changefeeds").await.is_ok()
+    })
+    .await;
+}
