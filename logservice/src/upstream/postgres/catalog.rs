@@ -166,15 +166,14 @@ pub(super) struct CatalogColumn {
 pub(super) fn gone_meanwhile(error: Error) -> Error {
     // The server says these in no other language.
     let of_this = ["could not open relation with OID", "cache lookup failed for"];
-    match error {
-        Error::UpstreamQuery { action, message, sqlstate }
-            if sqlstate == "XX000" && of_this.iter().any(|words| message.starts_with(words)) =>
-        {
-            let message = format!("something was dropped while it was asked to {action}: {message}");
-            Error::UpstreamUnavailable { message }
-        }
-        other => other,
+    if let Error::UpstreamQuery { action, message, sqlstate } = &error
+        && sqlstate == "XX000"
+        && of_this.iter().any(|words| message.starts_with(words))
+    {
+        let message = format!("something was dropped while it was asked to {action}: {message}");
+        return Error::UpstreamUnavailable { message };
     }
+    error
 }
 
 // The default of a column names no other one and is told without its table, which may be gone (`gone_meanwhile`).
