@@ -24,14 +24,19 @@
 //! A table that the copy creates has only the keys by which its rows are found until all of its rows are there. Its other
 //! indexes are made then, each in a transaction of its own, which also notes that it was made.
 //!
+//! Other nodes may write parts beside the one that has begun the copy, each with a right of its own
+//! ([`CopySession::admit`], [`CopyTarget::write_for`]). A part is there once whoever writes it, and once a right was taken back
+//! nothing of its node is under way, so that a part of which nobody knows is looked for and made by somebody else.
+//!
 //! - **CP-1** Parts of one table by key may have different positions; parts by block must have one, because a row may move
 //!   between blocks without a change of its key.
+//! - **CP-2** A part is given to another node only after the right of the one before was taken back.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use heartbeatpb::{TableId, Ts, WallTime};
+use heartbeatpb::{NodeId, TableId, Ts, WallTime};
 
 use crate::{Resync, ResyncChange, TableInfo};
 
@@ -137,6 +142,10 @@ pub struct CopyError {
     pub retryable: bool,
 }
 
+/// What another node may write parts of a copy with. Whoever has begun the copy gives it and takes it back.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct CopyRight(pub i64);
+
 /// A downstream that takes existing rows past the stream.
 #[async_trait]
 pub trait CopyTarget: Send + Sync {
@@ -146,6 +155,20 @@ pub trait CopyTarget: Send + Sync {
     /// # Errors
     /// When the downstream does not answer or refuses.
     async fn begin(&self) -> Result<Option<Arc<dyn CopySession>>, CopyError>;
+
+    /// Begins a part of a copy that another node has begun, of a table that it has opened, with a right that it has
+    /// [given](CopySession::admit). `at` and `time` are those of the snapshot.
+    ///
+    /// # Errors
+    /// When the right was taken back, or as [`CopySession::write`].
+    async fn write_for(
+        &self,
+        right: CopyRight,
+        table: &Arc<TableInfo>,
+        part: &CopyPart,
+        format: CopyFormat,
+        snapshot: (Ts, WallTime),
+    ) -> Result<Box<dyn PartWriter>, CopyError>;
 
     /// What was asked for of tables that are to be copied again, oldest first. `None`: this downstream cannot do that.
     ///
@@ -213,6 +236,25 @@ pub trait CopySession: Send + Sync {
         snapshot: (Ts, WallTime),
     ) -> Result<Box<dyn PartWriter>, CopyError>;
 
+    /// The parts of a table that are durable now.
+    ///
+    /// # Errors
+    /// As [`CopySession::shapes`].
+    async fn parts(&self, table: TableId) -> Result<Vec<CopiedPart>, CopyError>;
+
+    /// Lets another node write parts of tables that were opened here, until the right is taken back or the copy ends.
+    ///
+    /// # Errors
+    /// As [`CopySession::shapes`].
+    async fn admit(&self, node: &NodeId) -> Result<CopyRight, CopyError>;
+
+    /// Takes a right back: when this returns nothing that was begun with it is under way or can be made durable. Nothing
+    /// happens to one that was taken back before.
+    ///
+    /// # Errors
+    /// When something that was begun with it does not end, or as [`CopySession::shapes`].
+    async fn dismiss(&self, right: CopyRight) -> Result<(), CopyError>;
+
     /// Makes an index of a table that was opened and whose parts are all there, if a copy has created the table and has not
     /// made the index yet. One that the downstream cannot have and that keeps no rows apart is left out, with a warning.
     ///
@@ -240,7 +282,7 @@ pub trait CopySession: Send + Sync {
     /// When a part is missing, or as [`CopySession::shapes`].
     async fn finish(&self, table: TableId) -> Result<(), CopyError>;
 
-    /// The copy ends here, complete or not. Parts that are open are rolled back.
+    /// The copy ends here, complete or not. Parts that are open are rolled back, and rights are taken back.
     async fn end(&self);
 }
 

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use async_trait::async_trait;
 use bytes::Bytes;
 use event::{
-    CopiedPart, CopiedTable, CopyError, CopyFormat, CopyIndex, CopyPart, CopySession, CopyTarget, PartWriter,
-    Resync, ResyncChange, TableInfo,
+    CopiedPart, CopiedTable, CopyError, CopyFormat, CopyIndex, CopyPart, CopyRight, CopySession, CopyTarget,
+    PartWriter, Resync, ResyncChange, TableInfo,
 };
 use heartbeatpb::config::ChangefeedInfo;
 use heartbeatpb::{MaintainerEpoch, NodeId, TableId, Ts, WallTime, WritePermit};
@@ -60,6 +60,18 @@ impl CopyTarget for Counted<dyn CopyTarget> {
         Ok(session.map(counted))
     }
 
+    async fn write_for(
+        &self,
+        right: CopyRight,
+        table: &Arc<TableInfo>,
+        part: &CopyPart,
+        format: CopyFormat,
+        snapshot: (Ts, WallTime),
+    ) -> Result<Box<dyn PartWriter>, CopyError> {
+        let inner = self.inner.write_for(right, table, part, format, snapshot).await?;
+        Ok(Box::new(CountedPart { inner, rows: Arc::clone(&self.rows) }))
+    }
+
     async fn resyncs(&self) -> Result<Option<Vec<Resync>>, CopyError> {
         self.inner.resyncs().await
     }
@@ -104,6 +116,18 @@ impl CopySession for Counted<dyn CopySession> {
     ) -> Result<Box<dyn PartWriter>, CopyError> {
         let inner = self.inner.write(table, part, format, snapshot).await?;
         Ok(Box::new(CountedPart { inner, rows: Arc::clone(&self.rows) }))
+    }
+
+    async fn parts(&self, table: TableId) -> Result<Vec<CopiedPart>, CopyError> {
+        self.inner.parts(table).await
+    }
+
+    async fn admit(&self, node: &NodeId) -> Result<CopyRight, CopyError> {
+        self.inner.admit(node).await
+    }
+
+    async fn dismiss(&self, right: CopyRight) -> Result<(), CopyError> {
+        self.inner.dismiss(right).await
     }
 
     async fn index(&self, table: TableId, index: &CopyIndex) -> Result<(), CopyError> {

@@ -35,6 +35,7 @@ mod dial;
 mod failure;
 mod fence;
 mod keys;
+mod part;
 mod pieces;
 mod pipeline;
 mod plain;

@@ -2,35 +2,31 @@
 //!
 //! Each part is one transaction, which holds to a registration of its own as every transaction of a sink does: the copier
 //! counts as a node beside its node, so that it does not end the node's sink, and a maintainer that fences all but the
-//! nodes that it knows ends it. What a copy of an earlier version left in a table is removed before the first part.
+//! nodes that it knows ends it. So do those that write parts for it on other nodes. What a copy of an earlier version left in
+//! a table is removed before the first part.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use event::{
-    CopiedPart, CopiedTable, CopyError, CopyFormat, CopyIndex, CopyPart, CopySession, CopyTarget, PartWriter,
-    Resync, ResyncChange, TableInfo,
+    CopiedPart, CopiedTable, CopyError, CopyFormat, CopyIndex, CopyPart, CopyRight, CopySession, CopyTarget,
+    PartWriter, Resync, ResyncChange, TableInfo,
 };
-use futures_util::SinkExt;
-use heartbeatpb::{NodeId, TableId, Ts, WallTime, WritePermit};
+use heartbeatpb::{MaintainerEpoch, NodeId, TableId, Ts, WallTime};
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
-use tokio_postgres::CopyInSink;
 
 use super::apply;
 use super::config::{OnExistingRows, PgConfig};
 use super::connection::Connection;
 use super::created::Notes;
-use super::failure::{Failure, classify, classify_values};
+use super::failure::{Failure, classify};
+use super::part::{Copier, Opened, Part};
 use super::pieces::Range;
-use super::registration::{self, Registration};
-use super::resync::{self, Before};
-use super::sql::quote;
+use super::registration::{self, Registration, Whose};
+use super::resync;
 use super::target::{self, Target};
 use super::{copied, created, ddl, progress};
-use crate::metrics::{RowType, SinkMetrics, TxnMetrics};
 use crate::{Error, SinkOptions};
 
 impl From<Error> for CopyError {
@@ -56,13 +52,6 @@ const BINARY_TYPES: &[u32] = &[
     1187, 1231, 1270, 2951, 3807,
 ];
 
-/// A table that a session has opened.
-struct Opened {
-    target: Target,
-    /// Quoted names of the columns that travel, in their order.
-    columns: Vec<String>,
-}
-
 /// Copies into the database of a `postgres://` URI.
 pub(crate) struct PostgresCopies {
     config: PgConfig,
@@ -84,6 +73,24 @@ impl CopyTarget for PostgresCopies {
         }
         self.options.permit.granted().await;
         Ok(Some(Arc::new(Session::begin(&self.config, &self.options).await?)))
+    }
+
+    async fn write_for(
+        &self,
+        right: CopyRight,
+        table: &Arc<TableInfo>,
+        part: &CopyPart,
+        format: CopyFormat,
+        snapshot: (Ts, WallTime),
+    ) -> Result<Box<dyn PartWriter>, CopyError> {
+        let registration = Registration::of(&self.config.own_schema, right.0);
+        let copier = Arc::new(Copier::new(&self.config, &self.options, registration));
+        let connection = copier.take().await?;
+        let opened = Opened::new(target::open(connection.client(), table, false).await?);
+        copier.give_back(connection);
+        let mut part = copier.begin(Arc::new(opened), part, snapshot).await?;
+        part.start(format).await?;
+        Ok(Box::new(part))
     }
 
     async fn resyncs(&self) -> Result<Option<Vec<Resync>>, CopyError> {
@@ -108,21 +115,12 @@ impl CopyTarget for PostgresCopies {
     }
 }
 
-/// Series of the sink, to which a part is a batch.
-struct Metrics {
-    sink: SinkMetrics,
-    txn: TxnMetrics,
-}
-
 struct Session {
-    config: PgConfig,
-    gid: String,
-    registration: Arc<Registration>,
-    permit: WritePermit,
-    metrics: Arc<Metrics>,
+    copier: Arc<Copier>,
+    /// As which it is registered; its helpers under names of their own behind it.
+    name: NodeId,
+    epoch: Option<MaintainerEpoch>,
     control: tokio::sync::Mutex<Connection>,
-    /// Connections between two parts.
-    idle: Arc<Mutex<Vec<Connection>>>,
     tables: Mutex<FxHashMap<TableId, Arc<Opened>>>,
 }
 
@@ -137,19 +135,15 @@ impl Session {
         created::prepare(client, config).await?;
         resync::prepare(client, config).await?;
         let gid = options.changefeed.gid.to_string();
-        let beside = NodeId::from(format!("{}/copy", options.node));
-        let registration = registration::register(client, config, &gid, &beside, options.epoch).await?;
+        let name = NodeId::from(format!("{}/copy", options.node));
+        let own = registration::register(client, config, &gid, &name, options.epoch).await?;
+        // Those of a copy before that could not say goodbye.
+        registration::close(client, &config.own_schema, (&gid, Whose::Under(name.as_str()))).await?;
         Ok(Self {
-            config: config.clone(),
-            gid,
-            registration: Arc::new(registration),
-            permit: options.permit.clone(),
-            metrics: Arc::new(Metrics {
-                sink: SinkMetrics::new(&options.changefeed, "TxnSink"),
-                txn: TxnMetrics::new(&options.changefeed),
-            }),
+            copier: Arc::new(Copier::new(config, options, own)),
+            name,
+            epoch: options.epoch,
             control: tokio::sync::Mutex::new(connection),
-            idle: Arc::default(),
             tables: Mutex::default(),
         })
     }
@@ -157,21 +151,15 @@ impl Session {
     /// The connection for everything but parts, once the node may write.
     async fn control(&self) -> tokio::sync::MutexGuard<'_, Connection> {
         let connection = self.control.lock().await;
-        self.permit.granted().await;
+        self.copier.permit.granted().await;
         connection
     }
 
     fn notes(&self) -> Notes<'_> {
-        Notes { own: &self.config.own_schema, changefeed: &self.gid, registration: &self.registration }
-    }
-
-    /// A connection for a transaction of its own.
-    async fn take(&self) -> Result<Connection, Failure> {
-        self.permit.granted().await;
-        let idle = self.idle.lock().pop();
-        match idle.filter(|connection| !connection.is_closed()) {
-            Some(connection) => Ok(connection),
-            None => Connection::open(&self.config).await,
+        Notes {
+            own: &self.copier.config.own_schema,
+            changefeed: &self.copier.gid,
+            registration: &self.copier.registration,
         }
     }
 
@@ -186,13 +174,13 @@ impl Session {
     async fn prepare(&self, info: &Arc<TableInfo>) -> Result<CopiedTable, Failure> {
         let connection = self.control().await;
         let client = connection.client();
-        if self.config.create_tables {
+        if self.copier.config.create_tables {
             self.notes().create(client, info).await?;
         }
         let target = target::open(client, info, false).await?;
         let created = self.notes().has_created(client, info).await?;
-        let own = &self.config.own_schema;
-        let (parts, finished) = copied::load(client, own, &self.gid, info.id).await?;
+        let own = &self.copier.config.own_schema;
+        let (parts, finished) = copied::load(client, own, &self.copier.gid, info.id).await?;
         if parts.is_empty() {
             self.begin_table(&connection, &target).await?;
         }
@@ -202,11 +190,10 @@ impl Session {
 
     /// The table is opened. Answers the best format in which its rows can travel.
     async fn remember(&self, connection: &Connection, target: Target) -> Result<CopyFormat, Failure> {
-        let info = Arc::clone(&target.info);
-        let names = info.columns.iter().filter(|column| column.generated.is_none());
-        let columns: Vec<String> = names.map(|column| quote(&column.name)).collect();
-        let binary = !columns.is_empty() && same_types(connection, &target).await?;
-        self.tables.lock().insert(info.id, Arc::new(Opened { target, columns }));
+        let id = target.info.id;
+        let opened = Opened::new(target);
+        let binary = !opened.columns.is_empty() && same_types(connection, &opened.target).await?;
+        self.tables.lock().insert(id, Arc::new(opened));
         Ok(if binary { CopyFormat::Binary } else { CopyFormat::Text })
     }
 
@@ -221,16 +208,17 @@ impl Session {
             let target = target::open(connection.client(), info, false).await?;
             self.remember(&connection, target).await?
         };
-        let mut part = self.begin_part(info.id, &CopyPart::default(), snapshot).await?;
+        let opened = self.opened(info.id)?;
+        let mut part = self.copier.begin(opened, &CopyPart::default(), snapshot).await?;
         let client = &part.connection.client();
-        let before = resync::look(client, &self.config.own_schema, &self.gid, info.id).await?;
+        let before = resync::look(client, &self.copier.config.own_schema, &self.copier.gid, info.id).await?;
         if before.furthest() > snapshot.0 {
             return Err(resync::again("it has newer changes than those that a copy of it would hold"));
         }
-        let own = &self.config.own_schema;
-        if self.config.on_existing_rows == OnExistingRows::Error
+        let own = &self.copier.config.own_schema;
+        if self.copier.config.on_existing_rows == OnExistingRows::Error
             && before.is_nothing()
-            && resync::is_entering(client, own, &self.gid, info.id).await?
+            && resync::is_entering(client, own, &self.copier.gid, info.id).await?
         {
             // As for an initial copy: rows of somebody else are not ours to remove.
             apply::require_empty(&part.connection, &part.opened.target, &Range::default()).await?;
@@ -247,14 +235,16 @@ impl Session {
     /// Nothing of the copy is in the table yet: what is, is somebody else's, or of an earlier version of this program,
     /// which noted that it had begun.
     async fn begin_table(&self, connection: &Connection, target: &Target) -> Result<(), Failure> {
-        let (client, own, id) = (connection.client(), &self.config.own_schema, target.info.id);
+        let (client, own, id) = (connection.client(), &self.copier.config.own_schema, target.info.id);
         let all = Range::default();
         in_transaction(client, async {
-            self.registration.begin_checked(client).await?;
-            let marker = progress::copy_marker(client, own, &self.gid, id, &all, Ts::MAX).await?;
-            if marker != progress::Copied::No || self.config.on_existing_rows == OnExistingRows::Truncate {
+            self.copier.registration.begin_checked(client).await?;
+            let marker = progress::copy_marker(client, own, &self.copier.gid, id, &all, Ts::MAX).await?;
+            if marker != progress::Copied::No
+                || self.copier.config.on_existing_rows == OnExistingRows::Truncate
+            {
                 apply::clear(connection, target, &all).await?;
-                return progress::forget_copy_markers(client, own, &self.gid, id).await;
+                return progress::forget_copy_markers(client, own, &self.copier.gid, id).await;
             }
             apply::require_empty(connection, target, &all).await
         })
@@ -266,9 +256,9 @@ impl Session {
         let connection = self.control().await;
         let client = connection.client();
         in_transaction(client, async {
-            self.registration.begin_checked(client).await?;
+            self.copier.registration.begin_checked(client).await?;
             apply::clear(&connection, &opened.target, &Range::default()).await?;
-            copied::remove(client, &self.config.own_schema, &self.gid, table).await
+            copied::remove(client, &self.copier.config.own_schema, &self.copier.gid, table).await
         })
         .await
     }
@@ -276,21 +266,23 @@ impl Session {
     async fn finish_table(&self, table: TableId) -> Result<(), Failure> {
         let opened = self.opened(table)?;
         let connection = self.control().await;
-        let (client, own) = (connection.client(), &self.config.own_schema);
+        let (client, own) = (connection.client(), &self.copier.config.own_schema);
         in_transaction(client, async {
-            self.registration.begin_checked(client).await?;
-            let (parts, finished) = copied::load(client, own, &self.gid, table).await?;
+            self.copier.registration.begin_checked(client).await?;
+            let (parts, finished) = copied::load(client, own, &self.copier.gid, table).await?;
             if finished {
                 return Ok(());
             }
             let incomplete = || copied::incomplete(&opened.target.name);
             let pieces = copied::pieces(&parts).ok_or_else(incomplete)?;
             let summary = copied::summary(&parts).ok_or_else(incomplete)?;
-            copied::set_progress(client, own, &self.gid, table, &pieces).await?;
-            copied::begin_stream(client, own, &self.gid, &opened.target.info, summary.at).await?;
-            copied::remove(client, own, &self.gid, table).await?;
-            let owner = (self.gid.as_str(), table);
-            match copied::add(client, own, owner, &summary, (self.registration.condition(), true)).await? {
+            copied::set_progress(client, own, &self.copier.gid, table, &pieces).await?;
+            copied::begin_stream(client, own, &self.copier.gid, &opened.target.info, summary.at).await?;
+            copied::remove(client, own, &self.copier.gid, table).await?;
+            let owner = (self.copier.gid.as_str(), table);
+            match copied::add(client, own, owner, &summary, (self.copier.registration.condition(), true))
+                .await?
+            {
                 true => Ok(()),
                 false => Err(Failure::Fatal(registration::fenced())),
             }
@@ -300,52 +292,21 @@ impl Session {
 
     async fn note_shapes(&self, shapes: u32) -> Result<(), Failure> {
         let connection = self.control().await;
-        let (client, own) = (connection.client(), &self.config.own_schema);
+        let (client, own) = (connection.client(), &self.copier.config.own_schema);
         in_transaction(client, async {
-            self.registration.begin_checked(client).await?;
-            copied::remove(client, own, &self.gid, TableId::DDL).await?;
+            self.copier.registration.begin_checked(client).await?;
+            copied::remove(client, own, &self.copier.gid, TableId::DDL).await?;
             let (part, time) = (CopyPart::default(), WallTime::default());
             let note = CopiedPart { part, at: Ts(u64::from(shapes)), time, rows: 0, bytes: 0 };
-            let owner = (self.gid.as_str(), TableId::DDL);
-            match copied::add(client, own, owner, &note, (self.registration.condition(), false)).await? {
+            let owner = (self.copier.gid.as_str(), TableId::DDL);
+            match copied::add(client, own, owner, &note, (self.copier.registration.condition(), false))
+                .await?
+            {
                 true => Ok(()),
                 false => Err(Failure::Fatal(registration::fenced())),
             }
         })
         .await
-    }
-
-    /// A part's transaction, in which nothing is written yet.
-    async fn begin_part(
-        &self,
-        table: TableId,
-        part: &CopyPart,
-        (at, time): (Ts, WallTime),
-    ) -> Result<Part, Failure> {
-        let opened = self.opened(table)?;
-        let connection = self.take().await?;
-        self.registration.begin_checked(connection.client()).await?;
-        if opened.target.deferrable {
-            let defer = connection.client().batch_execute("SET CONSTRAINTS ALL DEFERRED").await;
-            defer.map_err(|e| classify(e, "beginning a transaction"))?;
-        }
-        let doing = format!("copying into table {}", opened.target.name);
-        let part = CopiedPart { part: part.clone(), at, time, rows: 0, bytes: 0 };
-        Ok(Part {
-            connection,
-            input: None,
-            replaces: None,
-            part,
-            table,
-            opened,
-            doing,
-            own: self.config.own_schema.clone(),
-            gid: self.gid.clone(),
-            registration: Arc::clone(&self.registration),
-            permit: self.permit.clone(),
-            metrics: Arc::clone(&self.metrics),
-            idle: Arc::clone(&self.idle),
-        })
     }
 }
 
@@ -376,7 +337,7 @@ async fn same_types(connection: &Connection, target: &Target) -> Result<bool, Fa
 impl CopySession for Session {
     async fn shapes(&self) -> Result<Option<u32>, CopyError> {
         let connection = self.control().await;
-        Ok(copied::shapes(connection.client(), &self.config.own_schema, &self.gid).await?)
+        Ok(copied::shapes(connection.client(), &self.copier.config.own_schema, &self.copier.gid).await?)
     }
 
     async fn set_shapes(&self, shapes: u32) -> Result<(), CopyError> {
@@ -390,7 +351,7 @@ impl CopySession for Session {
 
     async fn finished(&self) -> Result<Vec<(TableId, CopiedPart)>, CopyError> {
         let connection = self.control.lock().await;
-        Ok(copied::finished(connection.client(), &self.config.own_schema, &self.gid).await?)
+        Ok(copied::finished(connection.client(), &self.copier.config.own_schema, &self.copier.gid).await?)
     }
 
     async fn open(&self, table: &Arc<TableInfo>) -> Result<CopiedTable, CopyError> {
@@ -408,7 +369,7 @@ impl CopySession for Session {
         format: CopyFormat,
         snapshot: (Ts, WallTime),
     ) -> Result<Box<dyn PartWriter>, CopyError> {
-        let mut part = self.begin_part(table, part, snapshot).await?;
+        let mut part = self.copier.begin(self.opened(table)?, part, snapshot).await?;
         part.start(format).await?;
         Ok(Box::new(part))
     }
@@ -424,10 +385,30 @@ impl CopySession for Session {
 
     async fn index(&self, table: TableId, index: &CopyIndex) -> Result<(), CopyError> {
         let opened = self.opened(table)?;
-        let connection = self.take().await?;
+        let connection = self.copier.take().await?;
         self.notes().index(connection.client(), &opened.target.info, index).await?;
-        self.idle.lock().push(connection);
+        self.copier.give_back(connection);
         Ok(())
+    }
+
+    async fn parts(&self, table: TableId) -> Result<Vec<CopiedPart>, CopyError> {
+        let (connection, own) = (self.control().await, &self.copier.config.own_schema);
+        let (parts, _) = copied::load(connection.client(), own, &self.copier.gid, table).await?;
+        Ok(parts)
+    }
+
+    async fn admit(&self, node: &NodeId) -> Result<CopyRight, CopyError> {
+        let connection = self.control().await;
+        let (config, gid) = (&self.copier.config, &self.copier.gid);
+        let name = NodeId::from(format!("{}/{node}", self.name));
+        let helper = registration::register(connection.client(), config, gid, &name, self.epoch).await?;
+        Ok(CopyRight(helper.incarnation()))
+    }
+
+    async fn dismiss(&self, right: CopyRight) -> Result<(), CopyError> {
+        let (connection, own) = (self.control().await, &self.copier.config.own_schema);
+        let helper = (self.copier.gid.as_str(), Whose::Incarnation(right.0));
+        Ok(registration::close(connection.client(), own, helper).await?)
     }
 
     async fn finish(&self, table: TableId) -> Result<(), CopyError> {
@@ -435,105 +416,13 @@ impl CopySession for Session {
     }
 
     async fn end(&self) {
-        self.idle.lock().clear();
-        registration::retire(&self.config, &self.registration).await;
-    }
-}
-
-/// A part on its way. Dropping it closes the connection, and the server rolls back.
-struct Part {
-    connection: Connection,
-    /// `None`: rows without columns, of which there is nothing but their number.
-    input: Option<std::pin::Pin<Box<CopyInSink<Bytes>>>>,
-    /// It takes the place of all rows of a table that was so far.
-    replaces: Option<Before>,
-    part: CopiedPart,
-    table: TableId,
-    opened: Arc<Opened>,
-    doing: String,
-    own: String,
-    gid: String,
-    registration: Arc<Registration>,
-    permit: WritePermit,
-    metrics: Arc<Metrics>,
-    idle: Arc<Mutex<Vec<Connection>>>,
-}
-
-impl Part {
-    /// Rows follow.
-    async fn start(&mut self, format: CopyFormat) -> Result<(), Failure> {
-        let opened = &self.opened;
-        if opened.columns.is_empty() {
-            return Ok(());
+        self.copier.close_idle();
+        let own = &self.copier.config.own_schema;
+        let helpers = (self.copier.gid.as_str(), Whose::Under(self.name.as_str()));
+        if let Err(failure) = registration::close(self.control.lock().await.client(), own, helpers).await {
+            let error = failure.into_error();
+            tracing::debug!(%error, "the registrations of helpers are left to the next copy");
         }
-        let format = match format {
-            CopyFormat::Text => "",
-            CopyFormat::Binary => " (FORMAT binary)",
-        };
-        let columns = opened.columns.join(", ");
-        let sql = format!("COPY {} ({columns}) FROM STDIN{format}", opened.target.name);
-        let input = self.connection.client().copy_in(&sql).await.map_err(|e| classify(e, &self.doing))?;
-        self.input = Some(Box::pin(input));
-        Ok(())
-    }
-
-    async fn done(mut self, rows: u64) -> Result<(), Failure> {
-        let failed = |e| classify_values(e, &self.doing, &self.opened.target.info);
-        let client = &self.connection.client();
-        let written = match &mut self.input {
-            Some(input) => input.as_mut().finish().await.map_err(failed)?,
-            None => {
-                let count = i64::try_from(rows).unwrap_or(i64::MAX);
-                let sql = format!(
-                    "INSERT INTO {} SELECT FROM pg_catalog.generate_series(1, $1::bigint)",
-                    self.opened.target.name
-                );
-                client.execute(&sql, &[&count]).await.map_err(failed)?
-            }
-        };
-        if written != rows {
-            return Err(Failure::Fatal(Error::Rejected {
-                code: "CDC:ErrSinkData",
-                what: format!(
-                    "{}: {rows} rows were read and {written} written; does a rule or a trigger of the target leave some out?",
-                    self.doing
-                ),
-            }));
-        }
-        self.part.rows = rows;
-        let owner = (self.gid.as_str(), self.table);
-        let condition = self.registration.condition();
-        match &self.replaces {
-            Some(before) => {
-                resync::conclude(client, &self.own, owner, before, &self.part, condition).await?;
-            }
-            None => {
-                if !copied::add(client, &self.own, owner, &self.part, (condition, false)).await? {
-                    return Err(Failure::Fatal(registration::fenced()));
-                }
-            }
-        }
-        self.permit.granted().await;
-        let commit = Instant::now();
-        client.batch_execute("COMMIT").await.map_err(|e| classify(e, "committing"))?;
-        self.metrics.txn.commit.record(commit.elapsed().as_secs_f64());
-        self.metrics.txn.affected(RowType::Insert, rows, rows);
-        self.metrics.sink.flushed(rows, usize::try_from(self.part.bytes).unwrap_or(usize::MAX));
-        self.idle.lock().push(self.connection);
-        Ok(())
-    }
-}
-
-#[async_trait]
-impl PartWriter for Part {
-    async fn write(&mut self, data: Bytes) -> Result<(), CopyError> {
-        self.part.bytes += data.len() as u64;
-        let Some(input) = &mut self.input else { return Ok(()) };
-        let failed = |e| classify_values(e, &self.doing, &self.opened.target.info);
-        Ok(input.send(data).await.map_err(failed)?)
-    }
-
-    async fn commit(self: Box<Self>, rows: u64) -> Result<(), CopyError> {
-        Ok(self.done(rows).await?)
+        registration::retire(&self.copier.config, &self.copier.registration).await;
     }
 }

@@ -94,7 +94,11 @@ pub(crate) fn fenced() -> Error {
 
 impl Registration {
     fn new(own_schema: &str) -> Self {
-        let incarnation = rand::rng().random_range(1..i64::MAX);
+        Self::of(own_schema, rand::rng().random_range(1..i64::MAX))
+    }
+
+    /// One that somebody else has made.
+    pub(crate) fn of(own_schema: &str, incarnation: i64) -> Self {
         Self {
             incarnation,
             lock: format!("SELECT pg_catalog.pg_advisory_xact_lock_shared({incarnation})"),
@@ -103,6 +107,11 @@ impl Registration {
             ),
             share: format!("pg_catalog.pg_advisory_lock_shared({incarnation})"),
         }
+    }
+
+    /// By which it is known.
+    pub(crate) fn incarnation(&self) -> i64 {
+        self.incarnation
     }
 
     /// The statement behind `BEGIN` for which fences wait. The first write of the transaction has to hold to
@@ -347,6 +356,40 @@ pub(crate) async fn drain(client: &Client, incarnation: i64) -> Result<Drained, 
 pub(crate) async fn forget(client: &Client, own: &str, incarnation: i64) -> Result<(), Failure> {
     let sql = format!("DELETE FROM {own}.writers WHERE incarnation = {incarnation} AND fenced IS NOT NULL");
     client.batch_execute(&sql).await.map_err(|e| classify(e, "removing the registration of a sink"))
+}
+
+/// Which writers of a changefeed are meant.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Whose<'a> {
+    Incarnation(i64),
+    /// Whose name is this one with a slash and something behind it.
+    Under(&'a str),
+}
+
+/// Ends the rights of writers: when this returns nothing that they had begun is under way. Those that are not there any more
+/// were ended before.
+pub(crate) async fn close(
+    client: &Client,
+    own: &str,
+    (changefeed, whose): (&str, Whose<'_>),
+) -> Result<(), Failure> {
+    let feed = literal(changefeed);
+    let meant = match whose {
+        Whose::Incarnation(incarnation) => format!("incarnation = {incarnation}"),
+        Whose::Under(name) => format!("pg_catalog.starts_with(node, {})", literal(&format!("{name}/"))),
+    };
+    let sql = format!(
+        "UPDATE {own}.writers SET fenced = epoch WHERE changefeed = {feed} AND {meant} AND fenced IS NULL; \
+         SELECT node AS writer_node, incarnation AS writer FROM {own}.writers WHERE changefeed = {feed} AND {meant}"
+    );
+    for writer in run(client, &sql, "ending the registrations of others").await? {
+        if let Drained::No(why) = drain(client, writer.incarnation).await? {
+            let what = format!("a transaction of {} does not end: {why}", writer.node);
+            return Err(Failure::Lost(Error::Unavailable { what, source: None }));
+        }
+        forget(client, own, writer.incarnation).await?;
+    }
+    Ok(())
 }
 
 /// A sink closes: nothing that it had begun reaches the target after this returns, if the target can be asked. If it

@@ -249,6 +249,67 @@ async fn a_fenced_copy_commits_nothing_any_more_and_does_not_end_the_sink_of_its
     sink.stop().await.expect("no error");
 }
 
+/// Begins a part as another node does that was given a right.
+async fn elsewhere(
+    rig: &Rig,
+    right: event::CopyRight,
+    table: &Arc<TableInfo>,
+    part: &CopyPart,
+) -> Result<Box<dyn event::PartWriter>, event::CopyError> {
+    let target = sink::copies(&rig.uri(""), &options(rig, "m", 1)).expect("a URI").expect("a database");
+    target.write_for(right, table, part, CopyFormat::Text, (Ts(50), WallTime(50))).await
+}
+
+#[tokio::test]
+async fn another_node_writes_parts_until_its_right_is_taken_back() {
+    let rig = Rig::new().await;
+    let t = items();
+    let copier = session(&rig, "").await;
+    copier.open(&t).await.expect("opens");
+    let right = copier.admit(&"m".into()).await.expect("a right");
+    let (first, second) = (keys(&t, None, Some(10)), keys(&t, Some(10), None));
+    let mut one = elsewhere(&rig, right, &t, &first).await.expect("begins");
+    let mut two = elsewhere(&rig, right, &t, &second).await.expect("begins");
+    let (data, rows) = lines(0..10, "theirs");
+    one.write(data).await.expect("takes");
+    two.write(lines(10..20, "lost").0).await.expect("takes");
+    one.commit(rows).await.expect("commits");
+
+    copier.dismiss(right).await.expect("ends what was begun");
+    two.commit(10).await.expect_err("its transaction was ended");
+    let late = elsewhere(&rig, right, &t, &second).await.map(drop).expect_err("it has no right");
+    assert_eq!(late.code, codes::SINK_FENCED);
+    copier.dismiss(right).await.expect("it was taken back before");
+    let there: Vec<_> =
+        copier.parts(t.id).await.expect("parts").into_iter().map(|p| (p.part, p.rows)).collect();
+    assert_eq!(there, [(first.clone(), 10)], "what was committed counts, and nothing else");
+
+    copy(&copier, &t, second, 50, lines(10..20, "ours")).await;
+    copier.finish(t.id).await.expect("all parts are there");
+    assert_eq!(rig.target_rows("items").await.len(), 20);
+    let more = copier.admit(&"m".into()).await.expect("another one");
+    copier.end().await;
+    let late = elsewhere(&rig, more, &t, &first).await.map(drop).expect_err("the copy has ended");
+    assert_eq!(late.code, codes::SINK_FENCED);
+}
+
+#[tokio::test]
+async fn who_begins_a_copy_ends_what_others_write_for_the_one_before() {
+    let rig = Rig::new().await;
+    let t = items();
+    let before = session(&rig, "").await;
+    before.open(&t).await.expect("opens");
+    let right = before.admit(&"m".into()).await.expect("a right");
+    let mut part = elsewhere(&rig, right, &t, &CopyPart::default()).await.expect("begins");
+    part.write(lines(0..10, "late").0).await.expect("takes");
+    // The first one could not say goodbye.
+    let after = session(&rig, "").await;
+    part.commit(10).await.expect_err("its transaction was ended");
+    assert!(after.open(&t).await.expect("opens").parts.is_empty());
+    assert!(rig.target_rows("items").await.is_empty());
+    assert_eq!(before.admit(&"m".into()).await.map(drop).err().map(|error| error.code), None);
+}
+
 #[tokio::test]
 async fn binary_is_offered_only_where_both_ends_have_the_same_types() {
     let rig = Rig::new().await;
