@@ -43,6 +43,7 @@ async fn main() -> Result<()> {
         copy_parallel: 1,
         copy_part_bytes: 64 << 20,
         copy_target: None,
+        copy_crew: None,
         entrance: None,
         ddl: heartbeatpb::config::DdlConfig {
             capture: heartbeatpb::config::DdlCapture::Off,

@@ -32,6 +32,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         copy_parallel: 1,
         copy_part_bytes: 64 << 20,
         copy_target: None,
+        copy_crew: None,
         entrance: None,
         ddl: heartbeatpb::config::DdlConfig::default(),
     };

@@ -210,8 +210,7 @@ impl EventService {
         let Some(feed) = self.feeds.get_mut(&gid) else { return };
         // Whoever registers knows nothing of a stream before: its epochs begin anew.
         feed.remove(id);
-        feed.by_table.entry(span.table).or_default().push(id);
-        feed.streams.insert(id, Stream::new(node.clone(), span, start));
+        feed.add(id, Stream::new(node.clone(), span, start));
         let time = feed.store.time_of(start);
         let ready = ToEventCollector::Ready { changefeed: gid, dispatcher: id };
         let _ = self.center.send::<EventCollectorTopic>(&node, ready);

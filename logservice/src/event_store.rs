@@ -14,6 +14,7 @@
 mod copy;
 mod hold;
 pub mod metrics;
+mod owners;
 mod segment;
 mod state;
 mod writer;
@@ -34,6 +35,7 @@ pub(crate) use hold::{HeldTables, Next};
 pub use writer::StoreWriter;
 
 use crate::Error;
+use owners::Owners;
 pub(crate) use segment::remove_left_overs;
 use segment::{Extent, Pieces, StoreDir};
 use state::{ChunkData, Group, Place, State};
@@ -144,6 +146,7 @@ pub struct Store {
     told: Notify,
     /// See [`Store::floor`]; 0 before anything was said.
     floor: AtomicU64,
+    owners: Owners,
 }
 
 impl std::fmt::Debug for Store {
@@ -168,7 +171,9 @@ impl Store {
         let state = Mutex::new(State::new(start_ts));
         let metrics = metrics::StoreMetrics::new();
         let (room, told, floor) = (Notify::new(), Notify::new(), AtomicU64::new(Ts::ZERO.0));
-        let store = Arc::new(Self { changefeed, config, dir, metrics, state, room, changed, told, floor });
+        let owners = Owners::default();
+        let store =
+            Arc::new(Self { changefeed, config, dir, metrics, state, room, changed, told, floor, owners });
         let writer = StoreWriter::new(Arc::clone(&store));
         Ok((store, writer))
     }
@@ -177,6 +182,11 @@ impl Store {
     #[must_use]
     pub fn changefeed(&self) -> &ChangefeedId {
         &self.changefeed
+    }
+
+    /// Who has which span of its tables.
+    pub(crate) fn owners(&self) -> &Owners {
+        &self.owners
     }
 
     /// The changefeed's maintainer has taken over, and lets nobody begin below `floor`.

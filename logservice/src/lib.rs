@@ -1,9 +1,10 @@
 //! Reads an upstream log, stores it, and serves it to dispatchers.
 //!
-//! Four parts, each usable alone: an [`upstream`] checks prerequisites and runs a reader; the reader fills an
+//! Five parts, each usable alone: an [`upstream`] checks prerequisites and runs a reader; the reader fills an
 //! [`event_store`]; the event service of [`LogService`] slices the store into one ordered stream per dispatcher;
 //! the [`Collector`] on the dispatcher's node checks the stream and delivers. Streams cross nodes as messages of
-//! [`topic`]. Hears `EventServiceTopic`, tells `EventCollectorTopic`. Start reading at `upstream.rs`, then
+//! [`topic`]. Parts of an initial copy may be written by other nodes than the one that reads the log (`crew.rs`). Hears
+//! `EventServiceTopic` and `CopyOrderTopic`, tells `EventCollectorTopic` and `CopyReportTopic`. Start reading at `upstream.rs`, then
 //! `event_store.rs`.
 //!
 //! A dispatcher may have a part of a table. The store knows tables only; the event service picks by key what belongs to a
@@ -48,6 +49,7 @@
 //!   then nothing above its checkpoint that only a reader of another node has passed.
 
 mod collector;
+mod crew;
 mod error;
 mod event_service;
 pub mod event_store;
@@ -61,6 +63,9 @@ mod wire;
 pub use collector::metrics as collector_metrics;
 pub use collector::{
     CheckpointSlot, Collector, CollectorHandle, Credit, Delivery, DispatcherEvent, Subscription,
+};
+pub use crew::{
+    CopyCrew, CopyEnds, CopyOrder, CopyOrderTopic, CopyReport, CopyReportTopic, Ends, OrderId, OrderState,
 };
 pub use error::*;
 pub use filter::*;

@@ -89,6 +89,9 @@ pub const TABLE_INFOS: &str = "ticdc_schema_store_get_table_info_count";
 /// Seconds to answer one.
 pub const TABLE_INFO_DURATION: &str = "ticdc_schema_store_get_table_info_duration";
 
+/// Parts of initial copies that were written here for the node that makes the copy.
+pub const COPIED_PARTS: &str = "ticdc_event_service_copied_part_count";
+
 /// Describes every metric of this crate.
 pub fn describe() {
     for (name, words) in [
@@ -105,6 +108,7 @@ pub fn describe() {
         (SCAN_BYTES, "Bytes of rows that were found, and of those that were not wanted"),
         (NOTIFIED, "Positions told to dispatchers"),
         (TABLE_INFOS, "Questions for a table's shape"),
+        (COPIED_PARTS, "Parts of initial copies written for another node"),
     ] {
         describe_counter!(name, words);
     }

@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use heartbeatpb::{ChangefeedId, Ts, WallTime};
 use messaging::MessageCenter;
 use tokio_util::sync::CancellationToken;
 
 use crate::Error;
+use crate::crew::{self, CopyCrew, CopyEnds, Waiting};
 use crate::event_service::{EventService, Stores};
 use crate::event_store::{Gate, Store, StoreConfig, StoreStats, StoreWriter, remove_left_overs};
 
@@ -28,6 +30,8 @@ pub struct LogService {
     config: LogConfig,
     center: MessageCenter,
     stores: Arc<Stores>,
+    /// Orders to other nodes.
+    waiting: Waiting,
 }
 
 impl std::fmt::Debug for LogService {
@@ -41,12 +45,26 @@ impl LogService {
     #[must_use]
     pub fn new(center: MessageCenter, config: LogConfig) -> Self {
         remove_left_overs(&config.dir);
-        Self { config, center, stores: Arc::default() }
+        Self { config, center, stores: Arc::default(), waiting: Waiting::default() }
     }
 
     /// Serves dispatchers until `shutdown`. Run once.
     pub async fn run(&self, shutdown: CancellationToken) {
         EventService::new(self.center.clone(), Arc::clone(&self.stores)).run(shutdown).await;
+    }
+
+    /// Writes parts of initial copies that other nodes make, with ends that `ends` opens, until `shutdown`. Run once: it also
+    /// hears what others say about the parts that they write for copies of this node.
+    pub async fn copy_for_others(&self, ends: Arc<dyn CopyEnds>, shutdown: CancellationToken) {
+        crew::work(self.center.clone(), ends, self.waiting.clone(), shutdown).await;
+    }
+
+    /// The nodes that may write parts of the initial copy of a changefeed, as long as its store stays open. `feed` describes its
+    /// ends to their [`CopyEnds`]. `None`: its log is not read here.
+    #[must_use]
+    pub fn crew(&self, changefeed: &ChangefeedId, feed: Bytes) -> Option<CopyCrew> {
+        let store = self.store(changefeed)?;
+        Some(CopyCrew::new(self.center.clone(), store, feed, self.waiting.clone()))
     }
 
     /// Opens the store of a changefeed at `checkpoint`, replacing one that was open.

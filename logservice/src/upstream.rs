@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_trait::async_trait;
-use event::{CopyTarget, TableInfo};
+use event::{CopyTarget, PartWriter, TableInfo};
 use heartbeatpb::config::DdlConfig;
 use heartbeatpb::{ChangefeedId, MaintainerEpoch, TableId, TableSpan, Ts, WallTime, codes};
 use tokio::sync::watch;
@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::copying::{CopyBoard, CopySum, TableCopy, TableCopyState};
 pub use self::publish::{PublishRules, TablePart};
 pub use self::split::SplitPoints;
+use crate::crew::{CopyCrew, CopyOrder};
 use crate::event_store::{Gate, StoreWriter};
 use crate::{Error, TableFilter};
 
@@ -54,6 +55,8 @@ pub struct FeedSpec {
     pub copy_part_bytes: u64,
     /// A downstream that may take existing rows itself. Without one they come like changes.
     pub copy_target: Option<Arc<dyn CopyTarget>>,
+    /// Other nodes that write parts of an initial copy. Without them this one writes all of it.
+    pub copy_crew: Option<CopyCrew>,
     /// Who sees to the rows of tables that come while the log is read. Without one, tables with rows do not come.
     pub entrance: Option<Arc<dyn Entrance>>,
     /// What is done about changes of the schema.
@@ -74,6 +77,7 @@ impl fmt::Debug for FeedSpec {
             .field("copy_parallel", &self.copy_parallel)
             .field("copy_part_bytes", &self.copy_part_bytes)
             .field("copy_target", &self.copy_target.is_some())
+            .field("copy_crew", &self.copy_crew.is_some())
             .field("entrance", &self.entrance.is_some())
             .field("ddl", &self.ddl)
             .finish_non_exhaustive()
@@ -302,6 +306,17 @@ pub trait Upstream: Send + Sync {
         _shutdown: &CancellationToken,
     ) -> Result<(), Error> {
         Err(Error::UpstreamPrerequisite { what: "tables of this upstream cannot be copied again".to_owned() })
+    }
+
+    /// Reads a part of a table in a snapshot of another node's copy, and writes it. Answers its rows and what they took on
+    /// their way, in bytes.
+    ///
+    /// # Errors
+    /// When upstream or downstream cannot do that, or either does not answer.
+    async fn copy_part(&self, _order: &CopyOrder, _writer: Box<dyn PartWriter>) -> Result<(u64, u64), Error> {
+        Err(Error::UpstreamPrerequisite {
+            what: "tables of this upstream are not copied in parts".to_owned(),
+        })
     }
 
     /// Reads the log into the store until shutdown (then `Ok`) or a fatal error. Reconnects by itself.

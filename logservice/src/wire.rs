@@ -13,12 +13,14 @@ use heartbeatpb::{
 use crate::event_store::Position;
 use crate::topic::{DispatcherProgress, EventHead, SharedBatch, ToEventCollector, ToEventService};
 
+pub(crate) mod crew;
+
 /// Type number of [`ToEventService`].
 pub(crate) const TO_EVENT_SERVICE: i32 = 1000;
 /// Type number of [`ToEventCollector`].
 pub(crate) const TO_EVENT_COLLECTOR: i32 = 1001;
 
-fn put_bytes(bytes: &[u8], out: &mut Vec<u8>) {
+pub(crate) fn put_bytes(bytes: &[u8], out: &mut Vec<u8>) {
     out.put_u32(u32::try_from(bytes.len()).expect("messages are far below 4 GiB"));
     out.put_slice(bytes);
 }

@@ -6,13 +6,14 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use event::CopyError;
 use heartbeatpb::config::ChangefeedInfo;
 use heartbeatpb::{ChangefeedId, Gid, MaintainerEpoch, RunningError, TableSpan, Ts, WallTime, codes};
-use logservice::LogService;
 use logservice::event_store::Gate;
 use logservice::upstream::{
     CheckReport, Entrance, FeedSpec, ReaderPhase, ReaderProgress, ReaderStart, StartPoint, Upstream,
 };
+use logservice::{CopyEnds, Ends, LogService};
 use metrics::{Gauge, gauge};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -118,6 +119,7 @@ pub(crate) fn feed_spec(
         copy_parallel: usize::try_from(config.initial_copy.parallel.max(1)).unwrap_or(1),
         copy_part_bytes: config.initial_copy.part_bytes,
         copy_target: None,
+        copy_crew: None,
         entrance: None,
         ddl: config.ddl.clone(),
     })
@@ -316,6 +318,7 @@ impl UpstreamHub {
         }
         self.stop_reader(info.id.gid, |reader| reader.epoch <= epoch).await;
         let writer = self.log.open(&info.id, checkpoint)?;
+        spec.copy_crew = self.log.crew(&info.id, info.to_json().into());
         // A maintainer may be started ahead of what is stored: nothing is confirmed before it is told to be.
         let (persisted, persisted_view) = watch::channel(Ts::ZERO);
         let progress = Arc::new(ReaderProgress::default());
@@ -418,6 +421,26 @@ impl UpstreamHub {
             splittable: table.splittable,
         };
         Ok(tables.into_iter().map(source).collect())
+    }
+}
+
+/// The description that comes with an order is the changefeed's document, as the metadata store has it.
+impl CopyEnds for UpstreamHub {
+    fn open(&self, changefeed: &ChangefeedId, feed: &[u8]) -> Result<Ends, logservice::Error> {
+        let unusable = |message: String| {
+            logservice::Error::CopyTarget(CopyError {
+                code: codes::LOG_READER_FAILED,
+                message: format!("this node cannot write parts of a copy of another node: {message}"),
+                retryable: false,
+            })
+        };
+        let (info, _) = ChangefeedInfo::from_json(feed, &changefeed.keyspace, &changefeed.name)
+            .map_err(|error| unusable(error.to_string()))?;
+        let spec = feed_spec(&info, None)?;
+        let copies = self.copies.get().ok_or_else(|| unusable("it has no downstreams".to_owned()))?;
+        let target = copies.of(&info, None, self.written(&info.id))?;
+        let target = target.ok_or_else(|| unusable("the downstream takes no existing rows".to_owned()))?;
+        Ok(Ends { upstream: logservice::upstream::open(&spec.upstream_uri)?, target })
     }
 }
 

@@ -123,7 +123,23 @@ impl Api {
         })
     }
 
+    /// `GET /metrics`: the server's series as text.
+    ///
+    /// # Errors
+    /// As [`Api::get`].
+    pub async fn metrics(&self) -> Result<String> {
+        self.answer("GET", "/metrics", None).await
+    }
+
     async fn request(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
+        let body = self.answer(method, path, body).await?;
+        if body.is_empty() {
+            return Ok(Value::Null);
+        }
+        serde_json::from_str(&body).with_context(|| format!("{method} {path}: the answer is not JSON"))
+    }
+
+    async fn answer(&self, method: &str, path: &str, body: Option<&Value>) -> Result<String> {
         tokio::time::timeout(REQUEST_LIMIT, self.exchange(method, path, body))
             .await
             .map_err(|_| anyhow!("no answer within {REQUEST_LIMIT:?}"))
@@ -131,7 +147,7 @@ impl Api {
             .with_context(|| format!("{method} {path}"))
     }
 
-    async fn exchange(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
+    async fn exchange(&self, method: &str, path: &str, body: Option<&Value>) -> Result<String> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
         let body = body.map(Value::to_string).unwrap_or_default();
         let request = format!(
@@ -143,22 +159,19 @@ impl Api {
         stream.write_all(request.as_bytes()).await?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await?;
-        read_answer(&answer)
+        read_answer(&answer).map(ToOwned::to_owned)
     }
 }
 
 /// Takes an answer apart that ended with its connection.
-fn read_answer(answer: &[u8]) -> Result<Value> {
+fn read_answer(answer: &[u8]) -> Result<&str> {
     let text = std::str::from_utf8(answer).context("the answer is not UTF-8")?;
     let (head, body) = text.split_once("\r\n\r\n").context("the answer has no end of its head")?;
     let status: u16 = head.split(' ').nth(1).and_then(|code| code.parse().ok()).context("no status code")?;
     if !(200..300).contains(&status) {
         bail!("{status}: {}", body.trim());
     }
-    if body.is_empty() {
-        return Ok(Value::Null);
-    }
-    serde_json::from_str(body).context("the answer is not JSON")
+    Ok(body)
 }
 
 #[cfg(test)]
@@ -168,7 +181,7 @@ mod tests {
     #[test]
     fn answers_are_values_and_refusals_are_errors_with_their_words() {
         let ok = b"HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\n{\"a\":1}";
-        assert_eq!(read_answer(ok).unwrap(), json!({ "a": 1 }));
+        assert_eq!(read_answer(ok).unwrap(), "{\"a\":1}");
         let refused = b"HTTP/1.1 400 Bad Request\r\n\r\n{\"error_code\":\"CDC:ErrX\"}";
         assert_eq!(read_answer(refused).unwrap_err().to_string(), "400: {\"error_code\":\"CDC:ErrX\"}");
         assert!(read_answer(b"").is_err());

@@ -192,10 +192,16 @@ impl Feed {
         self.trim(table, here);
     }
 
+    pub(super) fn add(&mut self, id: DispatcherId, stream: Stream) {
+        self.store.owners().add(id, &stream.span, &stream.node);
+        self.by_table.entry(stream.span.table).or_default().push(id);
+        self.streams.insert(id, stream);
+    }
+
     pub(super) fn remove(&mut self, id: DispatcherId) {
-        if let Some(stream) = self.streams.remove(&id)
-            && let Some(ids) = self.by_table.get_mut(&stream.span.table)
-        {
+        let Some(stream) = self.streams.remove(&id) else { return };
+        self.store.owners().remove(stream.span.table, id);
+        if let Some(ids) = self.by_table.get_mut(&stream.span.table) {
             ids.retain(|other| *other != id);
             if ids.is_empty() {
                 self.by_table.remove(&stream.span.table);

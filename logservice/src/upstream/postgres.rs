@@ -61,6 +61,7 @@ mod window;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use event::PartWriter;
 use heartbeatpb::{ChangefeedId, TableId, TableSpan, Ts};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -73,6 +74,7 @@ use super::{
     UpstreamIdentity,
 };
 use crate::Error;
+use crate::crew::CopyOrder;
 use crate::event_store::{Gate, StoreWriter};
 
 /// A PostgreSQL database.
@@ -135,6 +137,10 @@ impl Upstream for Postgres {
         shutdown: &CancellationToken,
     ) -> Result<(), Error> {
         copy::again::run(&self.options, spec, table, gate, progress, shutdown).await
+    }
+
+    async fn copy_part(&self, order: &CopyOrder, writer: Box<dyn PartWriter>) -> Result<(u64, u64), Error> {
+        copy::away::carry_out(&self.options, order, writer).await
     }
 
     async fn run_reader(

@@ -1,12 +1,13 @@
 //! Every message survives its byte form, and no bytes make the decoder panic.
 
 use bytes::BytesMut;
-use event::{Datum, ReplicaIdentity, RowOp, encode_tuple, put_row};
+use event::{Blocks, CopyFormat, CopyPart, CopyRight, Datum, ReplicaIdentity, RowOp, encode_tuple, put_row};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 
 use super::*;
+use crate::crew::{CopyOrder, CopyReport, OrderId, OrderState};
 
 fn changefeed() -> impl Strategy<Value = ChangefeedId> {
     (any::<(u64, u64)>(), "[a-z]{0,8}", "\\PC{0,4}").prop_map(|((high, low), name, keyspace)| ChangefeedId {
@@ -198,7 +199,79 @@ fn to_event_collector() -> impl Strategy<Value = ToEventCollector> {
     ]
 }
 
+fn copy_part() -> impl Strategy<Value = CopyPart> {
+    let blocks = any::<(u32, u32)>().prop_map(|(from, to)| Blocks { from, to });
+    (vec(any::<u8>(), 0..9), vec(any::<u8>(), 0..9), option::of(blocks))
+        .prop_map(|(start, end, blocks)| CopyPart { start, end, blocks })
+}
+
+fn order_id() -> impl Strategy<Value = OrderId> {
+    any::<(u64, u64)>().prop_map(|(run, number)| OrderId { run, number })
+}
+
+fn copy_order() -> impl Strategy<Value = CopyOrder> {
+    let numbers = (any::<i64>(), ts(), any::<i64>(), any::<bool>());
+    let texts = ["\\PC{0,9}", "\\PC{0,9}", "\\PC{0,30}"];
+    (changefeed(), order_id(), vec(any::<u8>(), 0..30), table(), copy_part(), numbers, texts).prop_map(
+        |(changefeed, id, feed, table, part, (right, at, time, is_binary), texts)| {
+            let [snapshot, application, statement] = texts;
+            CopyOrder {
+                changefeed,
+                id,
+                feed: feed.into(),
+                right: CopyRight(right),
+                table,
+                part,
+                format: if is_binary { CopyFormat::Binary } else { CopyFormat::Text },
+                snapshot,
+                at,
+                time: WallTime(time),
+                application,
+                statement,
+            }
+        },
+    )
+}
+
+fn copy_report() -> impl Strategy<Value = CopyReport> {
+    let state = prop_oneof![
+        Just(OrderState::Running),
+        any::<(u64, u64)>().prop_map(|(rows, bytes)| OrderState::Written { rows, bytes }),
+        ("\\PC{0,9}", "\\PC{0,9}").prop_map(|(code, message)| OrderState::Failed { code, message }),
+    ];
+    (order_id(), state).prop_map(|(id, state)| CopyReport { id, state })
+}
+
 proptest! {
+    #[test]
+    fn an_order_and_a_report_read_back_as_they_were_and_not_when_they_are_cut(
+        order in copy_order(),
+        report in copy_report(),
+    ) {
+        let (mut bytes, mut answer) = (Vec::new(), Vec::new());
+        crew::put_order(&order, &mut bytes);
+        crew::put_report(&report, &mut answer);
+        prop_assert_eq!(crew::get_order(&bytes), Some(order));
+        prop_assert_eq!(crew::get_report(&answer), Some(report));
+        for len in 0..bytes.len() {
+            prop_assert_eq!(crew::get_order(&bytes[..len]), None);
+        }
+        for len in 0..answer.len() {
+            prop_assert_eq!(crew::get_report(&answer[..len]), None);
+        }
+        bytes.push(0);
+        answer.push(0);
+        prop_assert_eq!((crew::get_order(&bytes), crew::get_report(&answer)), (None, None));
+    }
+
+    #[test]
+    fn an_order_hides_what_may_be_secret(order in copy_order()) {
+        let secret = "postgres://somebody:s3cr3t@host/db";
+        let order = CopyOrder { feed: secret.into(), statement: secret.to_owned(), ..order };
+        let shown = format!("{order:?}");
+        prop_assert!(!shown.contains("s3cr3t"));
+    }
+
     #[test]
     fn a_request_reads_back_as_it_was_and_not_when_it_is_cut(message in to_event_service()) {
         let mut bytes = Vec::new();
@@ -241,6 +314,7 @@ proptest! {
         let bytes: Vec<u8> = std::iter::once(kind).chain(bytes).collect();
         let _ = get_to_event_service(&bytes);
         let _ = get_to_event_collector(&bytes);
+        let _ = (crew::get_order(&bytes), crew::get_report(&bytes));
     }
 
     #[test]

@@ -46,6 +46,7 @@ pub(crate) fn spec(uri: &str, rules: &[&str]) -> FeedSpec {
         copy_parallel: 2,
         copy_part_bytes: 64 << 20,
         copy_target: None,
+        copy_crew: None,
         entrance: None,
         ddl: heartbeatpb::config::DdlConfig {
             capture: heartbeatpb::config::DdlCapture::Off,

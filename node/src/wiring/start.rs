@@ -11,7 +11,7 @@ use coordinator::reach::{Greeter, ReachViews};
 use coordinator::{CoordinatorConfig, CoordinatorHandle, Election, Layout, Neighbours};
 use dispatcher_orchestrator::{Orchestrator, OrchestratorHandle};
 use heartbeatpb::{NodeId, WallTime, error_chain};
-use logservice::{Collector, LogConfig, LogService};
+use logservice::{Collector, CopyEnds, LogConfig, LogService};
 use maintainer::{LivenessCell, MaintainerManager, ManagerConfig};
 use messaging::grpc::GrpcTransport;
 use messaging::{MessageCenter, MessagingConfig};
@@ -328,6 +328,12 @@ impl Node {
             Part::start("comparisons", move |stop| crate::verification::run(api, stop))
         };
         let dump = Part::start("dump on SIGUSR1", move |stop| dump_on_signal(api, stop));
+        let hands = {
+            let (log, ends) = (log.clone(), Arc::clone(&upstreams) as Arc<dyn CopyEnds>);
+            Part::start("copies for other nodes", move |stop| async move {
+                log.copy_for_others(ends, stop).await;
+            })
+        };
         let log = Part::start("log service", move |stop| async move { log.run(stop).await });
         let collector = Part::start("event collector", move |stop| collector.run(stop));
         let orchestrator = Part::start("dispatcher orchestrator", move |stop| async move {
@@ -351,7 +357,7 @@ impl Node {
         let info = NodeInfo::own(&id, &advertised, epoch);
         let entry =
             Entry { store: &store, layout: &layout, write_path, lease, ttl: config.capture_session_ttl.0 };
-        let (deciding, writing) = (vec![manager], vec![orchestrator, collector]);
+        let (deciding, writing) = (vec![manager], vec![hands, orchestrator, collector]);
         let mut serving = vec![log, registry, elected, greeter];
         serving.extend(network);
         serving.extend([port, upkeep, dump, beat, comparisons]);

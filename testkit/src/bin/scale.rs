@@ -185,6 +185,7 @@ fn spec(uri: &str, round: u64) -> Result<FeedSpec> {
         copy_parallel: 1,
         copy_part_bytes: 64 << 20,
         copy_target: None,
+        copy_crew: None,
         entrance: None,
         ddl: DdlConfig { capture: DdlCapture::Off, ..DdlConfig::default() },
     })

@@ -32,6 +32,7 @@ fn spec(uri: &str, start: u64, initial_copy: bool) -> FeedSpec {
         copy_parallel: 1,
         copy_part_bytes: 64 << 20,
         copy_target: None,
+        copy_crew: None,
         entrance: None,
         ddl: heartbeatpb::config::DdlConfig::default(),
     }

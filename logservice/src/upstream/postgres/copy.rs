@@ -4,7 +4,8 @@
 //! committed before S, and streaming from S on continues it without a gap or an overlap.
 //!
 //! Where the downstream takes existing rows itself ([`event::CopyTarget`]), they go to it directly, part by part
-//! (`direct.rs`, `parts.rs`), and a copy that is cut off goes on with the parts that are missing. Otherwise they come
+//! (`direct.rs`, `parts.rs`), those of large tables by the nodes that own their spans (`away.rs`), and a copy that is cut off goes
+//! on with the parts that are missing. Otherwise they come
 //! through the event store like changes (`store.rs`), and a copy that is cut off begins again.
 //!
 //! ```text
@@ -19,6 +20,7 @@
 //! ```
 
 pub(super) mod again;
+pub(super) mod away;
 mod direct;
 mod indexes;
 mod lines;
@@ -42,6 +44,7 @@ use super::options::ConnectOptions;
 use super::shape::Shape;
 use super::sql::{ident, literal, parse_lsn};
 use crate::Error;
+use crate::crew::CopyCrew;
 use crate::event_store::StoreWriter;
 use crate::upstream::{ReaderProgress, TableCopy};
 
@@ -65,6 +68,8 @@ pub(crate) struct CopyPlan<'a> {
     pub(crate) part_bytes: u64,
     /// A downstream that may take the rows itself.
     pub(crate) target: Option<&'a Arc<dyn CopyTarget>>,
+    /// Nodes that may write parts.
+    pub(crate) crew: Option<&'a CopyCrew>,
     pub(crate) progress: &'a Arc<ReaderProgress>,
     pub(crate) shutdown: &'a CancellationToken,
 }
@@ -221,12 +226,14 @@ async fn export(plan: &CopyPlan<'_>, exporter: &mut Connection) -> Result<Option
 
 async fn import(plan: &CopyPlan<'_>, snapshot: &str) -> Result<Connection, Error> {
     let mut conn = Connection::connect(plan.options, Purpose::Copy, plan.application).await?;
-    let sql = format!(
-        "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET TRANSACTION SNAPSHOT {}",
-        literal(snapshot)
-    );
-    conn.query("import a snapshot", &sql).await?;
+    join_snapshot(&mut conn, &literal(snapshot)).await?;
     Ok(conn)
+}
+
+/// Sees what the owner of a snapshot sees, whose name is quoted.
+async fn join_snapshot(conn: &mut Connection, name: &str) -> Result<(), Error> {
+    let sql = format!("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET TRANSACTION SNAPSHOT {name}");
+    conn.query("import a snapshot", &sql).await.map(drop)
 }
 
 fn silent(conn: &Connection) -> Error {

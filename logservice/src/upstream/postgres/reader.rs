@@ -211,6 +211,7 @@ impl Session {
                 parallel: self.spec.copy_parallel,
                 part_bytes: self.spec.copy_part_bytes,
                 target: self.spec.copy_target.as_ref(),
+                crew: self.spec.copy_crew.as_ref(),
                 progress: &self.progress,
                 shutdown: &self.shutdown,
             };

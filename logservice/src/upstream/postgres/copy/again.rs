@@ -211,6 +211,7 @@ impl Again<'_> {
             parallel: 1,
             part_bytes: u64::MAX,
             target: None,
+            crew: None,
             progress: self.progress,
             shutdown: self.shutdown,
         };

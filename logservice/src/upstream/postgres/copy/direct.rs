@@ -4,7 +4,8 @@
 //! downstream what it has of it, divides the rest in its snapshot, and puts the parts into the first queue. Nothing is
 //! decoded on the way: bytes go from one socket to the other through a buffer of bounded size, values of any size included.
 //! Whoever writes the last part of a table that the copy has created queues its indexes. They are made when everything is
-//! read, several at once, so that the upstream's snapshot ends as early as it can.
+//! read, several at once, so that the upstream's snapshot ends as early as it can. A part of a table that has several goes to
+//! the node that owns its span, while the worker waits (`away.rs`).
 //!
 //! ```text
 //!   waiting ──► asked, divided ──► parts, by any worker ──► indexes, by any worker ──► finished: the stream may come
@@ -33,6 +34,7 @@ use super::super::server_error::ServerError;
 use super::super::shape::Shape;
 use super::super::split;
 use super::super::sql::literal;
+use super::away::{Away, Seat, Wanted};
 use super::indexes;
 use super::parts::{self, Division, Facts};
 use super::{Copied, CopyPlan, SILENCE, Snapshot, silent};
@@ -58,6 +60,8 @@ struct Job {
     table: Arc<Table>,
     part: CopyPart,
     format: CopyFormat,
+    /// Its table has others: worth a way to another node.
+    is_one_of_many: bool,
 }
 
 /// What is read next.
@@ -94,6 +98,8 @@ struct Run {
     changed: Notify,
     snapshot: (Ts, WallTime),
     part_bytes: u64,
+    /// Other nodes that may write parts.
+    away: Option<Away>,
     progress: Arc<ReaderProgress>,
     /// Oldest position of the parts.
     oldest: Mutex<(Ts, WallTime)>,
@@ -150,6 +156,9 @@ pub(super) async fn run(
         changed: Notify::new(),
         snapshot: (position, time),
         part_bytes: plan.part_bytes,
+        away: plan
+            .crew
+            .map(|crew| Away::new(crew.clone(), Arc::clone(session), plan.application, (position, time))),
         progress: Arc::clone(plan.progress),
         oldest: Mutex::new(oldest.map_or((position, time), |oldest| oldest)),
     });
@@ -219,9 +228,10 @@ async fn estimate(conn: &mut Connection, tables: &[Arc<Table>]) -> Result<(), Er
     Ok(())
 }
 
-async fn work(mut conn: Connection, run: Arc<Run>) -> Result<(), Error> {
-    run.read(&mut conn).await?;
-    conn.close().await;
+async fn work(conn: Connection, run: Arc<Run>) -> Result<(), Error> {
+    let mut seat = Seat::new(conn);
+    run.read(&mut seat).await?;
+    seat.conn.close().await;
     run.build().await
 }
 
@@ -256,7 +266,7 @@ impl Queue {
 
 impl Run {
     /// Reads until there is nothing that nobody reads.
-    async fn read(self: &Arc<Self>, conn: &mut Connection) -> Result<(), Error> {
+    async fn read(self: &Arc<Self>, seat: &mut Seat) -> Result<(), Error> {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
@@ -264,11 +274,11 @@ impl Run {
             let work = self.queue.lock().take();
             match work {
                 Work::Part(job) => {
-                    let builds = self.copy(conn, job).await?;
+                    let builds = self.copy(seat, job).await?;
                     self.queue.lock().read(builds);
                 }
                 Work::Table(table) => {
-                    let jobs = self.divide(conn, &table).await?;
+                    let jobs = self.divide(&mut seat.conn, &table).await?;
                     let builds = if jobs.is_empty() { self.all_there(&table).await? } else { Vec::new() };
                     self.queue.lock().divided(jobs, builds);
                 }
@@ -353,7 +363,8 @@ impl Run {
         self.progress.copy_rows.fetch_add(kept.1, Ordering::Relaxed);
         table.left.store(missing.len() as u64, Ordering::Relaxed);
         let format = if found.binary { CopyFormat::Binary } else { CopyFormat::Text };
-        let job = |part| Job { table: Arc::clone(table), part, format };
+        let is_one_of_many = found.parts.len() + missing.len() > 1;
+        let job = |part| Job { table: Arc::clone(table), part, format, is_one_of_many };
         Ok(missing.into_iter().map(job).collect())
     }
 
@@ -394,15 +405,24 @@ impl Run {
     }
 
     /// Copies one part. Answers the indexes that are next, if it was the last one of its table.
-    async fn copy(&self, conn: &mut Connection, job: Job) -> Result<Vec<Build>, Error> {
-        let Job { table, part, format } = job;
+    async fn copy(&self, seat: &mut Seat, job: Job) -> Result<Vec<Build>, Error> {
+        let Job { table, part, format, is_one_of_many } = job;
         let action = format!("copy table {}", table.name());
         let sql = parts::statement(&table.catalog, &table.shape, &part, format)
             .ok_or_else(|| Error::protocol("the bounds of a part are no keys of its table"))?;
-        let mut writer = self.session.write(table.catalog.info.id, &part, format, self.snapshot).await?;
-        let mut count = |rows, bytes| self.progress.copied(&table.copy, rows, bytes);
-        let rows = relay(conn, (&action, &sql), format, &mut *writer, &mut count).await?;
-        writer.commit(rows).await?;
+        let wanted = Wanted { table: &table.catalog.info, part: &part, format, statement: &sql };
+        let elsewhere = match self.away.as_ref().filter(|_| is_one_of_many) {
+            Some(away) => away.copy(seat, &wanted).await?,
+            None => None,
+        };
+        if let Some((rows, bytes)) = elsewhere {
+            self.progress.copied(&table.copy, rows, bytes);
+        } else {
+            let mut writer = self.session.write(table.catalog.info.id, &part, format, self.snapshot).await?;
+            let mut count = |rows, bytes| self.progress.copied(&table.copy, rows, bytes);
+            let rows = relay(&mut seat.conn, (&action, &sql), format, &mut *writer, &mut count).await?;
+            writer.commit(rows).await?;
+        }
         self.note(self.snapshot.0, self.snapshot.1);
         table.copy.part_done();
         if table.left.fetch_sub(1, Ordering::AcqRel) == 1 {
