@@ -42,7 +42,7 @@ pub(super) struct Schedule {
     measure_at: Instant,
     measure_interval: Duration,
     /// How far the changefeed is behind, if that is known.
-    lag: Option<Duration>,
+    pub(super) lag: Option<Duration>,
 }
 
 impl Schedule {

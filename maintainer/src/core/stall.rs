@@ -12,6 +12,8 @@ use super::Core;
 
 /// A checkpoint that did not move for this long is worth a warning, once in so long.
 pub(crate) const STANDSTILL: Duration = Duration::from_secs(30);
+/// A checkpoint that is no further behind than this is where the log is, which says so every two seconds.
+const UP_TO_DATE: Duration = Duration::from_secs(5);
 /// Nodes that are named; more of them are not read anyway.
 const NAMED: usize = 5;
 
@@ -217,7 +219,9 @@ impl Core {
     /// Time passed: looks whether the checkpoint moved.
     pub(super) fn watch_checkpoint(&mut self, now: Instant) {
         let checkpoint = self.progress().checkpoint;
-        if checkpoint != self.watch.checkpoint {
+        // An upstream to which nothing happens has nothing behind the checkpoint, and nobody waits.
+        let is_up_to_date = self.schedule.lag.is_some_and(|lag| lag < UP_TO_DATE);
+        if checkpoint != self.watch.checkpoint || is_up_to_date {
             self.watch = Watch::new(checkpoint, now);
         }
     }

@@ -60,6 +60,22 @@ fn a_span_that_nobody_runs_and_what_is_done_about_it_are_named() {
 }
 
 #[test]
+fn a_checkpoint_of_an_upstream_to_which_nothing_happens_does_not_stand_still() {
+    let mut rig = Rig::working(1);
+    for _ in 1..=100 {
+        rig.core.on_lag(Some(1.5));
+        rig.tick(1000);
+        assert!(rig.core.stalled(rig.now).is_none());
+    }
+    for second in 1..=30 {
+        // Something has happened that nobody has written.
+        rig.core.on_lag(Some(f64::from(second) + 5.0));
+        rig.tick(1000);
+        assert_eq!(rig.core.stalled(rig.now).is_some(), second == 30, "after {second} s");
+    }
+}
+
+#[test]
 fn a_warning_comes_once_in_a_while_and_only_while_the_checkpoint_stands_still() {
     let mut rig = Rig::working(1);
     let mut told = 0;
