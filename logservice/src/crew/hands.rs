@@ -7,7 +7,7 @@ use std::time::Duration;
 use event::CopyTarget;
 use heartbeatpb::{ChangefeedId, NodeId};
 use messaging::{Inbound, MessageCenter};
-use metrics::counter;
+use metrics::{Counter, counter};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -52,6 +52,8 @@ struct Hands {
     jobs: Jobs,
     tasks: JoinSet<(Key, OrderState)>,
     running: BTreeMap<Key, AbortHandle>,
+    /// Counts the parts.
+    written: Counter,
 }
 
 /// Carries out orders, and hears the reports about those of this node, until `shutdown`.
@@ -66,7 +68,8 @@ pub(crate) async fn work(
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (jobs, tasks, running) = (Jobs::default(), JoinSet::new(), BTreeMap::new());
-    let mut hands = Hands { center, ends, jobs, tasks, running };
+    let written = counter!(names::COPIED_PARTS);
+    let mut hands = Hands { center, ends, jobs, tasks, running, written };
     loop {
         tokio::select! {
             () = shutdown.cancelled() => break,
@@ -112,6 +115,9 @@ impl Hands {
 
     fn on_end(&mut self, key: &Key, state: OrderState) {
         self.running.remove(key);
+        if matches!(state, OrderState::Written { .. }) {
+            self.written.increment(1);
+        }
         self.jobs.on_end(key, state.clone());
         self.say(key, state);
     }
@@ -144,10 +150,7 @@ async fn carry_out(order: &CopyOrder, ends: &dyn CopyEnds) -> OrderState {
         upstream.copy_part(order, writer).await
     };
     match written.await {
-        Ok((rows, bytes)) => {
-            counter!(names::COPIED_PARTS).increment(1);
-            OrderState::Written { rows, bytes }
-        }
+        Ok((rows, bytes)) => OrderState::Written { rows, bytes },
         Err(error) => {
             tracing::warn!(changefeedID = %order.changefeed, table = %order.table.name, errorCode = error.code(),
                 error = error.chain(), "a part was not copied for another node");
