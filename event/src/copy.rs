@@ -14,8 +14,8 @@
 //!
 //! The stream begins at the oldest position of any part, and what a part's snapshot held already is left out for its keys:
 //! a change is applied exactly if it was committed after the snapshot of the part that its key lies in. A change that
-//! takes a row from one part to another is two halves, each decided by its own key; it must hold the whole row, so parts of
-//! different snapshots are made only of tables of which the log leaves nothing out.
+//! takes a row from one part to another is two halves, each decided by its own key. Where the row only comes, and the log
+//! leaves out a value that stayed as it was, nobody has that value: then the table is copied again ([`Resync::entering`]).
 //!
 //! All of it holds for tables that keep their shape: a schema change between two snapshots would come in the stream to
 //! tables that have it already. So the shapes that a copy began with are noted too, and with others it begins again: tables

@@ -54,8 +54,8 @@ pub struct Resync {
     pub name: String,
     /// How far it is.
     pub state: ResyncState,
-    /// The table has come to a changefeed that was running, with rows that nobody has copied: until it is done no change of
-    /// the table can be applied.
+    /// The table has come to a changefeed that was running, with rows that nobody has copied, or lacks a value that the log
+    /// does not have: until it is done no change of the table can be applied.
     pub entering: bool,
     /// When it was asked for.
     pub asked: WallTime,

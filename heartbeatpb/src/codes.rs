@@ -138,7 +138,8 @@ pub const TARGET_ROW_MISSING: &str = "CDC:ErrTargetRowMissing";
 /// A part of a table was to be replicated that cannot be divided into key ranges; see `docs/postgresql.md`.
 pub const TABLE_SPLIT_UNSUPPORTED: &str = "CDC:ErrTableSplitUnsupported";
 /// An update moves a row to another key range, and the log lacks an out-of-line value of it. The changefeed starts again
-/// with the table undivided, which applies the update; `REPLICA IDENTITY FULL` avoids it.
+/// with the table undivided, which applies the update; where the ranges were copied at different times, it copies the table
+/// again. `REPLICA IDENTITY FULL` avoids it.
 pub const SPLIT_ROW_INCOMPLETE: &str = "CDC:ErrSplitRowIncomplete";
 /// A table that is divided into key ranges cannot be after a schema change; the message says what to set.
 pub const TABLE_AFTER_NOT_SPLITABLE: &str = "CDC:ErrTableAfterNotSplitable";

@@ -36,14 +36,11 @@ async fn prepare(source: &PgServer) {
 }
 
 /// Lets the target note every row of the table that nobody changes, also those that are cleared later.
-async fn watch_quiet(target: &PgServer) {
-    let watch = "CREATE TABLE quiet (id int PRIMARY KEY, v text); CREATE TABLE seen (id int); \
-                 CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS \
-                 $$ BEGIN INSERT INTO public.seen VALUES (NEW.id); RETURN NEW; END $$; \
-                 CREATE TRIGGER note AFTER INSERT ON quiet FOR EACH ROW EXECUTE FUNCTION note(); \
-                 ALTER TABLE quiet ENABLE ALWAYS TRIGGER note";
-    target.sql(TARGET, watch).await.unwrap();
-}
+const WATCH_QUIET: &str = "CREATE TABLE quiet (id int PRIMARY KEY, v text); CREATE TABLE seen (id int); \
+    CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS \
+    $$ BEGIN INSERT INTO public.seen VALUES (NEW.id); RETURN NEW; END $$; \
+    CREATE TRIGGER note AFTER INSERT ON quiet FOR EACH ROW EXECUTE FUNCTION note(); \
+    ALTER TABLE quiet ENABLE ALWAYS TRIGGER note";
 
 /// How many rows were ever committed to that table.
 async fn quiet_writes(target: &PgServer) -> i64 {
@@ -63,7 +60,7 @@ async fn assert_equal(source: &PgServer, target: &PgServer) {
 async fn rows_that_exist_are_copied_once_while_they_change() {
     let (source, target) = servers().await;
     prepare(&source).await;
-    watch_quiet(&target).await;
+    target.sql(TARGET, WATCH_QUIET).await.unwrap();
     let dir = tempfile::tempdir().unwrap();
     let (node, client) = start(dir.path()).await;
     let work = Load::start(&source, "postgres", 7, 3, 150, ROWS).await.unwrap();
@@ -101,7 +98,7 @@ async fn rows_that_exist_are_copied_once_while_they_change() {
 async fn a_copy_that_is_killed_goes_on_where_it_was_while_rows_change() {
     let (source, target) = servers().await;
     prepare(&source).await;
-    watch_quiet(&target).await;
+    target.sql(TARGET, WATCH_QUIET).await.unwrap();
     let dir = tempfile::tempdir().unwrap();
     let mut millrace = Millrace::new(Path::new(env!("CARGO_BIN_EXE_millrace")), dir.path()).unwrap();
     millrace.start().await.unwrap();
@@ -139,6 +136,74 @@ async fn a_copy_that_is_killed_goes_on_where_it_was_while_rows_change() {
         "SELECT count(*), count(*) FILTER (WHERE NOT finished) FROM millrace.parts WHERE table_id <> 0";
     let left = target.client(TARGET).await.unwrap().query_one(left, &[]).await.unwrap();
     assert_eq!((left.get::<_, i64>(0), left.get::<_, i64>(1)), (8, 0), "one note for each table");
+    millrace.stop().await.unwrap();
+}
+
+/// Rows of tables whose values lie outside of them.
+const WIDE: i64 = 4_000;
+
+// behaviour: dataplane-14
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_is_killed_goes_on_though_the_log_leaves_values_out_and_copies_again_what_it_lacks() {
+    let (source, target) = servers().await;
+    // Even keys, so that there is room between them.
+    let wide = |name: &str| {
+        format!(
+            "CREATE TABLE {name} (id int PRIMARY KEY, n int DEFAULT 0, body text); \
+             ALTER TABLE {name} ALTER body SET STORAGE EXTERNAL; \
+             INSERT INTO {name} SELECT i * 2, 0, repeat(md5(i::text), 100) FROM generate_series(1, {WIDE}) i; "
+        )
+    };
+    source.sql("postgres", &format!("{} {} ANALYZE", wide("quiet"), wide("moved"))).await.unwrap();
+    let counted = "CREATE TABLE quiet (id int PRIMARY KEY, n int, body text)";
+    target
+        .sql(TARGET, &WATCH_QUIET.replace("CREATE TABLE quiet (id int PRIMARY KEY, v text)", counted))
+        .await
+        .unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let mut millrace = Millrace::new(Path::new(env!("CARGO_BIN_EXE_millrace")), dir.path()).unwrap();
+    millrace.start().await.unwrap();
+    let api = millrace.api();
+    let config = json!({ "initial_copy": { "parallel": 1, "part_bytes": 65536 } });
+    api.create("f", &source.uri("postgres"), &target.uri(TARGET), &config).await.unwrap();
+    // In the midst of either table, whichever is first.
+    let mut rows = 0;
+    for least in [WIDE / 2, WIDE + WIDE / 2] {
+        eventually("parts of this run are at the target", async || {
+            let parts = "SELECT coalesce(sum(row_count), 0)::bigint FROM millrace.parts";
+            let client = target.client(TARGET).await.unwrap();
+            rows = client.query_one(parts, &[]).await.map_or(0, |row| row.get(0));
+            rows >= least
+        })
+        .await;
+        millrace.kill().unwrap();
+        println!("killed when {rows} rows were there");
+        // A row goes to a part that was copied, and one comes from there; the others stay and leave their values alone.
+        let (round, last) = (least / WIDE * 10, 2 * WIDE - least / WIDE * 10);
+        let changes = format!(
+            "UPDATE moved SET id = {0} WHERE id = {last}; UPDATE moved SET id = {last} - 1 WHERE id = {1}; \
+             UPDATE quiet SET n = n + 1; UPDATE moved SET n = n + 1",
+            round + 3,
+            round + 6,
+        );
+        source.sql("postgres", &changes).await.unwrap();
+        millrace.start().await.unwrap();
+    }
+    let again = "SELECT string_agg(name || ' ' || state, ',') FROM millrace.resyncs";
+    eventually("the table whose row lacks a value is copied again", async || {
+        let client = target.client(TARGET).await.unwrap();
+        let row = client.query_one(again, &[]).await;
+        row.is_ok_and(|row| row.get::<_, Option<&str>>(0) == Some("public.moved done"))
+    })
+    .await;
+    source.sql("postgres", "UPDATE moved SET n = n + 1; UPDATE quiet SET n = n + 1").await.unwrap();
+    let end = position(&source.client("postgres").await.unwrap()).await;
+    eventually("everything comes downstream", async || api.progress("f").await.unwrap().checkpoint >= end)
+        .await;
+    let (from, to) = (source.client("postgres").await.unwrap(), target.client(TARGET).await.unwrap());
+    let comparison = compare(&from, &to, &["quiet", "moved"]).await.unwrap();
+    assert!(comparison.equal(), "{comparison}");
+    assert_eq!(quiet_writes(&target).await, WIDE, "what was copied was not copied again");
     millrace.stop().await.unwrap();
 }
 

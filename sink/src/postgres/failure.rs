@@ -1,9 +1,10 @@
 //! What went wrong downstream, and what to do about it.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use event::TableInfo;
-use heartbeatpb::TableId;
+use heartbeatpb::{TableId, codes};
 use tokio_postgres::error::DbError;
 
 use crate::Error;
@@ -27,6 +28,9 @@ pub(crate) enum Failure {
     Missing,
     /// The same, of whole rows, which can be written without looking whether the table has them.
     Absent(TableId),
+    /// A row comes to a part of a table that was copied in an older snapshot than the part that it comes from, which does
+    /// not have it any more, and the log lacks a value of it: the table has to be copied again.
+    Incomplete(Arc<TableInfo>),
     /// This process may not write now: the same again when it may.
     Suspended,
     /// A person must look.
@@ -45,6 +49,14 @@ impl Failure {
             Failure::Missing | Failure::Absent(_) => Error::Rejected {
                 code: "CDC:ErrTargetRowMissing",
                 what: "a row to update does not exist in the target".into(),
+            },
+            Failure::Incomplete(table) => Error::Rejected {
+                code: codes::SPLIT_ROW_INCOMPLETE,
+                what: format!(
+                    "an update moves a row of table {}.{} between parts that were copied at different times, and the log \
+                     lacks an out-of-line value of it; the table is copied again",
+                    table.schema, table.name
+                ),
             },
             Failure::Suspended => Error::Unavailable {
                 what: "writing is suspended: the lease of this node is not confirmed".into(),
@@ -155,7 +167,11 @@ pub(super) fn classify_values(cause: impl Into<Cause>, doing: &str, info: &Table
             Failure::Fatal(Error::Rejected { code, what })
         }
         Failure::Lost(_) | Failure::Again(_) | Failure::Conflict(_) | Failure::Fatal(_) => failure,
-        Failure::Overtaken | Failure::Missing | Failure::Absent(_) | Failure::Suspended => failure,
+        Failure::Overtaken
+        | Failure::Missing
+        | Failure::Absent(_)
+        | Failure::Incomplete(_)
+        | Failure::Suspended => failure,
     }
 }
 

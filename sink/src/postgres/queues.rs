@@ -4,6 +4,8 @@
 //! The key that the row leaves and the key that it enters may have been different dispatchers' at an earlier time, and
 //! then one half of the change may be done already: the other half is applied alone.
 
+use std::sync::Arc;
+
 use event::KeyCodec;
 use heartbeatpb::{DispatcherId, TableId};
 
@@ -143,6 +145,9 @@ impl Queues {
             match (goes, comes) {
                 (true, true) => wanted.push(Wanted::All(change)),
                 (false, false) => {}
+                (false, true) if !change.brings_all() => {
+                    return Err(Failure::Incomplete(Arc::clone(change.table())));
+                }
                 (_, comes) => {
                     halves.push(change.half(comes));
                     wanted.push(Wanted::Half(halves.len() - 1));

@@ -243,6 +243,14 @@ impl<B: Holds> Change<B> {
         codec.encode(main.ok_or(KeyError::Missing)?, other, out)
     }
 
+    /// Whether the row after the change is known as a whole: the log leaves out-of-line values out that stay as they are.
+    pub(crate) fn brings_all(&self) -> bool {
+        let Some(main) = self.new_image() else { return false };
+        let image = Image { main, fallback: self.old_image() };
+        let mut columns = self.table().columns.iter().enumerate();
+        columns.all(|(at, column)| column.generated.is_some() || image.get(at) != Datum::Unchanged)
+    }
+
     /// Half of a change of the key: the row goes, or it comes under its new key.
     pub(crate) fn half(&self, comes: bool) -> Self {
         let row = if comes { self.moves_to.unwrap_or(self.row) } else { self.row };

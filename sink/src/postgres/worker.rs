@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use event::{RowBatch, RowOp, TableInfo};
-use heartbeatpb::{DispatcherId, TableId, TableSpan, Ts};
+use event::{ResyncChange, RowBatch, RowOp, TableInfo};
+use heartbeatpb::{DispatcherId, TableId, TableSpan, Ts, WallTime};
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -20,6 +20,7 @@ use super::route::{Change, Holds, ROW_WEIGHT, Routing};
 use super::share::{self, Found};
 use super::shared::Shared;
 use super::target::Target;
+use super::{progress, resync};
 use crate::causality::{Access, Batch, Shard};
 use crate::metrics::WorkerMetrics;
 use crate::{Error, Flushed};
@@ -262,6 +263,20 @@ impl Worker {
                 let news = self.shared.lacking.lock().insert(table);
                 Ok(Next::Again(if news { mode } else { Mode::Singles }))
             }
+            Failure::Incomplete(table) => {
+                self.rollback().await;
+                match self.ask_for(&table).await {
+                    Ok(()) => Err(Failure::Incomplete(table).into_error()),
+                    Err(failure) => {
+                        let error = failure.into_error();
+                        tracing::warn!(%error, "a table cannot be asked for again");
+                        self.connection = None;
+                        self.stale = true;
+                        self.backoff.pause(&self.shared.closing).await?;
+                        Ok(Next::Again(mode))
+                    }
+                }
+            }
             Failure::Suspended => {
                 // Nobody is to wait for its locks.
                 self.rollback().await;
@@ -281,6 +296,21 @@ impl Worker {
                 Err(error)
             }
         }
+    }
+
+    /// Notes that a table has to be copied again before anything more is applied to it: whoever reads the log next sees to it.
+    async fn ask_for(&self, table: &TableInfo) -> Result<(), Failure> {
+        let (shared, Some(connection)) = (&self.shared, &self.connection) else {
+            return Err(Failure::Overtaken);
+        };
+        let (client, owner) = (connection.client(), (shared.gid.as_str(), table.id));
+        resync::prepare(client, &shared.config).await?;
+        shared.registration.begin_checked(client).await?;
+        let name = format!("{}.{}", table.schema, table.name);
+        let ask = ResyncChange::Ask { name, entering: true };
+        let asked = resync::change(client, &shared.config, owner, &ask, WallTime::now()).await;
+        progress::end(client, asked.is_ok()).await?;
+        asked.map(drop)
     }
 
     /// Ends a failed transaction; a connection on which that fails is given up.

@@ -127,6 +127,36 @@ async fn a_row_that_is_missing_does_not_hold_a_queue_whose_pieces_become_one() {
     sink.stop().await.expect("no error");
 }
 
+// behaviour: dataplane-14
+#[tokio::test]
+async fn a_row_that_comes_to_an_older_part_without_all_of_its_values_has_the_table_asked_for() {
+    let rig = Rig::new().await;
+    let t = items();
+    let copier = session(&rig, "").await;
+    copier.open(&t).await.expect("opens");
+    copy(&copier, &t, keys(&t, None, Some(10)), 50, lines(0..10, "a")).await;
+    copy(&copier, &t, keys(&t, Some(10), None), 90, lines(10..20, "b")).await;
+    copier.finish(t.id).await.expect("complete");
+    copier.end().await;
+    let sink = rig.sink("worker-count=2").await;
+    sink.table(&t).await.expect("opens");
+    // To a newer part the row is there already; what goes needs nothing but its key.
+    sink.write(Rows::of(&t).update_from(60, &["3", "\\U"], &["12", "\\U"]).build());
+    sink.flush().await;
+    assert!(!rig.target_rows("items").await.contains(&"3|a".to_owned()));
+    // From the newer part it is gone already, and nobody has its value.
+    let batch = Rows::of(&t).update(61, &["4", "before it"]).update_from(62, &["15", "\\U"], &["5", "\\U"]);
+    sink.write(batch.build());
+    let error = sink.error().await;
+    assert_eq!(error.code(), codes::SPLIT_ROW_INCOMPLETE, "{error}");
+    assert!(rig.target_rows("items").await.contains(&"5|a".to_owned()), "no half of it was applied");
+    let target = sink::copies(&rig.uri(""), &options(&rig, "n", 1)).expect("a URI").expect("a database");
+    let asked = target.resyncs().await.expect("asks").expect("a database");
+    let asked: Vec<_> =
+        asked.iter().map(|one| (one.table, one.name.as_str(), one.entering, one.state)).collect();
+    assert_eq!(asked, [(t.id, "public.items", true, event::ResyncState::Waiting)]);
+}
+
 /// A row that the second snapshot of the test above holds.
 async fn copy_more(rig: &Rig, line: &str) {
     let (id, name) = line.split_once('\t').expect("two values");

@@ -18,10 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::BytesMut;
-use event::{
-    CopiedPart, CopyFormat, CopyIndex, CopyPart, CopySession, KeyCodec, PartWriter, ReplicaIdentity,
-    TableInfo,
-};
+use event::{CopiedPart, CopyFormat, CopyIndex, CopyPart, CopySession, KeyCodec, PartWriter, TableInfo};
 use heartbeatpb::{TableId, TableSpan, Ts, WallTime};
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
@@ -335,9 +332,7 @@ impl Run {
         let sample = split::size(conn, catalog).await?;
         let codec = KeyCodec::new(info).filter(|_| catalog.source().splittable);
         let facts = facts(conn, catalog, codec.as_ref(), &sample).await?;
-        // A row that moves between parts of different snapshots must be in the log as a whole.
-        let is_whole = info.identity == ReplicaIdentity::Full || !facts.out_of_line;
-        let by_key = codec.is_some() && is_whole;
+        let by_key = codec.is_some();
         let is_there = found.finished || parts::is_whole(&found.parts);
         if !is_there && !found.parts.iter().all(|part| lasts(&part.part, by_key)) {
             tracing::info!(table = %table.name(), "a table that was not copied to its end is copied again");
@@ -498,7 +493,7 @@ pub(super) async fn relay(
 }
 
 /// Whether a part of an earlier run can be kept: parts by page belong to one snapshot, and parts by key to a table that
-/// is divided by key and whose rows the log holds as a whole.
+/// is divided by key.
 fn lasts(part: &CopyPart, by_key: bool) -> bool {
     part.is_all() || (part.blocks.is_none() && by_key)
 }
@@ -516,9 +511,6 @@ async fn facts(
         "SELECT (SELECT max(pg_relation_size(c.oid)) / current_setting('block_size')::bigint \
                  FROM pg_catalog.pg_class c WHERE c.relkind = 'r' AND (c.oid = {oid} OR c.oid IN \
                    (SELECT relid FROM pg_catalog.pg_partition_tree({oid}::regclass) WHERE isleaf))), \
-           (SELECT sum(pg_relation_size(c.reltoastrelid)) > 0 FROM pg_catalog.pg_class c WHERE c.reltoastrelid <> 0 \
-              AND (c.oid = {oid} OR c.oid IN \
-                (SELECT relid FROM pg_catalog.pg_partition_tree({oid}::regclass) WHERE isleaf))), \
            (SELECT correlation FROM pg_catalog.pg_stats WHERE schemaname = {schema} AND tablename = {name} \
               AND attname = {column} AND NOT inherited)",
         oid = table.info.id.0,
@@ -531,7 +523,6 @@ async fn facts(
     Ok(Facts {
         bytes: sample.bytes.unwrap_or(0),
         pages: row.opt(0).and_then(|text| text.parse().ok()).unwrap_or(0),
-        out_of_line: row.flag(1),
-        correlation: row.opt(2).and_then(|text| text.parse().ok()),
+        correlation: row.opt(1).and_then(|text| text.parse().ok()),
     })
 }

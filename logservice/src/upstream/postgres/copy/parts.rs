@@ -22,8 +22,6 @@ pub(crate) struct Facts {
     pub(crate) bytes: u64,
     /// Of the file, or of the longest file of a partition.
     pub(crate) pages: u64,
-    /// Some values lie outside of their rows: the log leaves them out where a statement leaves them alone.
-    pub(crate) out_of_line: bool,
     /// How the pages follow the first column of the primary key, from -1 to 1, if anybody has looked.
     pub(crate) correlation: Option<f64>,
 }
@@ -230,7 +228,7 @@ mod tests {
     }
 
     fn facts(bytes: u64, correlation: Option<f64>) -> Facts {
-        Facts { bytes, pages: bytes / 8192, correlation, out_of_line: false }
+        Facts { bytes, pages: bytes / 8192, correlation }
     }
 
     const MIB: u64 = 1 << 20;
@@ -249,7 +247,7 @@ mod tests {
         assert_eq!(by(&text, facts(640 * MIB, Some(1.0))), Division::Pages(10));
         assert_eq!(by(&None, facts(640 * MIB, None)), Division::Pages(10));
         assert_eq!(by(&int, facts(1 << 50, None)), Division::Keys(1024));
-        let outside = Facts { bytes: 640 * MIB, pages: 1, correlation: None, out_of_line: true };
+        let outside = Facts { bytes: 640 * MIB, pages: 1, correlation: None };
         assert_eq!(by(&None, outside), Division::Whole, "all is in out-of-line values of one page");
     }
 
