@@ -176,7 +176,8 @@ pub(super) fn gone_meanwhile(error: Error) -> Error {
     error
 }
 
-// The default of a column names no other one and is told without its table, which may be gone (`gone_meanwhile`).
+/// The default of a column names no other column, and is told without its table, which somebody may have locked or
+/// dropped ([`gone_meanwhile`]).
 async fn load_columns(conn: &mut Connection, list: &str) -> Result<BTreeMap<u32, Vec<CatalogColumn>>, Error> {
     let sql = format!(
         "SELECT a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, format_type(a.atttypid, a.atttypmod), \

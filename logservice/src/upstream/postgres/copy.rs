@@ -226,13 +226,14 @@ async fn export(plan: &CopyPlan<'_>, exporter: &mut Connection) -> Result<Option
 
 async fn import(plan: &CopyPlan<'_>, snapshot: &str) -> Result<Connection, Error> {
     let mut conn = Connection::connect(plan.options, Purpose::Copy, plan.application).await?;
-    join_snapshot(&mut conn, &literal(snapshot)).await?;
+    join_snapshot(&mut conn, snapshot).await?;
     Ok(conn)
 }
 
-/// Sees what the owner of a snapshot sees, whose name is quoted.
+/// From now on the connection sees what a snapshot sees, which somebody has exported and still has.
 async fn join_snapshot(conn: &mut Connection, name: &str) -> Result<(), Error> {
-    let sql = format!("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET TRANSACTION SNAPSHOT {name}");
+    let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET TRANSACTION SNAPSHOT";
+    let sql = format!("{begin} {}", literal(name));
     conn.query("import a snapshot", &sql).await.map(drop)
 }
 

@@ -12,7 +12,7 @@ use tokio::sync::Mutex;
 
 use super::super::conn::{Connection, Purpose};
 use super::super::options::ConnectOptions;
-use super::super::sql::literal;
+use super::super::sql::qualified;
 use super::{direct, join_snapshot};
 use crate::Error;
 use crate::crew::{CopyCrew, CopyOrder};
@@ -49,10 +49,10 @@ pub(super) struct Wanted<'a> {
 
 /// The other nodes of a run.
 pub(super) struct Away {
-    pub(super) crew: CopyCrew,
-    pub(super) session: Arc<dyn CopySession>,
-    pub(super) application: String,
-    pub(super) snapshot: (Ts, WallTime),
+    crew: CopyCrew,
+    session: Arc<dyn CopySession>,
+    application: String,
+    snapshot: (Ts, WallTime),
     /// What each may write with; `None`: it gets no more orders.
     rights: Mutex<FxHashMap<NodeId, Option<CopyRight>>>,
 }
@@ -121,11 +121,8 @@ pub(in super::super) async fn carry_out(
     mut writer: Box<dyn PartWriter>,
 ) -> Result<(u64, u64), Error> {
     let mut conn = Connection::connect(options, Purpose::Copy, &order.application).await?;
-    join_snapshot(&mut conn, &literal(&order.snapshot)).await?;
-    let action = format!(
-        "copy a part of table {}",
-        super::super::sql::qualified(&order.table.schema, &order.table.name)
-    );
+    join_snapshot(&mut conn, &order.snapshot).await?;
+    let action = format!("copy a part of table {}", qualified(&order.table.schema, &order.table.name));
     let mut sum = 0;
     let mut count = |_, bytes| sum += bytes;
     let statement = (action.as_str(), order.statement.as_str());
