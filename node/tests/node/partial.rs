@@ -165,7 +165,8 @@ async fn what_is_published_in_part_is_copied_followed_compared_and_copied_again_
     until_transactions(&done, 20).await;
     millrace.start().await.unwrap();
     // A column that nobody wants stops nothing.
-    source.sql("postgres", "ALTER TABLE ranged ADD COLUMN more int DEFAULT 7; ALTER TABLE orders DROP COLUMN note; ALTER TABLE orders ADD COLUMN note text DEFAULT 'hidden'").await.unwrap();
+    // In the order in which the load takes them.
+    source.sql("postgres", "ALTER TABLE orders DROP COLUMN note; ALTER TABLE orders ADD COLUMN note text DEFAULT 'hidden'; ALTER TABLE ranged ADD COLUMN more int DEFAULT 7").await.unwrap();
     until_transactions(&done, 50).await;
     process_caught_up(&millrace, &source).await;
     let report = verify(&api).await;
