@@ -44,6 +44,8 @@ pub use stall::{Holder, Place, Standstill};
 
 /// An upstream that could not be read is tried again after this time.
 const LOAD_RETRY: Duration = Duration::from_secs(10);
+/// Requests about events that are kept during a bootstrap; those beyond it come again.
+const MOST_EARLY: usize = 1024;
 /// A failure on this node that lasts is told again after this time.
 const LOCAL_ERROR_REPEAT: Duration = Duration::from_secs(5);
 
@@ -140,6 +142,8 @@ pub(crate) struct Core {
     /// When the upstream is to be read again; `None` while that is under way or done.
     load_at: Option<Instant>,
     initialized: bool,
+    /// What nodes have said of events since they answered, until the take-over.
+    early: Vec<(NodeId, BlockStatusRequest)>,
     /// Not yet answered.
     post: Option<PostBootstrap>,
     removal: Option<Removal>,
@@ -199,6 +203,7 @@ impl Core {
             tables: None,
             load_at: (!removal_only).then_some(now),
             initialized: false,
+            early: Vec::new(),
             post: None,
             removal: None,
             stopped: false,
@@ -378,11 +383,16 @@ impl Core {
         now: Instant,
         out: &mut Vec<Effect>,
     ) {
-        let usable = self.initialized
-            && self.removal.is_none()
-            && request.mode == heartbeatpb::Mode::Default
-            && self.is_heard(from);
+        let usable =
+            self.removal.is_none() && request.mode == heartbeatpb::Mode::Default && self.is_heard(from);
         if !usable {
+            return;
+        }
+        if !self.initialized {
+            // Whoever came to the event after its node had answered. It would say so again in seconds.
+            if self.early.len() < MOST_EARLY {
+                self.early.push((from.clone(), request.clone()));
+            }
             return;
         }
         let outcome = self.barrier.on_request(from, request, &mut self.placement, now);

@@ -138,6 +138,8 @@ impl Core {
             self.let_back(now, out);
             return self.after_change(now, out);
         }
+        // What it said before is in its answer.
+        self.early.retain(|(node, _)| node != from);
         let heard = self.bootstrapper.on_answer(from, response);
         if *from == self.me {
             self.is_new = false;
@@ -238,6 +240,9 @@ impl Core {
         self.changed();
         out.push(Effect::Initialized);
         self.resend_post_bootstrap(now, out);
+        for (from, request) in std::mem::take(&mut self.early) {
+            self.on_block_status(&from, &request, now, out);
+        }
     }
 
     pub(super) fn resend_post_bootstrap(&mut self, now: Instant, out: &mut Vec<Effect>) {

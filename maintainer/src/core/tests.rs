@@ -45,6 +45,24 @@ fn a_maintainer_asks_its_nodes_takes_over_and_creates_what_is_missing() {
     rig.says(&expect!["post n1: 1=public[1=t1 2=t2 3=t3]"]);
 }
 
+#[test]
+fn what_a_node_says_of_events_between_its_answer_and_the_take_over_is_heard() {
+    let mut rig = Rig::new();
+    rig.nodes(&["n1"]);
+    // Before its answer, which holds it too.
+    rig.add_tables(150, &[8]);
+    rig.answer("n1", vec![]);
+    rig.add_tables(160, &[9]);
+    rig.out.clear();
+    assert!(rig.core.placement().spans.is_empty(), "nothing is known yet");
+    rig.load(0);
+    let tables: Vec<i64> = rig.core.placement().spans.iter().map(|(_, span)| span.span.table.0).collect();
+    assert!(tables.contains(&9) && !tables.contains(&8), "{tables:?}");
+    let said: Vec<String> = rig.out.drain(..).map(|effect| rig::text(&effect)).collect();
+    let acknowledged = |said: &String| said.starts_with("to n1") && said.contains("160");
+    assert!(said.iter().any(acknowledged), "{said:?}");
+}
+
 // behaviour: maintainer-25
 #[test]
 fn a_hundred_tables_are_replicated_and_the_trigger_is_none_of_them() {
