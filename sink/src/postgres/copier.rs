@@ -138,7 +138,12 @@ impl Session {
         let name = NodeId::from(format!("{}/copy", options.node));
         let own = registration::register(client, config, &gid, &name, options.epoch).await?;
         // Those of a copy before that could not say goodbye.
-        registration::close(client, &config.own_schema, (&gid, Whose::Under(name.as_str()))).await?;
+        registration::close(
+            client,
+            &config.own_schema,
+            Whose::Under { changefeed: &gid, name: name.as_str() },
+        )
+        .await?;
         Ok(Self {
             copier: Arc::new(Copier::new(config, options, own)),
             name,
@@ -407,8 +412,7 @@ impl CopySession for Session {
 
     async fn dismiss(&self, right: CopyRight) -> Result<(), CopyError> {
         let (connection, own) = (self.control().await, &self.copier.config.own_schema);
-        let helper = (self.copier.gid.as_str(), Whose::Incarnation(right.0));
-        Ok(registration::close(connection.client(), own, helper).await?)
+        Ok(registration::close(connection.client(), own, Whose::Incarnation(right.0)).await?)
     }
 
     async fn finish(&self, table: TableId) -> Result<(), CopyError> {
@@ -418,7 +422,7 @@ impl CopySession for Session {
     async fn end(&self) {
         self.copier.close_idle();
         let own = &self.copier.config.own_schema;
-        let helpers = (self.copier.gid.as_str(), Whose::Under(self.name.as_str()));
+        let helpers = Whose::Under { changefeed: &self.copier.gid, name: self.name.as_str() };
         if let Err(failure) = registration::close(self.control.lock().await.client(), own, helpers).await {
             let error = failure.into_error();
             tracing::debug!(%error, "the registrations of helpers are left to the next copy");

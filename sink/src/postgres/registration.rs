@@ -358,31 +358,32 @@ pub(crate) async fn forget(client: &Client, own: &str, incarnation: i64) -> Resu
     client.batch_execute(&sql).await.map_err(|e| classify(e, "removing the registration of a sink"))
 }
 
-/// Which writers of a changefeed are meant.
+/// Which writers are meant.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Whose<'a> {
     Incarnation(i64),
-    /// Whose name is this one with a slash and something behind it.
-    Under(&'a str),
+    /// Those of a changefeed whose name is this one with a slash and something behind it.
+    Under {
+        changefeed: &'a str,
+        name: &'a str,
+    },
 }
 
 /// Ends the rights of writers: when this returns nothing that they had begun is under way. Those that are not there any more
 /// were ended before.
-pub(crate) async fn close(
-    client: &Client,
-    own: &str,
-    (changefeed, whose): (&str, Whose<'_>),
-) -> Result<(), Failure> {
-    let feed = literal(changefeed);
+pub(crate) async fn close(client: &Client, own: &str, whose: Whose<'_>) -> Result<(), Failure> {
     let meant = match whose {
         Whose::Incarnation(incarnation) => format!("incarnation = {incarnation}"),
-        Whose::Under(name) => format!("pg_catalog.starts_with(node, {})", literal(&format!("{name}/"))),
+        Whose::Under { changefeed, name } => {
+            let (feed, prefix) = (literal(changefeed), literal(&format!("{name}/")));
+            format!("changefeed = {feed} AND pg_catalog.starts_with(node, {prefix})")
+        }
     };
     let sql = format!(
-        "UPDATE {own}.writers SET fenced = epoch WHERE changefeed = {feed} AND {meant} AND fenced IS NULL; \
-         SELECT node AS writer_node, incarnation AS writer FROM {own}.writers WHERE changefeed = {feed} AND {meant}"
+        "UPDATE {own}.writers SET fenced = epoch WHERE {meant} AND fenced IS NULL; \
+         SELECT node AS writer_node, incarnation AS writer FROM {own}.writers WHERE {meant}"
     );
-    for writer in run(client, &sql, "ending the registrations of others").await? {
+    for writer in run(client, &sql, "ending the registration of a sink").await? {
         if let Drained::No(why) = drain(client, writer.incarnation).await? {
             let what = format!("a transaction of {} does not end: {why}", writer.node);
             return Err(Failure::Lost(Error::Unavailable { what, source: None }));
@@ -395,18 +396,10 @@ pub(crate) async fn close(
 /// A sink closes: nothing that it had begun reaches the target after this returns, if the target can be asked. If it
 /// cannot, whoever takes the sink's place fences it.
 pub(crate) async fn retire(config: &PgConfig, registration: &Registration) {
-    let (own, incarnation) = (&config.own_schema, registration.incarnation);
     let retiring = async {
         let connection = Connection::open(config).await?;
-        let client = connection.client();
-        let mark = format!(
-            "UPDATE {own}.writers SET fenced = epoch WHERE incarnation = {incarnation} AND fenced IS NULL"
-        );
-        client.batch_execute(&mark).await.map_err(|e| classify(e, "removing the registration of a sink"))?;
-        match drain(client, incarnation).await? {
-            Drained::Yes => forget(client, own, incarnation).await,
-            Drained::No(_) => Ok(()),
-        }
+        let own = Whose::Incarnation(registration.incarnation);
+        close(connection.client(), &config.own_schema, own).await
     };
     match tokio::time::timeout(RETIRE, retiring).await {
         Ok(Ok(())) => {}
