@@ -35,12 +35,30 @@ async fn prepare(source: &PgServer) {
     source.sql("postgres", &quiet).await.unwrap();
 }
 
-/// Lets the target note every row of the table that nobody changes, also those that are cleared later.
-const WATCH_QUIET: &str = "CREATE TABLE quiet (id int PRIMARY KEY, v text); CREATE TABLE seen (id int); \
-    CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS \
-    $$ BEGIN INSERT INTO public.seen VALUES (NEW.id); RETURN NEW; END $$; \
-    CREATE TRIGGER note AFTER INSERT ON quiet FOR EACH ROW EXECUTE FUNCTION note(); \
-    ALTER TABLE quiet ENABLE ALWAYS TRIGGER note";
+/// Lets the target note every row of the table that nobody changes, which has these columns, also rows that are cleared later.
+async fn watch_quiet(target: &PgServer, columns: &str) {
+    let watch = format!(
+        "CREATE TABLE quiet ({columns}); CREATE TABLE seen (id int); \
+         CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS \
+         $$ BEGIN INSERT INTO public.seen VALUES (NEW.id); RETURN NEW; END $$; \
+         CREATE TRIGGER note AFTER INSERT ON quiet FOR EACH ROW EXECUTE FUNCTION note(); \
+         ALTER TABLE quiet ENABLE ALWAYS TRIGGER note"
+    );
+    target.sql(TARGET, &watch).await.unwrap();
+}
+
+/// Waits until parts with so many rows are at the target while the copy goes on, and answers with how many.
+async fn until_parts(target: &PgServer, least: i64) -> i64 {
+    let mut rows = 0;
+    eventually("parts of this run are at the target", async || {
+        let parts = "SELECT coalesce(sum(row_count), 0)::bigint FROM millrace.parts";
+        let client = target.client(TARGET).await.unwrap();
+        rows = client.query_one(parts, &[]).await.map_or(0, |row| row.get(0));
+        rows >= least
+    })
+    .await;
+    rows
+}
 
 /// How many rows were ever committed to that table.
 async fn quiet_writes(target: &PgServer) -> i64 {
@@ -60,7 +78,7 @@ async fn assert_equal(source: &PgServer, target: &PgServer) {
 async fn rows_that_exist_are_copied_once_while_they_change() {
     let (source, target) = servers().await;
     prepare(&source).await;
-    target.sql(TARGET, WATCH_QUIET).await.unwrap();
+    watch_quiet(&target, "id int PRIMARY KEY, v text").await;
     let dir = tempfile::tempdir().unwrap();
     let (node, client) = start(dir.path()).await;
     let work = Load::start(&source, "postgres", 7, 3, 150, ROWS).await.unwrap();
@@ -98,7 +116,7 @@ async fn rows_that_exist_are_copied_once_while_they_change() {
 async fn a_copy_that_is_killed_goes_on_where_it_was_while_rows_change() {
     let (source, target) = servers().await;
     prepare(&source).await;
-    target.sql(TARGET, WATCH_QUIET).await.unwrap();
+    watch_quiet(&target, "id int PRIMARY KEY, v text").await;
     let dir = tempfile::tempdir().unwrap();
     let mut millrace = Millrace::new(Path::new(env!("CARGO_BIN_EXE_millrace")), dir.path()).unwrap();
     millrace.start().await.unwrap();
@@ -109,14 +127,7 @@ async fn a_copy_that_is_killed_goes_on_where_it_was_while_rows_change() {
     let begin = feed["start_ts"].as_u64().unwrap();
     // In the table that nobody changes, and in those that everybody changes.
     for least in [QUIET / 8, QUIET / 2, QUIET + 1000] {
-        let mut rows = 0;
-        eventually("parts of this run are at the target", async || {
-            let parts = "SELECT coalesce(sum(row_count), 0)::bigint FROM millrace.parts";
-            let client = target.client(TARGET).await.unwrap();
-            rows = client.query_one(parts, &[]).await.map_or(0, |row| row.get(0));
-            rows >= least
-        })
-        .await;
+        let rows = until_parts(&target, least).await;
         assert_eq!(api.progress("f").await.unwrap().checkpoint, begin, "the copy is over with {rows} rows");
         millrace.kill().unwrap();
         println!("killed when {rows} rows were there");
@@ -155,11 +166,7 @@ async fn a_copy_that_is_killed_goes_on_though_the_log_leaves_values_out_and_copi
         )
     };
     source.sql("postgres", &format!("{} {} ANALYZE", wide("quiet"), wide("moved"))).await.unwrap();
-    let counted = "CREATE TABLE quiet (id int PRIMARY KEY, n int, body text)";
-    target
-        .sql(TARGET, &WATCH_QUIET.replace("CREATE TABLE quiet (id int PRIMARY KEY, v text)", counted))
-        .await
-        .unwrap();
+    watch_quiet(&target, "id int PRIMARY KEY, n int, body text").await;
     let dir = tempfile::tempdir().unwrap();
     let mut millrace = Millrace::new(Path::new(env!("CARGO_BIN_EXE_millrace")), dir.path()).unwrap();
     millrace.start().await.unwrap();
@@ -167,15 +174,8 @@ async fn a_copy_that_is_killed_goes_on_though_the_log_leaves_values_out_and_copi
     let config = json!({ "initial_copy": { "parallel": 1, "part_bytes": 65536 } });
     api.create("f", &source.uri("postgres"), &target.uri(TARGET), &config).await.unwrap();
     // In the midst of either table, whichever is first.
-    let mut rows = 0;
     for least in [WIDE / 2, WIDE + WIDE / 2] {
-        eventually("parts of this run are at the target", async || {
-            let parts = "SELECT coalesce(sum(row_count), 0)::bigint FROM millrace.parts";
-            let client = target.client(TARGET).await.unwrap();
-            rows = client.query_one(parts, &[]).await.map_or(0, |row| row.get(0));
-            rows >= least
-        })
-        .await;
+        let rows = until_parts(&target, least).await;
         millrace.kill().unwrap();
         println!("killed when {rows} rows were there");
         // A row goes to a part that was copied, and one comes from there; the others stay and leave their values alone.

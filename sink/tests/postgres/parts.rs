@@ -58,6 +58,16 @@ async fn copy(
     writer.commit(rows).await.expect("commits");
 }
 
+/// A finished table whose keys below 10 are `a` as of 50, and the others `b` as of 90.
+async fn copy_in_two(rig: &Rig, t: &Arc<TableInfo>) {
+    let copier = session(rig, "").await;
+    copier.open(t).await.expect("opens");
+    copy(&copier, t, keys(t, None, Some(10)), 50, lines(0..10, "a")).await;
+    copy(&copier, t, keys(t, Some(10), None), 90, lines(10..20, "b")).await;
+    copier.finish(t.id).await.expect("complete");
+    copier.end().await;
+}
+
 #[tokio::test]
 async fn a_copy_that_goes_on_in_another_snapshot_meets_the_stream_key_by_key() {
     let rig = Rig::new().await;
@@ -111,12 +121,7 @@ async fn a_copy_that_goes_on_in_another_snapshot_meets_the_stream_key_by_key() {
 async fn a_row_that_is_missing_does_not_hold_a_queue_whose_pieces_become_one() {
     let rig = Rig::new().await;
     let t = items();
-    let copier = session(&rig, "").await;
-    copier.open(&t).await.expect("opens");
-    copy(&copier, &t, keys(&t, None, Some(10)), 50, lines(0..10, "a")).await;
-    copy(&copier, &t, keys(&t, Some(10), None), 90, lines(10..20, "b")).await;
-    copier.finish(t.id).await.expect("complete");
-    copier.end().await;
+    copy_in_two(&rig, &t).await;
     // Somebody has been at the target.
     rig.exec("DELETE FROM items WHERE id = 5").await;
     let sink = rig.sink("worker-count=2").await;
@@ -132,12 +137,7 @@ async fn a_row_that_is_missing_does_not_hold_a_queue_whose_pieces_become_one() {
 async fn a_row_that_comes_to_an_older_part_without_all_of_its_values_has_the_table_asked_for() {
     let rig = Rig::new().await;
     let t = items();
-    let copier = session(&rig, "").await;
-    copier.open(&t).await.expect("opens");
-    copy(&copier, &t, keys(&t, None, Some(10)), 50, lines(0..10, "a")).await;
-    copy(&copier, &t, keys(&t, Some(10), None), 90, lines(10..20, "b")).await;
-    copier.finish(t.id).await.expect("complete");
-    copier.end().await;
+    copy_in_two(&rig, &t).await;
     let sink = rig.sink("worker-count=2").await;
     sink.table(&t).await.expect("opens");
     // To a newer part the row is there already; what goes needs nothing but its key.
