@@ -25,7 +25,7 @@ pub use error::ConfigError;
 pub use replica::{
     ConsistentConfig, DdlCapture, DdlConfig, DdlPolicy, EventFilter, FilterConfig, InitialCopyConfig,
     IntegrityConfig, MounterConfig, PerformanceMode, PublishRule, ReplicaConfig, SchedulerConfig,
-    SyncedStatusConfig,
+    SourceConfig, SyncedStatusConfig,
 };
 pub use sink::{
     CloudStorageConfig, ColumnSelector, CsvConfig, DateSeparator, DebeziumConfig, DispatchRule, OpenConfig,

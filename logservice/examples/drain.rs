@@ -42,6 +42,7 @@ async fn main() -> Result<()> {
         initial_copy: false,
         copy_parallel: 1,
         copy_part_bytes: 64 << 20,
+        streaming: true,
         copy_target: None,
         copy_crew: None,
         entrance: None,

@@ -31,6 +31,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         initial_copy: true,
         copy_parallel: 1,
         copy_part_bytes: 64 << 20,
+        streaming: true,
         copy_target: None,
         copy_crew: None,
         entrance: None,

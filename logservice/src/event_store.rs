@@ -16,6 +16,7 @@ mod hold;
 pub mod metrics;
 mod owners;
 mod segment;
+mod spool;
 mod state;
 mod writer;
 
@@ -38,6 +39,7 @@ use crate::Error;
 use owners::Owners;
 pub(crate) use segment::remove_left_overs;
 use segment::{Extent, Pieces, StoreDir};
+pub(crate) use spool::{Spool, records};
 use state::{ChunkData, Group, Place, State};
 
 /// Largest chunk: what one scan returns and one message carries.
@@ -125,6 +127,8 @@ pub struct StoreStats {
     pub memory_bytes: usize,
     /// Bytes in segment files.
     pub disk_bytes: u64,
+    /// Those of them that belong to transactions that the upstream has sent and not ended.
+    pub unfinished_bytes: u64,
     /// Tables known.
     pub tables: usize,
     /// Newest resolved ts.
@@ -295,6 +299,7 @@ impl Store {
         StoreStats {
             memory_bytes: state.memory_bytes + state.held_bytes,
             disk_bytes: state.disk_bytes,
+            unfinished_bytes: state.spooled_bytes,
             tables: state.tables.len(),
             resolved: state.resolved,
         }
@@ -404,6 +409,17 @@ impl Store {
     /// never will.
     async fn wait_for_disk(&self, own: u64, more: u64) -> Result<bool, Error> {
         let quota = self.config.disk_bytes;
+        self.wait_until_fits(more, |state| own + more + state.spooled_bytes > quota).await
+    }
+
+    /// Waits until the disk has room for `more` bytes of transactions that have not ended. They may have half of it, because
+    /// they go when they end and not when room is needed. False: they have it.
+    async fn wait_for_spool(&self, more: u64) -> Result<bool, Error> {
+        let most = self.config.disk_bytes / 2;
+        self.wait_until_fits(more, |state| state.spooled_bytes + more > most).await
+    }
+
+    async fn wait_until_fits(&self, more: u64, never: impl Fn(&State) -> bool) -> Result<bool, Error> {
         loop {
             let waiting = self.room.notified();
             tokio::pin!(waiting);
@@ -413,10 +429,10 @@ impl Store {
                 if state.closed {
                     return Err(Error::Closed { what: "the event store" });
                 }
-                if own + more > quota {
+                if never(&state) {
                     return Ok(false);
                 }
-                if state.disk_bytes + more <= quota {
+                if state.disk_bytes + more <= self.config.disk_bytes {
                     return Ok(true);
                 }
             }

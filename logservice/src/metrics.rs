@@ -74,6 +74,8 @@ pub const SUBSCRIPTIONS: &str = "ticdc_event_store_subscription_num";
 pub const STORE_LAG: &str = "ticdc_event_store_resolved_ts_lag";
 /// Bytes of event stores on disk. Label: `id`.
 pub const DISK_SIZE: &str = "ticdc_event_store_on_disk_data_size";
+/// Bytes of event stores on disk that belong to transactions which the upstream has sent and not ended. Label: `id`.
+pub const UNFINISHED_SIZE: &str = "ticdc_event_store_unfinished_txn_data_size";
 /// Bytes of event stores in memory. Label: `id`.
 pub const MEMORY_SIZE: &str = "ticdc_event_store_in_memory_data_size";
 /// Share of its disk that a changefeed's event store has used; at 1 the upstream is not read. Labels: `namespace`, `changefeed`.
@@ -139,6 +141,7 @@ pub fn describe() {
         (SUBSCRIPTIONS, "Tables whose rows are kept here"),
         (STORE_LAG, "Seconds since the smallest resolved position of the node's stores"),
         (DISK_SIZE, "Bytes of event stores on disk"),
+        (UNFINISHED_SIZE, "Bytes on disk of transactions that the upstream has sent and not ended"),
         (MEMORY_SIZE, "Bytes of event stores in memory"),
         (DISK_RATIO, "Share of its disk that a changefeed's event store has used"),
         (PULLER_LAG, "Seconds since the smallest resolved position of the node's log readers"),
@@ -203,6 +206,7 @@ pub(crate) struct ServiceMetrics {
     /// The store's, the reader's and that of the schemas: one log has them all.
     lags: [Gauge; 3],
     disk: Gauge,
+    unfinished: Gauge,
     memory: Gauge,
     tables: Gauge,
     table_infos: Counter,
@@ -250,6 +254,7 @@ impl ServiceMetrics {
             subscriptions: gauge!(SUBSCRIPTIONS),
             lags: [STORE_LAG, PULLER_LAG, SCHEMA_LAG].map(|name| gauge!(name)),
             disk: gauge!(DISK_SIZE, "id" => "1"),
+            unfinished: gauge!(UNFINISHED_SIZE, "id" => "1"),
             memory: gauge!(MEMORY_SIZE, "id" => "1"),
             tables: gauge!(SCHEMA_TABLES),
             table_infos: counter!(TABLE_INFOS),
@@ -340,6 +345,7 @@ impl ServiceMetrics {
         self.subscriptions.set(sizes.tables as f64);
         self.tables.set(sizes.tables as f64);
         self.disk.set(sizes.disk as f64);
+        self.unfinished.set(sizes.unfinished as f64);
         self.memory.set(sizes.memory as f64);
         self.lags.iter().for_each(|gauge| gauge.set(sizes.received_lag));
         self.received_lag.set(sizes.received_lag);
@@ -355,6 +361,7 @@ pub(crate) struct Sizes {
     pub(crate) dispatchers: usize,
     pub(crate) tables: usize,
     pub(crate) disk: u64,
+    pub(crate) unfinished: u64,
     pub(crate) memory: usize,
     /// Largest of the changefeeds, in seconds.
     pub(crate) received_lag: f64,

@@ -53,6 +53,8 @@ pub struct FeedSpec {
     pub copy_parallel: usize,
     /// About how large a part of a table is. In bytes.
     pub copy_part_bytes: u64,
+    /// Whether large transactions are read before they end, where the upstream can send them so.
+    pub streaming: bool,
     /// A downstream that may take existing rows itself. Without one they come like changes.
     pub copy_target: Option<Arc<dyn CopyTarget>>,
     /// Other nodes that write parts of an initial copy. Without them this one writes all of it.
@@ -76,6 +78,7 @@ impl fmt::Debug for FeedSpec {
             .field("initial_copy", &self.initial_copy)
             .field("copy_parallel", &self.copy_parallel)
             .field("copy_part_bytes", &self.copy_part_bytes)
+            .field("streaming", &self.streaming)
             .field("copy_target", &self.copy_target.is_some())
             .field("copy_crew", &self.copy_crew.is_some())
             .field("entrance", &self.entrance.is_some())

@@ -118,6 +118,7 @@ pub(crate) fn feed_spec(
         initial_copy: config.initial_copy.enabled,
         copy_parallel: usize::try_from(config.initial_copy.parallel.max(1)).unwrap_or(1),
         copy_part_bytes: config.initial_copy.part_bytes,
+        streaming: config.source.streaming,
         copy_target: None,
         copy_crew: None,
         entrance: None,

@@ -53,6 +53,8 @@ pub struct ReplicaConfig {
     pub consistent: ConsistentConfig,
     /// When a changefeed counts as synced.
     pub synced_status: SyncedStatusConfig,
+    /// How the upstream is read.
+    pub source: SourceConfig,
     /// Copy of the rows that exist when the changefeed is created.
     pub initial_copy: InitialCopyConfig,
     /// Changes of the schema.
@@ -186,6 +188,21 @@ pub struct SyncedStatusConfig {
     pub synced_check_interval: u64,
     /// Largest lag of a synced changefeed.
     pub checkpoint_interval: u64,
+}
+
+/// `[source]`: how the upstream is read.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct SourceConfig {
+    /// Whether a PostgreSQL upstream sends large transactions before they end. They wait for their ends on the disk of the
+    /// node that reads.
+    pub streaming: bool,
+}
+
+impl Default for SourceConfig {
+    fn default() -> Self {
+        Self { streaming: true }
+    }
 }
 
 /// `[initial-copy]`: the rows that exist when the changefeed is created.
@@ -383,6 +400,7 @@ impl Default for ReplicaConfig {
             integrity: IntegrityConfig::default(),
             consistent: ConsistentConfig::default(),
             synced_status: SyncedStatusConfig::default(),
+            source: SourceConfig::default(),
             initial_copy: InitialCopyConfig::default(),
             ddl: DdlConfig::default(),
             verify: VerifyConfig::default(),

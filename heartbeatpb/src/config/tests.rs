@@ -113,6 +113,8 @@ fn toml_and_api_spell_the_same_configuration() {
         [sink]
         protocol = "csv"
         file-index-digit = 8
+        [source]
+        streaming = false
         [initial-copy]
         enabled = false
         "#,
@@ -125,6 +127,7 @@ fn toml_and_api_spell_the_same_configuration() {
         "filter": {"rules": ["shop.*", "!shop.tmp_*"],
                    "event_filters": [{"matcher": ["shop.audit"], "ignore_event": ["delete"], "ignore_sql": ["^drop"]}]},
         "sink": {"protocol": "csv", "file_index_width": 8},
+        "source": {"streaming": false},
         "initial_copy": {"enabled": false}
     }))
     .unwrap();
@@ -132,6 +135,7 @@ fn toml_and_api_spell_the_same_configuration() {
     assert!(unknown.is_empty());
     assert_eq!(toml.memory_quota, 1 << 29);
     assert_eq!(toml.sink.file_index_digit, 8);
+    assert!(!toml.source.streaming && ReplicaConfig::default().source.streaming);
 }
 
 #[test]

@@ -25,6 +25,7 @@ impl EventService {
             let stats = store.stats();
             sizes.tables += stats.tables;
             sizes.disk += stats.disk_bytes;
+            sizes.unfinished += stats.unfinished_bytes;
             sizes.memory += stats.memory_bytes;
             sizes.received_lag = sizes.received_lag.max(since(store.resolved().1, now));
         }

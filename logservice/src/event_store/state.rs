@@ -104,6 +104,8 @@ pub(super) struct State {
     /// What is kept in memory about chunks on disk.
     pub(super) index_bytes: usize,
     pub(super) disk_bytes: u64,
+    /// Those of them that belong to transactions that have not ended.
+    pub(super) spooled_bytes: u64,
     pub(super) closed: bool,
     /// Tables whose streams stand still.
     pub(super) held: BTreeMap<TableId, Hold>,
@@ -129,6 +131,7 @@ impl State {
             held_bytes: 0,
             index_bytes: 0,
             disk_bytes: 0,
+            spooled_bytes: 0,
             closed: false,
             held: BTreeMap::new(),
             all_held: None,

@@ -10,7 +10,7 @@ use rustc_hash::FxHashMap;
 
 use super::metrics::Tally;
 use super::state::ChunkData;
-use super::{CHUNK_BYTES, CopyWriter, Store};
+use super::{CHUNK_BYTES, CopyWriter, Spool, Store};
 use crate::Error;
 
 /// Smaller buffers of an open transaction are made to chunks only when there is no other way: each chunk takes its
@@ -387,6 +387,16 @@ impl StoreWriter {
             }
         }
         Ok(())
+    }
+
+    /// A place for what is known of a transaction that has not ended.
+    pub(crate) fn spool(&self) -> Spool {
+        Spool::new(Arc::clone(&self.store))
+    }
+
+    /// Bytes that such places may have in memory together.
+    pub(crate) fn spool_memory(&self) -> usize {
+        self.store.config.memory_bytes / 8
     }
 
     /// A writer for the rows that a table already has, as of `snapshot_ts`. Runs beside this writer and others.

@@ -10,3 +10,4 @@ mod publication;
 mod rig;
 mod slot;
 mod standby;
+mod unfinished;

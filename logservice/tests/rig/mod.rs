@@ -45,6 +45,7 @@ pub(crate) fn spec(uri: &str, rules: &[&str]) -> FeedSpec {
         initial_copy: false,
         copy_parallel: 2,
         copy_part_bytes: 64 << 20,
+        streaming: true,
         copy_target: None,
         copy_crew: None,
         entrance: None,
@@ -184,10 +185,21 @@ impl Running {
         checkpoint: Ts,
         memory_bytes: usize,
     ) -> Self {
+        Self::resume_with(spec, start, checkpoint, memory_bytes, 0).await
+    }
+
+    /// The same with room on disk.
+    pub(crate) async fn resume_with(
+        spec: FeedSpec,
+        start: StartPoint,
+        checkpoint: Ts,
+        memory_bytes: usize,
+        disk_bytes: u64,
+    ) -> Self {
         let upstream = upstream::open(&spec.upstream_uri).expect("uri");
         let tables = upstream.tables(&spec).await.expect("tables");
         let tables = tables.into_iter().map(|table| (table.info.name.clone(), table.info)).collect();
-        let (dir, store, writer) = store(&spec.changefeed, checkpoint, memory_bytes, 0);
+        let (dir, store, writer) = store(&spec.changefeed, checkpoint, memory_bytes, disk_bytes);
         let (persisted, receiver) = watch::channel(checkpoint);
         let progress = Arc::new(ReaderProgress::default());
         let shutdown = CancellationToken::new();

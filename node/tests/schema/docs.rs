@@ -376,6 +376,7 @@ async fn the_page_says_of_types_what_the_tests_and_the_upstream_say() {
         initial_copy: false,
         copy_parallel: 1,
         copy_part_bytes: 1 << 20,
+        streaming: true,
         copy_target: None,
         copy_crew: None,
         entrance: None,

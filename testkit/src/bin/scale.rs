@@ -184,6 +184,7 @@ fn spec(uri: &str, round: u64) -> Result<FeedSpec> {
         initial_copy: false,
         copy_parallel: 1,
         copy_part_bytes: 64 << 20,
+        streaming: true,
         copy_target: None,
         copy_crew: None,
         entrance: None,

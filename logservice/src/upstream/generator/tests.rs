@@ -31,6 +31,7 @@ fn spec(uri: &str, start: u64, initial_copy: bool) -> FeedSpec {
         initial_copy,
         copy_parallel: 1,
         copy_part_bytes: 64 << 20,
+        streaming: true,
         copy_target: None,
         copy_crew: None,
         entrance: None,

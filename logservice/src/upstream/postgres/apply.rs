@@ -9,7 +9,8 @@ use heartbeatpb::{Ts, WallTime};
 use rustc_hash::FxHashMap;
 
 use super::ddl::message::{self, Notice};
-use super::pgoutput::{self, Message, OldImage, Relation, Relations, StreamMessage, TupleData};
+use super::pgoutput::{self, Message, OldImage, Relation, Relations, StreamCommit, StreamMessage, TupleData};
+use super::reader::Heard;
 use super::shape::Shape;
 use crate::event_store::StoreWriter;
 use crate::{Error, TableFilter};
@@ -31,6 +32,14 @@ pub(crate) enum Step {
     Withheld,
     /// The transaction is complete.
     Commit { end: Ts, time: WallTime },
+    /// What comes belongs to a transaction that has not ended, until its block is complete.
+    Block { xid: u32 },
+    /// A message of such a block was kept.
+    Kept(Heard),
+    /// A transaction is complete that came before its end.
+    StreamCommit(StreamCommit),
+    /// A transaction that came before its end, or a subtransaction of it, was rolled back.
+    StreamAbort { xid: u32, subxid: u32 },
     /// The server is alive.
     KeepAlive { end: u64, clock: i64, reply: bool },
 }
@@ -57,6 +66,8 @@ enum Announced {
 pub(crate) struct Tables {
     known: FxHashMap<u32, Arc<Shape>>,
     filter: Arc<TableFilter>,
+    /// Schema changes come in the log.
+    captured: bool,
     /// What is done about a table that loses its rows.
     truncation: DdlPolicy,
     /// Tables that lost their rows, and whose rows stay downstream.
@@ -79,11 +90,13 @@ impl Tables {
     pub(crate) fn new(
         known: FxHashMap<u32, Arc<Shape>>,
         filter: Arc<TableFilter>,
+        captured: bool,
         truncation: DdlPolicy,
     ) -> Self {
         Self {
             known,
             filter,
+            captured,
             truncation,
             withheld: Vec::new(),
             announced: FxHashMap::default(),
@@ -151,6 +164,21 @@ impl Tables {
         std::mem::take(&mut self.counts)
     }
 
+    /// A transaction begins, at the position of its commit record. Those before `resume` are not wanted.
+    pub(crate) fn begin_at(
+        &mut self,
+        (commit_lsn, time, xid): (u64, i64, u32),
+        resume: Ts,
+        writer: &mut StoreWriter,
+    ) -> Step {
+        let wanted = commit_lsn >= resume.0;
+        if wanted {
+            writer.begin(Ts(commit_lsn));
+            self.counts.transactions += 1;
+        }
+        Step::Begin { wanted, commit_lsn, time: WallTime(time), xid }
+    }
+
     /// Handles the content of one CopyData message. `open` says whether a transaction is open and wanted;
     /// transactions that began to commit before `resume` are not.
     #[inline]
@@ -167,20 +195,25 @@ impl Tables {
                 return Ok(Step::KeepAlive { end, clock, reply });
             }
         };
+        self.apply(content, resume, open, writer)
+    }
+
+    /// Handles a message of a transaction, or one between them.
+    #[inline]
+    pub(crate) fn apply(
+        &mut self,
+        content: &[u8],
+        resume: Ts,
+        open: Option<bool>,
+        writer: &mut StoreWriter,
+    ) -> Result<Step, Error> {
         match pgoutput::decode(content)? {
             Message::Insert { relation, new } => self.insert(relation, new, open, writer),
             Message::Update { relation, old, new } => self.update(relation, old, new, open, writer),
             Message::Delete { relation, old } => self.delete(relation, old, open, writer),
             Message::Begin { commit_lsn, time, xid } => {
-                if open.is_some() {
-                    return Err(Error::protocol("a transaction begins inside another"));
-                }
-                let wanted = commit_lsn >= resume.0;
-                if wanted {
-                    writer.begin(Ts(commit_lsn));
-                    self.counts.transactions += 1;
-                }
-                Ok(Step::Begin { wanted, commit_lsn, time: WallTime(time), xid })
+                between(open)?;
+                Ok(self.begin_at((commit_lsn, time, xid), resume, writer))
             }
             Message::Commit { end_lsn, time } => match open {
                 Some(_) => Ok(Step::Commit { end: Ts(end_lsn), time: WallTime(time) }),
@@ -195,6 +228,9 @@ impl Tables {
                 self.notice = Some(Notice::read(content)?);
                 Ok(Step::Ddl)
             }
+            Message::StreamStart { xid } => between(open).map(|()| Step::Block { xid }),
+            Message::StreamCommit(commit) => between(open).map(|()| Step::StreamCommit(commit)),
+            Message::StreamAbort { xid, subxid } => between(open).map(|()| Step::StreamAbort { xid, subxid }),
             Message::Other => Ok(Step::Nothing),
         }
     }
@@ -288,7 +324,7 @@ impl Tables {
     fn announce(&mut self, relation: &Relation) -> Result<(), Error> {
         self.newest = format!("{}.{}", relation.schema, relation.name);
         let announced = match self.known.get(&relation.id) {
-            Some(shape) => match shape.verify(relation) {
+            Some(shape) => match shape.verify(relation, self.captured) {
                 Ok(()) => Announced::Known(Arc::clone(shape)),
                 // Before its next row behind the change it is announced again.
                 Err(error) if self.former => {
@@ -306,6 +342,14 @@ impl Tables {
         };
         self.announced.insert(relation.id, announced);
         Ok(())
+    }
+}
+
+/// Transactions are not mixed with what belongs to none.
+fn between(open: Option<bool>) -> Result<(), Error> {
+    match open {
+        None => Ok(()),
+        Some(_) => Err(Error::protocol("a transaction begins or ends inside another")),
     }
 }
 

@@ -1,4 +1,9 @@
-//! Decoder of the logical replication stream: WAL messages, and `pgoutput` protocol version 1 inside them.
+//! Decoder of the logical replication stream: WAL messages, and `pgoutput` protocol version 2 inside them (PostgreSQL
+//! manual, *Logical Replication Message Formats*).
+//!
+//! A transaction that takes more than `logical_decoding_work_mem` comes before it ends, in blocks between a `StreamStart`
+//! and a [`Streamed::Stop`], and later its `StreamCommit` or `StreamAbort`. Within a block every message of a transaction
+//! has the id of its subtransaction behind its kind.
 //!
 //! Everything borrows the received bytes. Every length is checked once, here; a decoded [`TupleData`] can be
 //! walked without further checks.
@@ -58,7 +63,52 @@ pub(crate) enum Message<'a> {
     Truncate { relations: Relations<'a> },
     /// What somebody wrote into the log with `pg_logical_emit_message`, as a part of the transaction.
     Logical { prefix: &'a [u8], content: &'a [u8] },
+    /// Until [`Streamed::Stop`] comes what a transaction has done that has not ended.
+    StreamStart {
+        /// Id of the transaction.
+        xid: u32,
+    },
+    /// A transaction is complete that came before its end. They come in the order of their commits with all others.
+    StreamCommit(StreamCommit),
+    /// A transaction that came before its end, or a subtransaction of it with those inside, was rolled back.
+    StreamAbort {
+        /// Id of the transaction.
+        xid: u32,
+        /// What was rolled back: the same for all of it.
+        subxid: u32,
+    },
     /// Something without meaning for us: origin, type name, a logical message outside of a transaction.
+    Other,
+}
+
+/// The end of a transaction that came before it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct StreamCommit {
+    /// Its id.
+    pub(crate) xid: u32,
+    /// Position of its commit record.
+    pub(crate) commit_lsn: u64,
+    /// End of its commit record.
+    pub(crate) end_lsn: u64,
+    /// Commit time, microseconds since the Unix epoch.
+    pub(crate) time: i64,
+}
+
+/// A message within a block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Streamed<'a> {
+    /// The block is complete.
+    Stop,
+    /// A [`Message`], without the id behind its kind.
+    Message {
+        /// Id of the subtransaction, or of the transaction. Of a logical message always that of the transaction.
+        xid: u32,
+        /// Its kind.
+        kind: &'a [u8],
+        /// What follows.
+        rest: &'a [u8],
+    },
+    /// Something without meaning for us.
     Other,
 }
 
@@ -255,7 +305,7 @@ pub(crate) fn decode_stream(body: &[u8]) -> Result<StreamMessage<'_>, Error> {
     }
 }
 
-/// The table of a row change of which only the beginning is there, as the content of a CopyData message.
+/// The table of a row change of which only the beginning is there, as the content of a CopyData message outside of a block.
 pub(crate) fn relation_of(body: &[u8]) -> Option<u32> {
     let mut cursor = Cursor(body);
     if cursor.u8().ok()? != b'w' {
@@ -268,7 +318,31 @@ pub(crate) fn relation_of(body: &[u8]) -> Option<u32> {
     }
 }
 
-/// Decodes a `pgoutput` message.
+/// Decodes a `pgoutput` message within a block, as far as is needed to keep it.
+#[inline]
+pub(crate) fn decode_streamed(content: &[u8]) -> Result<Streamed<'_>, Error> {
+    let (kind, rest) = content.split_at_checked(1).ok_or_else(cut_off)?;
+    match kind[0] {
+        b'I' | b'U' | b'D' | b'R' | b'T' | b'M' => {
+            let mut cursor = Cursor(rest);
+            let xid = cursor.u32()?;
+            Ok(Streamed::Message { xid, kind, rest: cursor.0 })
+        }
+        b'E' if rest.is_empty() => Ok(Streamed::Stop),
+        b'O' | b'Y' => Ok(Streamed::Other),
+        kind => Err(Error::protocol(format_args!("log message of kind {kind:#04x} in a block"))),
+    }
+}
+
+/// The prefix of a logical message without its kind.
+pub(crate) fn prefix_of(rest: &[u8]) -> Result<&[u8], Error> {
+    let mut cursor = Cursor(rest);
+    cursor.array::<9>()?;
+    let end = memchr::memchr(0, cursor.0).ok_or_else(cut_off)?;
+    Ok(&cursor.0[..end])
+}
+
+/// Decodes a `pgoutput` message outside of a block, or one of a block without its id.
 pub(crate) fn decode(content: &[u8]) -> Result<Message<'_>, Error> {
     let mut cursor = Cursor(content);
     let message = match cursor.u8()? {
@@ -313,6 +387,19 @@ pub(crate) fn decode(content: &[u8]) -> Result<Message<'_>, Error> {
             Message::Truncate { relations: Relations(ids) }
         }
         b'M' => logical(&mut cursor)?,
+        b'S' => {
+            let xid = cursor.u32()?;
+            // Whether it is the first block of the transaction on this connection, which is known.
+            cursor.u8()?;
+            Message::StreamStart { xid }
+        }
+        b'c' => {
+            let xid = cursor.u32()?;
+            cursor.u8()?;
+            let (commit_lsn, end_lsn) = (cursor.u64()?, cursor.u64()?);
+            Message::StreamCommit(StreamCommit { xid, commit_lsn, end_lsn, time: cursor.time()? })
+        }
+        b'A' => Message::StreamAbort { xid: cursor.u32()?, subxid: cursor.u32()? },
         b'O' | b'Y' => return Ok(Message::Other),
         kind => return Err(Error::protocol(format_args!("log message of kind {kind:#04x}"))),
     };
@@ -430,9 +517,42 @@ mod tests {
         assert!(matches!(decode(&message), Ok(Message::Other)));
     }
 
+    fn stream_commit() -> Vec<u8> {
+        b"c\0\0\0\x05\0\0\0\0\0\0\0\x01\x02\0\0\0\0\0\0\x01\x30\0\0\0\0\0\0\0\x07".to_vec()
+    }
+
+    #[test]
+    fn transactions_before_their_ends_are_decoded() {
+        assert!(matches!(decode(b"S\0\0\0\x05\x01"), Ok(Message::StreamStart { xid: 5 })));
+        let aborted = decode(b"A\0\0\0\x05\0\0\0\x06");
+        assert!(matches!(aborted, Ok(Message::StreamAbort { xid: 5, subxid: 6 })));
+        let Ok(Message::StreamCommit(commit)) = decode(&stream_commit()) else { panic!("no commit") };
+        let time = PG_EPOCH_MICROS + 7;
+        assert_eq!(commit, StreamCommit { xid: 5, commit_lsn: 0x102, end_lsn: 0x130, time });
+    }
+
+    #[test]
+    fn a_message_of_a_block_is_one_without_its_id() {
+        for (whole, kind) in [(update(), "U"), (relation_message(), "R"), (logical_message(), "M")] {
+            let mut message = kind.as_bytes().to_vec();
+            message.extend(6_u32.to_be_bytes());
+            message.extend(&whole[1..]);
+            let streamed = decode_streamed(&message).expect("decode");
+            assert_eq!(streamed, Streamed::Message { xid: 6, kind: kind.as_bytes(), rest: &whole[1..] });
+            for len in 0..5 {
+                assert!(decode_streamed(&message[..len]).is_err(), "cut at {len}");
+            }
+        }
+        assert_eq!(prefix_of(&logical_message()[1..]).expect("a prefix"), b"pre");
+        assert!(prefix_of(&logical_message()[1..12]).is_err());
+        assert!(matches!(decode_streamed(b"E"), Ok(Streamed::Stop)));
+        assert!(matches!(decode_streamed(b"Oorigin"), Ok(Streamed::Other)));
+        assert!(decode_streamed(b"B\0\0\0\0").is_err(), "nothing begins in a block");
+    }
+
     #[test]
     fn every_cut_and_every_addition_is_an_error() {
-        for message in [update(), relation_message(), logical_message()] {
+        for message in [update(), relation_message(), logical_message(), stream_commit()] {
             for len in 0..message.len() {
                 assert!(decode(&message[..len]).is_err(), "cut at {len}");
             }
@@ -449,6 +569,8 @@ mod tests {
         fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             drop(decode(&bytes));
             drop(decode_stream(&bytes));
+            drop(decode_streamed(&bytes));
+            drop(prefix_of(&bytes));
         }
 
         #[test]

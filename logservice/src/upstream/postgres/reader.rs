@@ -4,27 +4,33 @@
 //!   one is forgotten, and what the server repeats is skipped.
 //! - **RD-2** Only what the persisted checkpoint covers is confirmed to the server, and only ends of transactions.
 //! - **RD-3** While the store is full nothing is read, but the connection is kept alive.
+//! - **RD-4** A transaction that comes before it ends is written to the store when its commit comes, as if it came then.
 
 mod claim;
 mod copied;
 mod follow;
 mod guard;
 mod huge;
+mod link;
 pub(super) mod pace;
+mod replay;
+mod unfinished;
 
-use std::pin::pin;
+pub(super) use self::unfinished::Heard;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use heartbeatpb::{Ts, WallTime};
 use rustc_hash::FxHashMap;
 use tokio::sync::watch;
-use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use self::link::Link;
 use self::pace::Pace;
+use self::replay::Streaming;
+use self::unfinished::Unfinished;
 use super::admin;
 use super::apply::{Step, Tables};
 use super::backoff::Backoff;
@@ -68,6 +74,8 @@ pub(crate) struct Reader {
 /// How a connection's life ended without an error.
 enum Ended {
     Shutdown,
+    /// The server shall send the log in another way from now on.
+    Otherwise(Streaming),
 }
 
 impl Reader {
@@ -89,6 +97,7 @@ impl Reader {
         let copies = self.spec.initial_copy && self.start.checkpoint == self.start.start_ts;
         let mut session = Session {
             metrics: ReaderMetrics::new(),
+            streaming: if self.spec.streaming { Streaming::On } else { Streaming::Never },
             names,
             application,
             options: self.options,
@@ -118,6 +127,11 @@ impl Reader {
             let (began, resolved) = (Instant::now(), session.resolved);
             let error = match session.follow().await {
                 Ok(Ended::Shutdown) => return Ok(()),
+                Ok(Ended::Otherwise(streaming)) => {
+                    session.publish_complete();
+                    session.streaming = streaming;
+                    continue;
+                }
                 // Whoever placed the tables has to read them again too.
                 Err(error)
                     if error.is_retryable()
@@ -168,6 +182,8 @@ struct Session {
     complete: Option<(Ts, WallTime)>,
     /// Whether the initial copy is done, or was not wanted.
     copied: bool,
+    /// Whether large transactions come before they end.
+    streaming: Streaming,
     /// Read from the catalog once: a shape that changes while we are away must not go unnoticed.
     tables: Option<Vec<(CatalogTable, Arc<Shape>)>>,
     /// Schema changes come in the log.
@@ -246,6 +262,8 @@ impl Session {
             // Beside an end of a transaction that tells which are in the store; beside any other checkpoint it does not.
             skip: self.asked.unwrap_or_default(),
             open: None,
+            unfinished: Unfinished::new(self.writer.spool_memory()),
+            otherwise: None,
             open_bytes: 0,
             announced: false,
             txn: follow::Txn::default(),
@@ -309,16 +327,18 @@ impl Session {
             .filter_map(|(table, shape)| Some((u32::try_from(table.info.id.0).ok()?, shape)))
             .collect();
         let sql = format!(
-            "START_REPLICATION SLOT {} LOGICAL {} (proto_version '1', publication_names '{}'{})",
+            "START_REPLICATION SLOT {} LOGICAL {} ({}, publication_names '{}'{})",
             ident(&self.names.slot),
             lsn(self.asked.unwrap_or_default().0),
+            self.streaming.options(),
             ident(&self.names.slot).replace('\'', "''"),
             if self.captured || self.spec.ddl.sequence_values { ", messages 'true'" } else { "" },
         );
         conn.start_copy("start replication", &sql).await.map_err(|error| self.log_error(error))?;
         tracing::info!(changefeed = %self.spec.changefeed, epoch = ?self.spec.epoch, resolved = %self.resolved,
             ended_former = ended, took_ms = begun.elapsed().as_millis(), "the log is followed");
-        Ok((conn, Tables::new(known, Arc::clone(&self.spec.filter), self.spec.ddl.truncate_table)))
+        let filter = Arc::clone(&self.spec.filter);
+        Ok((conn, Tables::new(known, filter, self.captured, self.spec.ddl.truncate_table)))
     }
 
     /// A refusal that means that the log is gone gets its own name.
@@ -353,76 +373,6 @@ impl Session {
     }
 }
 
-/// The connection and what must be said on it regularly.
-struct Link {
-    conn: Connection,
-    ticker: Interval,
-    last_status: Instant,
-    /// Newest position seen.
-    received: u64,
-    persisted: watch::Receiver<Ts>,
-    bounds: Arc<parking_lot::Mutex<Bounds>>,
-    progress: Arc<ReaderProgress>,
-    /// The connection broke while the store was waited for.
-    broken: Option<Error>,
-}
-
-impl Link {
-    fn new(conn: Connection, session: &Session) -> Self {
-        let mut ticker = tokio::time::interval(STATUS_EVERY);
-        ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self {
-            conn,
-            ticker,
-            last_status: Instant::now(),
-            received: session.resolved.0,
-            persisted: session.persisted.clone(),
-            bounds: Arc::clone(&session.bounds),
-            progress: Arc::clone(&session.progress),
-            broken: None,
-        }
-    }
-
-    /// Tells the server what has been received, and what is persisted and need not be kept.
-    async fn send_status(&mut self, ask: bool) -> Result<(), Error> {
-        self.last_status = Instant::now();
-        let persisted = self.persisted.borrow_and_update().0.min(self.received);
-        // Zero: nothing new is said about what need not be kept.
-        let confirmed = self.bounds.lock().confirm(persisted).unwrap_or_default();
-        self.conn.send_status(self.received, confirmed, ask).await?;
-        self.progress.confirmed.fetch_max(confirmed, Ordering::Relaxed);
-        self.progress.received.store(self.received, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Waits for the store while keeping the connection alive. `None`: told to stop. If the connection breaks
-    /// meanwhile, the work is finished all the same, so that its effect is known; the error is kept for later.
-    async fn hold<F>(&mut self, work: F, shutdown: &CancellationToken) -> Result<Option<()>, Error>
-    where
-        F: Future<Output = Result<(), Error>>,
-    {
-        let mut work = pin!(work);
-        let first = std::future::poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await;
-        if let Poll::Ready(result) = first {
-            return result.map(Some);
-        }
-        self.progress.set_phase(ReaderPhase::WaitingForRoom);
-        loop {
-            tokio::select! {
-                biased;
-                () = shutdown.cancelled() => return Ok(None),
-                result = work.as_mut() => {
-                    self.progress.set_phase(ReaderPhase::Streaming);
-                    return result.map(Some);
-                }
-                _ = self.ticker.tick(), if self.broken.is_none() => {
-                    self.broken = self.send_status(false).await.err();
-                }
-            }
-        }
-    }
-}
-
 /// One streaming connection.
 struct Stream<'s> {
     link: Link,
@@ -433,6 +383,10 @@ struct Stream<'s> {
     skip: Ts,
     /// The open transaction; false when it is skipped.
     open: Option<bool>,
+    /// Transactions that come before they end.
+    unfinished: Unfinished,
+    /// The log has to be sent in another way.
+    otherwise: Option<Streaming>,
     open_bytes: usize,
     /// The last message announced a table.
     announced: bool,
@@ -460,7 +414,9 @@ impl Stream<'_> {
             if self.drain().await?.is_none() {
                 return Ok(self.stop().await);
             }
-            self.check_size()?;
+            if self.check_size()?.is_none() {
+                return Ok(self.stop().await);
+            }
             let filled = self.link.conn.try_fill().await?;
             if filled {
                 quiet_since = Instant::now();
@@ -529,12 +485,15 @@ impl Stream<'_> {
                 b'd' => {
                     let body = self.link.conn.body(total);
                     let writer = &mut self.session.writer;
-                    self.tables.handle(body, self.skip, self.open, writer)?
+                    match self.unfinished.in_block() {
+                        false => self.tables.handle(body, self.skip, self.open, writer)?,
+                        true => replay::keep(&mut self.unfinished, body)?,
+                    }
                 }
                 b'E' => {
                     let error = super::server_error::ServerError::parse(self.link.conn.body(total));
                     let table = self.announced.then(|| self.tables.newest());
-                    return Err(self.session.log_error(error.into_stream_error(table)));
+                    return self.refused(error.into_stream_error(table));
                 }
                 b'c' | b'C' | b'Z' => return Err(self.ended_by_server()),
                 b'N' | b'S' => Step::Nothing,
@@ -545,7 +504,12 @@ impl Stream<'_> {
             self.link.conn.advance(total);
             self.announced = matches!(step, Step::Announced);
             self.open_bytes += total;
-            if self.perform(step).await?.is_none() {
+            let performed = if let Step::StreamCommit(commit) = step {
+                self.replay(commit).await?
+            } else {
+                self.perform(step).await?
+            };
+            if performed.is_none() {
                 return Ok(None);
             }
             if let Some(error) = self.link.broken.take() {
@@ -568,7 +532,10 @@ impl Stream<'_> {
     #[inline]
     async fn perform(&mut self, step: Step) -> Result<Option<()>, Error> {
         match step {
-            Step::Nothing | Step::Announced => {}
+            Step::Nothing | Step::Announced | Step::StreamCommit(_) => {}
+            Step::Block { xid } => self.unfinished.begin(xid, || self.session.writer.spool()),
+            Step::StreamAbort { xid, subxid } => self.unfinished.roll_back(xid, subxid),
+            Step::Kept(heard) => return self.on_kept(heard).await,
             Step::Row => {
                 if self.open_bytes >= ROOM_EVERY {
                     self.open_bytes = 0;
@@ -586,7 +553,7 @@ impl Stream<'_> {
             Step::Commit { end, time } => return self.commit(end, time).await,
             Step::KeepAlive { end, clock, reply } => {
                 self.link.received = self.link.received.max(end);
-                if self.open.is_none() {
+                if self.open.is_none() && !self.unfinished.in_block() {
                     self.link.bounds.lock().received(end);
                     self.session.asked = self.session.asked.max(Some(Ts(end)));
                     // Every transaction that ends at or before this position has been sent.
@@ -622,7 +589,7 @@ impl Stream<'_> {
         if self.session.writer.unpublished_bytes() >= PUBLISH_BYTES {
             self.publish();
         }
-        Ok(Some(()))
+        Ok(self.streams_again(end))
     }
 
     fn publish(&mut self) {
@@ -641,13 +608,13 @@ impl Stream<'_> {
         }
     }
 
-    /// Confirms what is persisted and says good-bye.
+    /// Confirms what is persisted and says good-bye: told to stop, or to be connected in another way.
     async fn stop(mut self) -> Ended {
         self.session.writer.abort();
         if let Err(error) = self.link.send_status(false).await {
             tracing::debug!(error = error.chain(), "cannot confirm at the end");
         }
         self.link.conn.close().await;
-        Ended::Shutdown
+        self.otherwise.map_or(Ended::Shutdown, Ended::Otherwise)
     }
 }

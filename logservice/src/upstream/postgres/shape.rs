@@ -52,9 +52,11 @@ impl Shape {
         self.wire_columns
     }
 
-    /// Compares what the wire says with what is known.
-    pub(crate) fn verify(&self, relation: &Relation) -> Result<(), Error> {
-        match self.difference(relation) {
+    /// Compares what the wire says with what is known. Where schema changes come in the log (`captured`), the table may be
+    /// announced in the schema that it had when the transaction wrote into it: nothing keeps a schema from getting another name
+    /// while transactions are open.
+    pub(crate) fn verify(&self, relation: &Relation, captured: bool) -> Result<(), Error> {
+        match self.difference(relation, captured) {
             None => Ok(()),
             Some(change) => Err(Error::SchemaChange {
                 table: format!("{}.{}", self.info.schema, self.info.name),
@@ -63,9 +65,9 @@ impl Shape {
         }
     }
 
-    fn difference(&self, relation: &Relation) -> Option<String> {
+    fn difference(&self, relation: &Relation, captured: bool) -> Option<String> {
         let info = &self.info;
-        if relation.schema != info.schema || relation.name != info.name {
+        if relation.name != info.name || (relation.schema != info.schema && !captured) {
             return Some(format!("its name is now {}.{}", relation.schema, relation.name));
         }
         let full = info.identity == ReplicaIdentity::Full;

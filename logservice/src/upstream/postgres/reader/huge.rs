@@ -65,14 +65,18 @@ fn most() -> u64 {
 }
 
 impl Stream<'_> {
-    /// Refuses the message that is coming in if it is a row that this process cannot hold.
+    /// Refuses the message that is coming in if it is a row that this process cannot hold. `None`: it is one of a transaction
+    /// that may be rolled back, so nobody can say yet whether it has to.
     #[inline]
-    pub(super) fn check_size(&self) -> Result<(), Error> {
+    pub(super) fn check_size(&mut self) -> Result<Option<()>, Error> {
         match self.link.conn.coming() {
-            Some((total, begin)) if total as u64 > most() && self.open == Some(true) => {
-                self.refuse(total, begin)
+            Some((total, _)) if total as u64 > most() && self.unfinished.in_block() => {
+                Ok(self.only_at_commit("it has a row that this process cannot hold"))
             }
-            Some(_) | None => Ok(()),
+            Some((total, begin)) if total as u64 > most() && self.open == Some(true) => {
+                self.refuse(total, begin).map(Some)
+            }
+            Some(_) | None => Ok(Some(())),
         }
     }
 
