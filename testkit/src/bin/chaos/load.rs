@@ -1,5 +1,5 @@
-//! Changes the source until it is told to rest: transfers between accounts of many tables, rows that come and go, and the
-//! schema.
+//! Changes the source until it is told to rest: transfers between accounts of many tables, rows that come and go,
+//! transactions that are sent before they end, and the schema.
 //!
 //! A connection that breaks is made again; whether its last transaction was committed does not matter, since the
 //! triggers at the source know.
@@ -22,6 +22,9 @@ use crate::tables::Tables;
 const AGAIN: Duration = Duration::from_millis(100);
 /// Rows of each table that change much more often than the others.
 const HOT: u64 = 4;
+
+/// Rows of a transaction that is sent before it ends, and as many that are rolled back: more than the source decodes in memory.
+const LARGE: usize = 200;
 
 /// What the workers are to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,6 +65,7 @@ impl Load {
         for stream in 0..count {
             start(Script::Rows(Random::new(seed, stream as u64), tables), pause);
         }
+        start(Script::Large, Duration::from_secs(1));
         if schema_rate > 0 {
             start(Script::Schema(Changes::new(tables)), Duration::from_secs(1) / schema_rate);
         }
@@ -97,6 +101,7 @@ impl Load {
 /// What a worker does.
 enum Script {
     Rows(Random, Tables),
+    Large,
     Schema(Changes),
 }
 
@@ -105,6 +110,7 @@ impl Script {
     fn text(&mut self) -> String {
         match self {
             Self::Rows(random, tables) => statements(random, *tables),
+            Self::Large => large(),
             Self::Schema(changes) => changes.statement(),
         }
     }
@@ -243,6 +249,17 @@ fn statements(random: &mut Random, tables: Tables) -> String {
         );
     }
     format!("BEGIN; {body} COMMIT;")
+}
+
+/// A transaction that is sent before it ends, and of which a part is rolled back.
+fn large() -> String {
+    let rows = |words: &str| {
+        format!(
+            "INSERT INTO chaos.log (id, at, note) SELECT nextval('chaos_check.ids'), clock_timestamp(), \
+             repeat('{words} ', 30) FROM generate_series(1, {LARGE});"
+        )
+    };
+    format!("BEGIN; {} SAVEPOINT s; {} ROLLBACK TO s; COMMIT;", rows("many lines"), rows("never there"))
 }
 
 #[cfg(test)]

@@ -251,6 +251,11 @@ async fn every_fault(arguments: &Arguments, program: &Path, faults: &[Fault]) ->
 async fn end(arguments: &Arguments, world: Option<World>, all: &mut [Series]) -> Result<()> {
     let Some(mut world) = world else { return Ok(()) };
     tokio::time::sleep(LATE).await;
+    let unfinished = world.sent_unfinished().await?;
+    arguments.say(&format!("{unfinished} transactions were sent before they ended"));
+    if unfinished == 0 {
+        bail!("no transaction was sent before it ended: the load has none that is large enough");
+    }
     let verdict = world.verify().await?;
     if !verdict.clean()
         && let Some(series) = all.iter_mut().rfind(|series| series.skipped.is_none())

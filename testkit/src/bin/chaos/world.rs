@@ -91,7 +91,9 @@ impl World {
     /// Starts everything, replicates what is there, and begins the load.
     pub(crate) async fn start(plan: Plan) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("millrace-chaos-").tempdir()?;
-        let (source, target) = tokio::try_join!(PgServer::start(), PgServer::start())?;
+        // Transactions come before they end as soon as a few are under way.
+        let source = PgServer::builder().setting("logical_decoding_work_mem", "64kB");
+        let (source, target) = tokio::try_join!(source.start(), PgServer::start())?;
         let (source, target) = (Arc::new(source), Arc::new(target));
         target.sql("postgres", &format!("CREATE DATABASE {TO}")).await?;
         plan.tables.create_source(&source.client(FROM).await?).await?;
@@ -156,6 +158,12 @@ impl World {
     /// A connection to the target.
     pub(crate) async fn target_client(&self) -> Result<Client> {
         self.target.client(TO).await
+    }
+
+    /// Transactions that the source has sent before they ended.
+    pub(crate) async fn sent_unfinished(&self) -> Result<i64> {
+        let sql = "SELECT coalesce(sum(stream_txns), 0)::int8 FROM pg_stat_replication_slots";
+        Ok(self.source_client().await?.query_one(sql, &[]).await?.get(0))
     }
 
     /// Starts a node's process, with the data of its former life.
