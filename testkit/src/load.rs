@@ -124,24 +124,55 @@ impl Load {
         rate: u64,
         rows: u64,
     ) -> Result<Self> {
+        let pause = Duration::from_secs(1) * u32::try_from(connections.max(1))? / u32::try_from(rate.max(1))?;
+        let pace = Pace { pause: pause.max(Duration::from_micros(1)), most: u64::MAX };
+        Self::at(server, database, seed, connections, rows, pace).await
+    }
+
+    async fn at(
+        server: &PgServer,
+        database: &str,
+        seed: u64,
+        connections: u64,
+        rows: u64,
+        pace: Pace,
+    ) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let mut workers = JoinSet::new();
-        let pause = Duration::from_secs(1) * u32::try_from(connections.max(1))? / u32::try_from(rate.max(1))?;
         for stream in 0..connections {
             let client = server.client(database).await?;
             client.batch_execute("SET deadlock_timeout = '20ms'").await?;
             let (stop, random) = (Arc::clone(&stop), Random::new(seed, stream));
-            workers.spawn(work(client, random, Sizes::of(rows), pause, stop));
+            workers.spawn(work(client, random, Sizes::of(rows), pace, stop));
         }
         Ok(Self { stop, workers })
+    }
+
+    /// Makes so many transactions, as fast as the server takes them.
+    ///
+    /// # Errors
+    /// When the server does not accept a connection, or one fails.
+    pub async fn backlog(
+        server: &PgServer,
+        database: &str,
+        connections: u64,
+        transactions: u64,
+        rows: u64,
+    ) -> Result<LoadStats> {
+        let pace = Pace { pause: Duration::ZERO, most: transactions / connections.max(1) };
+        Self::at(server, database, 1, connections, rows, pace).await?.ended().await
     }
 
     /// Ends the load; every transaction that was begun is finished.
     ///
     /// # Errors
     /// When a connection failed.
-    pub async fn stop(mut self) -> Result<LoadStats> {
+    pub async fn stop(self) -> Result<LoadStats> {
         self.stop.store(true, Ordering::Relaxed);
+        self.ended().await
+    }
+
+    async fn ended(mut self) -> Result<LoadStats> {
         let mut all = LoadStats::default();
         while let Some(worker) = self.workers.join_next().await {
             let stats = worker??;
@@ -152,18 +183,29 @@ impl Load {
     }
 }
 
+/// How one connection goes on.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    /// Between the beginnings of two transactions; zero is none.
+    pause: Duration,
+    /// Transactions at most.
+    most: u64,
+}
+
 async fn work(
     client: Client,
     mut random: Random,
     sizes: Sizes,
-    pause: Duration,
+    pace: Pace,
     stop: Arc<AtomicBool>,
 ) -> Result<LoadStats> {
     let mut stats = LoadStats::default();
-    let mut ticks = tokio::time::interval_at(Instant::now(), pause.max(Duration::from_micros(1)));
+    let mut ticks = tokio::time::interval_at(Instant::now(), pace.pause.max(Duration::from_micros(1)));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    while !stop.load(Ordering::Relaxed) {
-        ticks.tick().await;
+    while !stop.load(Ordering::Relaxed) && stats.transactions + stats.refused < pace.most {
+        if !pace.pause.is_zero() {
+            ticks.tick().await;
+        }
         let text = statements(&mut random, sizes);
         match client.batch_execute(&text).await {
             Ok(()) => stats.transactions += 1,

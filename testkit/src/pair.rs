@@ -1,5 +1,5 @@
-//! A source and a target server with the tables of `pgbench`, and the two ways to replicate between them that the
-//! benchmarks put side by side: PostgreSQL's own logical replication, and Millrace.
+//! A source and a target server with the tables of `pgbench` or of [`load`], and the two ways to replicate between them
+//! that the benchmarks put side by side: PostgreSQL's own logical replication, and Millrace.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,11 +10,45 @@ use tokio_postgres::Client;
 
 use crate::postgres::{PASSWORD, program};
 use crate::process::tree_cpu_seconds;
-use crate::{Millrace, PgServer, compare};
+use crate::{Millrace, PgServer, compare, load};
 
-/// Tables of `pgbench`, and one whose row says that everything before it has arrived.
-pub const TABLES: [&str; 5] =
-    ["pgbench_accounts", "pgbench_branches", "pgbench_tellers", "pgbench_history", "finish"];
+/// The tables of a pair.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Tables {
+    /// Those of `pgbench`, in its unit: 100,000 accounts.
+    Pgbench(u64),
+    /// Those of [`load`], with about so many rows.
+    Mixed(u64),
+}
+
+impl Tables {
+    /// Their names, as in SQL.
+    #[must_use]
+    pub fn names(self) -> &'static [&'static str] {
+        match self {
+            Self::Pgbench(_) => {
+                &["pgbench_accounts", "pgbench_branches", "pgbench_tellers", "pgbench_history"]
+            }
+            Self::Mixed(_) => &load::TABLES,
+        }
+    }
+
+    /// Makes them and fills them.
+    async fn make(self, server: &PgServer, database: &str) -> Result<()> {
+        match self {
+            Self::Pgbench(scale) => {
+                pgbench(server, database, &["-i", "-q", "-s", &scale.to_string()]).await?;
+                let history =
+                    "ALTER TABLE pgbench_history REPLICA IDENTITY FULL, ALTER mtime TYPE timestamptz";
+                server.sql(database, history).await
+            }
+            Self::Mixed(rows) => load::prepare(&server.client(database).await?, rows).await,
+        }
+    }
+}
+
+/// Makes the table whose row says that everything before it has arrived.
+const FINISH: &str = "CREATE TABLE finish (id int PRIMARY KEY)";
 /// Publication of the native subscriptions.
 const PUBLICATION: &str = "native";
 /// A database of the target from which the others are made.
@@ -90,23 +124,25 @@ impl std::fmt::Display for Times {
 /// A source and a target.
 #[derive(Debug)]
 pub struct Pair {
-    /// Changed by `pgbench`, in the database `postgres`.
+    /// Its database `postgres` has the tables that are changed.
     pub source: PgServer,
     /// Has a database for each run.
     pub target: PgServer,
+    /// What is replicated.
+    pub tables: Tables,
     /// `synchronous_commit` of the target, of both ways.
     synchronous_commit: String,
 }
 
 impl Pair {
-    /// Starts both with `pgbench`'s tables of a size (100,000 accounts each). The target writes as one in service does: `fsync`
+    /// Starts both with filled tables. The target writes as one in service does: `fsync`
     /// and full pages; the source, which is the same for both ways, does not. But it hands its log to the system at every
     /// commit: with `synchronous_commit = off` there, a commit is sent to nobody before the log writer's next round, a fifth
     /// of a second later.
     ///
     /// # Errors
     /// When a server does not start.
-    pub async fn start(scale: u64, synchronous_commit: &str) -> Result<Self> {
+    pub async fn start(tables: Tables, synchronous_commit: &str) -> Result<Self> {
         let builder = || {
             PgServer::builder()
                 .setting("max_wal_size", "16GB")
@@ -122,16 +158,14 @@ impl Pair {
             .setting("synchronous_commit", synchronous_commit);
         let source = builder().setting("synchronous_commit", "on");
         let (source, target) = tokio::try_join!(source.start(), target.start())?;
-        let pair = Self { source, target, synchronous_commit: synchronous_commit.to_owned() };
+        let pair = Self { source, target, tables, synchronous_commit: synchronous_commit.to_owned() };
         pair.target.sql("postgres", &format!("CREATE DATABASE {FRESH}")).await?;
-        let scale = scale.to_string();
         for (server, database) in [(&pair.source, "postgres"), (&pair.target, FRESH)] {
-            pgbench(server, database, &["-i", "-q", "-s", &scale]).await?;
-            let finish = "CREATE TABLE finish (id int PRIMARY KEY); \
-                          ALTER TABLE pgbench_history REPLICA IDENTITY FULL, ALTER mtime TYPE timestamptz";
-            server.sql(database, finish).await?;
+            tables.make(server, database).await?;
+            server.sql(database, FINISH).await?;
         }
-        let publish = format!("CREATE PUBLICATION {PUBLICATION} FOR TABLE {}", TABLES.join(", "));
+        let names = tables.names().join(", ");
+        let publish = format!("CREATE PUBLICATION {PUBLICATION} FOR TABLE {names}, finish");
         pair.source.sql("postgres", &publish).await?;
         Ok(pair)
     }
@@ -180,6 +214,24 @@ impl Pair {
             from, self.synchronous_commit
         );
         self.target.sql(database, &sql).await
+    }
+
+    /// Lets something change the source; answers how many changes of rows it has made.
+    ///
+    /// # Errors
+    /// When it fails, or the source cannot tell.
+    pub async fn counted(&self, make: impl Future<Output = Result<()>>) -> Result<u64> {
+        let client = self.source.client("postgres").await?;
+        client.batch_execute("SELECT pg_create_logical_replication_slot('counted', 'pgoutput')").await?;
+        make.await?;
+        // A message begins with its kind, here insert, update or delete ("Logical Replication Message Formats").
+        let sql = format!(
+            "SELECT count(*) FROM pg_logical_slot_get_binary_changes('counted', NULL, NULL, \
+             'proto_version', '1', 'publication_names', '{PUBLICATION}') WHERE get_byte(data, 0) IN (73, 85, 68)"
+        );
+        let row = client.query_one(&sql, &[]).await?;
+        client.batch_execute("SELECT pg_drop_replication_slot('counted')").await?;
+        Ok(u64::try_from(row.get::<_, i64>(0))?)
     }
 
     /// Lets a subscription run, or stops it.
@@ -296,7 +348,7 @@ impl Pair {
     pub async fn require_equal(&self, database: &str) -> Result<()> {
         let (source, target) =
             tokio::try_join!(self.source.client("postgres"), self.target.client(database))?;
-        let comparison = compare(&source, &target, &TABLES[..4]).await?;
+        let comparison = compare(&source, &target, self.tables.names()).await?;
         if !comparison.equal() {
             bail!("the ends differ:\n{comparison}");
         }

@@ -8,13 +8,13 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
 use testkit::figures::{load, median};
-use testkit::pair::{self, Times, feed_name};
+use testkit::pair::{self, Tables, Times, feed_name};
 use testkit::plot::{self, Bar};
 use testkit::process::private_bytes;
-use testkit::{Millrace, Pair};
+use testkit::{Load, Millrace, Pair};
 
-/// Row changes of one transaction of the backlog: three updates and an insert.
-const CHANGES_PER_TRANSACTION: u64 = 4;
+/// Rows of the tables of the mixed load for each unit of `--scale`.
+const MIXED_ROWS: u64 = 2_000;
 /// How long one way may take for the whole backlog.
 const LIMIT: Duration = Duration::from_secs(1800);
 /// How often a state is looked at; also the precision of the times.
@@ -31,7 +31,10 @@ struct Arguments {
     /// The program; by default the one that was built beside this one.
     #[arg(long)]
     millrace: Option<PathBuf>,
-    /// Transactions of the backlog: three updates and an insert each.
+    /// What the backlog is made of.
+    #[arg(long, value_enum, default_value_t = Kind::Pgbench)]
+    load: Kind,
+    /// Transactions of the backlog.
     #[arg(long, default_value_t = 250_000)]
     transactions: u64,
     /// How often each way applies the backlog.
@@ -40,7 +43,7 @@ struct Arguments {
     /// Connections that make the backlog.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=32))]
     connections: u64,
-    /// Size of the tables: 100,000 accounts each.
+    /// Size of the tables: 100,000 accounts of pgbench each, or 2,000 rows of the mixed load.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=1000))]
     scale: u64,
     /// `synchronous_commit` of the target, for both ways; by default one after the other.
@@ -61,6 +64,14 @@ struct Arguments {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum Kind {
+    /// Three updates and an insert in each transaction.
+    Pgbench,
+    /// What is hard to apply: changed keys, unique values that change hands, rows without a key, values out of line, TRUNCATE.
+    Mixed,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 enum Ways {
     Both,
     Native,
@@ -70,6 +81,8 @@ enum Ways {
 /// What one way needed for the backlog.
 #[derive(Clone, Copy, Debug, Default)]
 struct Measure {
+    /// Changes of rows.
+    changes: u64,
     /// Until the last transaction was committed in the target, as its log tells of both ways.
     wall_seconds: f64,
     /// Until this was told: the last row can be read, the checkpoint has passed.
@@ -110,7 +123,11 @@ async fn run(arguments: &Arguments) -> Result<()> {
 }
 
 async fn at_durability(arguments: &Arguments, durable: &str) -> Result<Vec<Bar>> {
-    let pair = Pair::start(arguments.scale, durable).await?;
+    let tables = match arguments.load {
+        Kind::Pgbench => Tables::Pgbench(arguments.scale),
+        Kind::Mixed => Tables::Mixed(arguments.scale * MIXED_ROWS),
+    };
+    let pair = Pair::start(tables, durable).await?;
     let work = tempfile::Builder::new().prefix("millrace-apply-").tempdir()?;
     let program = arguments.millrace.clone().unwrap_or_else(Millrace::default_program);
     let mut millrace = Millrace::new(&program, work.path())?;
@@ -122,8 +139,8 @@ async fn at_durability(arguments: &Arguments, durable: &str) -> Result<Vec<Bar>>
     let mut bars = Vec::new();
     for (colour, (name, measured)) in [("subscription", their), ("millrace", own)].into_iter().enumerate() {
         let Some(measured) = measured else { continue };
-        print_measure(&format!("{durable}: median {name}"), arguments, measured);
-        let (value, cpu) = (measured.rate(arguments), measured.micros(arguments));
+        print_measure(&format!("{durable}: median {name}"), measured);
+        let (value, cpu) = (measured.rate(), measured.micros());
         let text = format!("{value:.0}, {cpu:.0} µs of processor time each");
         bars.push(Bar { name: format!("{durable}: {name}"), value, text, colour });
     }
@@ -162,21 +179,21 @@ async fn measure(
         }
     }
     millrace.stop().await?;
-    let end = backlog(arguments, pair).await?;
+    let backlog = backlog(arguments, pair).await?;
     let (mut theirs, mut ours) = (Vec::new(), Vec::new());
     for round in 1..=arguments.rounds {
         if arguments.only != Ways::Millrace {
             pair.target.sql("postgres", "CHECKPOINT").await?;
-            let measured = subscription(pair, &native(round)).await.context("native replication")?;
-            print_measure(&format!("round {round} native"), arguments, measured);
+            let measured = subscription(pair, &native(round), backlog).await.context("native replication")?;
+            print_measure(&format!("round {round} native"), measured);
             pair.require_equal(&native(round)).await?;
             pair.remove(&native(round)).await?;
             theirs.push(measured);
         }
         if arguments.only != Ways::Native {
             pair.target.sql("postgres", "CHECKPOINT").await?;
-            let measured = changefeed(pair, millrace, &own(round), end).await?;
-            print_measure(&format!("round {round} millrace"), arguments, measured);
+            let measured = changefeed(pair, millrace, &own(round), backlog).await?;
+            print_measure(&format!("round {round} millrace"), measured);
             pair.require_equal(&own(round)).await?;
             pair.remove(&own(round)).await?;
             ours.push(measured);
@@ -186,24 +203,42 @@ async fn measure(
     Ok((middle(&theirs), middle(&ours)))
 }
 
-/// Makes the changes. Answers a position that is behind all of them.
-async fn backlog(arguments: &Arguments, pair: &Pair) -> Result<u64> {
-    let started = Instant::now();
-    let each = (arguments.transactions / arguments.connections).max(1).to_string();
-    let connections = arguments.connections.to_string();
-    let make = ["-n", "-M", "prepared", "-c", &connections, "-j", "2", "-t", &each];
-    pair::pgbench(&pair.source, "postgres", &make).await?;
-    let end = pair.finish(FINISH).await?;
-    pair.source.sql("postgres", "CHECKPOINT").await?;
-    println!(
-        "backlog: {} transactions, made in {:.0} s",
-        arguments.transactions,
-        started.elapsed().as_secs_f64()
-    );
-    Ok(end)
+/// What is to be applied.
+#[derive(Clone, Copy, Debug)]
+struct Backlog {
+    /// Changes of rows.
+    changes: u64,
+    /// A position behind all of them.
+    end: u64,
 }
 
-async fn subscription(pair: &Pair, database: &str) -> Result<Measure> {
+/// Makes the changes.
+async fn backlog(arguments: &Arguments, pair: &Pair) -> Result<Backlog> {
+    let started = Instant::now();
+    let &Arguments { transactions, connections, .. } = arguments;
+    let changes = pair.counted(async {
+        match pair.tables {
+            Tables::Pgbench(_) => {
+                let (each, connections) =
+                    ((transactions / connections).max(1).to_string(), connections.to_string());
+                let make = ["-n", "-M", "prepared", "-c", &connections, "-j", "2", "-t", &each];
+                pair::pgbench(&pair.source, "postgres", &make).await?;
+            }
+            Tables::Mixed(rows) => {
+                Load::backlog(&pair.source, "postgres", connections, transactions, rows).await?;
+            }
+        }
+        Ok(())
+    });
+    let changes = changes.await?;
+    let end = pair.finish(FINISH).await?;
+    pair.source.sql("postgres", "CHECKPOINT").await?;
+    let seconds = started.elapsed().as_secs_f64();
+    println!("backlog: {transactions} transactions with {changes} changes, made in {seconds:.0} s");
+    Ok(Backlog { changes, end })
+}
+
+async fn subscription(pair: &Pair, database: &str, backlog: Backlog) -> Result<Measure> {
     let client = pair.target.client(database).await?;
     let before = pair.times(None)?;
     let started = Start::now(pair).await?;
@@ -225,11 +260,16 @@ async fn subscription(pair: &Pair, database: &str) -> Result<Measure> {
     let wall_seconds = started.committed(pair, told_seconds).await?;
     pair.enable(database, false).await?;
     pair.unsubscribe(database).await?;
-    Ok(Measure { wall_seconds, told_seconds, times, peak_bytes })
+    Ok(Measure { changes: backlog.changes, wall_seconds, told_seconds, times, peak_bytes })
 }
 
 /// Resumes a changefeed in a fresh process, so that each round has its own memory and processor time.
-async fn changefeed(pair: &Pair, millrace: &mut Millrace, database: &str, end: u64) -> Result<Measure> {
+async fn changefeed(
+    pair: &Pair,
+    millrace: &mut Millrace,
+    database: &str,
+    backlog: Backlog,
+) -> Result<Measure> {
     let name = feed_name(database);
     millrace.start().await?;
     let pid = millrace.pid().context("the server runs")?;
@@ -238,14 +278,14 @@ async fn changefeed(pair: &Pair, millrace: &mut Millrace, database: &str, end: u
     let started = Start::now(pair).await?;
     millrace.api().resume(&name).await?;
     let look = || peak_bytes = peak_bytes.max(private_bytes(pid));
-    millrace.reach(&name, end, LIMIT, look).await?;
+    millrace.reach(&name, backlog.end, LIMIT, look).await?;
     let told_seconds = started.at.elapsed().as_secs_f64();
     let times = pair.times(Some(millrace))?.since(before);
     let wall_seconds = started.committed(pair, told_seconds).await?;
     // The next round's process would read this one's log again.
     millrace.api().pause(&name).await?;
     millrace.stop().await?;
-    Ok(Measure { wall_seconds, told_seconds, times, peak_bytes })
+    Ok(Measure { changes: backlog.changes, wall_seconds, told_seconds, times, peak_bytes })
 }
 
 /// When a way was set going.
@@ -278,25 +318,25 @@ impl Start {
 impl Measure {
     /// Row changes a second.
     #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
-    fn rate(&self, arguments: &Arguments) -> f64 {
-        (arguments.transactions * CHANGES_PER_TRANSACTION) as f64 / self.wall_seconds
+    fn rate(self) -> f64 {
+        self.changes as f64 / self.wall_seconds
     }
 
     /// Processor time of a change on all sides, in microseconds.
-    fn micros(&self, arguments: &Arguments) -> f64 {
+    fn micros(self) -> f64 {
         let Times { source, target, millrace } = self.times;
-        (source + target + millrace) * 1e6 / (self.rate(arguments) * self.wall_seconds)
+        (source + target + millrace) * 1e6 / (self.rate() * self.wall_seconds)
     }
 }
 
-fn print_measure(name: &str, arguments: &Arguments, measure: Measure) {
+fn print_measure(name: &str, measure: Measure) {
     println!(
         "{name:24} {:7.2} s wall {:9.0} changes/s, told after {:5.2} s   {}, {:5.1} us each   {:4} MiB peak   load {}",
         measure.wall_seconds,
-        measure.rate(arguments),
+        measure.rate(),
         measure.told_seconds,
         measure.times,
-        measure.micros(arguments),
+        measure.micros(),
         measure.peak_bytes >> 20,
         load()
     );

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use testkit::figures::{load, median};
-use testkit::pair::{self, feed_name};
+use testkit::pair::{self, Tables, feed_name};
 use testkit::plot::{self, Chart, Line};
 use testkit::{Millrace, Pair};
 use tokio_postgres::Client;
@@ -115,7 +115,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: &Arguments) -> Result<()> {
-    let pair = Pair::start(arguments.scale, &arguments.synchronous_commit).await?;
+    let pair = Pair::start(Tables::Pgbench(arguments.scale), &arguments.synchronous_commit).await?;
     let work = tempfile::Builder::new().prefix("millrace-lag-").tempdir()?;
     let program = arguments.millrace.clone().unwrap_or_else(Millrace::default_program);
     let mut bench = Bench {

@@ -109,7 +109,7 @@ fn main() -> ExitCode {
 }
 
 async fn run(arguments: &Arguments) -> Result<()> {
-    let pair = Pair::start(10, "on").await?;
+    let pair = Pair::start(pair::Tables::Pgbench(10), "on").await?;
     let uri = format!("{}?sslmode=disable", pair.source.uri("postgres"));
     let source = upstream::open(&uri)?;
     let mut feeds = Vec::new();
