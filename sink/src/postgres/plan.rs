@@ -18,7 +18,7 @@ use self::images::Images;
 use super::route::{Change, Holds, Image, Locate};
 use super::sql::{TextArray, copy_value};
 use super::stage::{self, STAGED_BYTES};
-use super::target::Target;
+use super::target::{Compare, Target};
 use crate::Error;
 
 /// What a statement does with its rows.
@@ -429,8 +429,7 @@ pub(crate) fn sql(target: &Target, kind: &Kind, source: Source) -> String {
                 .collect();
             let set = set.join(", ");
             if target.key.is_empty() {
-                let (found, from) = (found_row(target), source.from(&[("c", &all), ("n", &columns)]));
-                let found = found.replace("{from}", &from);
+                let found = found_row(target, source, &columns);
                 let values: Vec<String> = columns.iter().map(|at| format!("u.n{at}")).collect();
                 // The row to change is found once and then taken by its place.
                 format!(
@@ -450,7 +449,7 @@ pub(crate) fn sql(target: &Target, kind: &Kind, source: Source) -> String {
             }
         }
         Kind::Delete if target.key.is_empty() => {
-            let found = found_row(target).replace("{from}", &source.from(&[("c", &all)]));
+            let found = found_row(target, source, &[]);
             format!(
                 "WITH found AS MATERIALIZED (SELECT t.tableoid AS place_of, t.ctid AS place {found}) \
                  DELETE FROM {} AS t USING found AS u WHERE t.ctid = u.place AND t.tableoid = u.place_of",
@@ -485,15 +484,32 @@ fn same_key(target: &Target) -> String {
     target.key.iter().map(same).collect::<Vec<_>>().join(" AND ")
 }
 
-/// Finds one row by all its values. Both sides are compared as text that this session wrote, which is exact
-/// for every type, also those that have no equality or call different texts equal.
-fn found_row(target: &Target) -> String {
-    let same = target.columns.iter().enumerate().map(|(at, column)| {
-        format!("t.{}::text IS NOT DISTINCT FROM ({})::text", column.name, cast(target, at, "c", at))
+/// Finds one row by all its values; `new` are columns whose new values come with them. Where the equality of a type may call
+/// two values equal that are not the same, or there is none, both sides are compared as text that this session wrote. The
+/// wanted values are converted once and not for each row of the table: a subquery with `OFFSET` is not merged into its query.
+fn found_row(target: &Target, source: Source, new: &[usize]) -> String {
+    let all: Vec<usize> = (0..target.columns.len()).collect();
+    let wanted = all.iter().map(|&at| match target.columns[at].compare {
+        Compare::Text => format!("({})::text AS c{at}", cast(target, at, "c", at)),
+        Compare::Equals | Compare::NotDistinct => format!("{} AS c{at}", cast(target, at, "c", at)),
+    });
+    let wanted: Vec<String> = wanted.chain(new.iter().map(|at| format!("u.n{at}"))).collect();
+    let same = all.iter().map(|&at| {
+        let (name, own) = (&target.columns[at].name, format!("u.c{at}"));
+        match target.columns[at].compare {
+            Compare::Equals => format!("t.{name} = {own}"),
+            Compare::NotDistinct => format!("t.{name} IS NOT DISTINCT FROM {own}"),
+            Compare::Text => format!("t.{name}::text COLLATE pg_catalog.\"C\" IS NOT DISTINCT FROM {own}"),
+        }
     });
     let same: Vec<String> = same.collect();
-    let same = if same.is_empty() { "true".to_owned() } else { same.join(" AND ") };
-    format!("FROM {} AS t, {{from}} WHERE {same} LIMIT 1", target.name)
+    format!(
+        "FROM {} AS t, (SELECT {} FROM {} OFFSET 0) AS u WHERE {} LIMIT 1",
+        target.name,
+        wanted.join(", "),
+        source.from(&[("c", &all), ("n", new)]),
+        if same.is_empty() { "true".to_owned() } else { same.join(" AND ") }
+    )
 }
 
 /// What a statement of a kind wants of each row: columns of the image that finds it, then columns of the new image.

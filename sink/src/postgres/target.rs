@@ -12,6 +12,43 @@ use super::route::{self, Locate, Routing};
 use super::sql::{qualified, quote};
 use crate::Error;
 
+/// How a value is compared where rows are found by all their values.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Compare {
+    /// By `=`, for which the table may have an index: equal values are the same, and none is NULL.
+    Equals,
+    /// By `IS NOT DISTINCT FROM`: equal values are the same.
+    NotDistinct,
+    /// By their texts.
+    Text,
+}
+
+impl Compare {
+    /// Of a column of a type, as `format_type` names it without a modifier, with the collation of a text.
+    fn of(cast: &str, not_null: bool, deterministic: Option<bool>) -> Self {
+        let exact = match cast {
+            "boolean"
+            | "smallint"
+            | "integer"
+            | "bigint"
+            | "oid"
+            | "uuid"
+            | "bytea"
+            | "date"
+            | "time without time zone"
+            | "timestamp without time zone"
+            | "timestamp with time zone" => true,
+            "text" | "character varying" => deterministic == Some(true),
+            _ => false,
+        };
+        match (exact, not_null) {
+            (true, true) => Self::Equals,
+            (true, false) => Self::NotDistinct,
+            (false, _) => Self::Text,
+        }
+    }
+}
+
 /// A column of the target that the sink writes.
 #[derive(Clone, Debug)]
 pub(crate) struct TargetColumn {
@@ -25,6 +62,8 @@ pub(crate) struct TargetColumn {
     pub(crate) identity_always: bool,
     /// How values of the key are compared; `=` of the index's own operator class.
     pub(crate) equals: String,
+    /// How its values are compared where rows are found by all of them.
+    pub(crate) compare: Compare,
 }
 
 /// What statements need to know about one table.
@@ -118,7 +157,8 @@ const COLUMNS: &str = "SELECT a.attname::text, a.attidentity::text, a.attgenerat
             SELECT t.oid, t.typtype, t.typbasetype FROM pg_catalog.pg_type t WHERE t.oid = a.atttypid \
             UNION ALL SELECT t.oid, t.typtype, t.typbasetype FROM below \
                 JOIN pg_catalog.pg_type t ON t.oid = below.typbasetype WHERE below.typtype = 'd') \
-            SELECT oid FROM below WHERE typtype <> 'd'), -1) \
+            SELECT oid FROM below WHERE typtype <> 'd'), -1), \
+        a.attnotnull, (SELECT c.collisdeterministic FROM pg_catalog.pg_collation c WHERE c.oid = a.attcollation) \
      FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum";
 
 const KEYS: &str = "SELECT pg_catalog.array_agg(a.attname::text ORDER BY k.ord), pg_catalog.array_agg((\
@@ -159,12 +199,14 @@ async fn describe(client: &Client, info: &Arc<TableInfo>, found: &Found) -> Resu
                 format!("column {} of {} is computed in the target", quote(&column.name), full_name(info)),
             ));
         }
+        let compare = Compare::of(row.get(4), row.get(5), row.get(6));
         columns.push(TargetColumn {
             source,
             name: quote(&column.name),
             cast: row.get(4),
             identity_always: row.get::<_, &str>(1) == "a",
             equals: "=".into(),
+            compare,
         });
     }
     for row in &rows {

@@ -206,6 +206,33 @@ async fn equal_rows_without_a_key_are_changed_one_at_a_time() {
 }
 
 #[tokio::test]
+async fn rows_without_a_key_are_told_apart_by_values_that_the_database_calls_equal() {
+    let rig = Rig::new().await;
+    rig.exec(
+        "CREATE COLLATION nocase (provider = icu, locale = 'und-u-ks-level2', deterministic = false); \
+         CREATE TABLE words (word text COLLATE nocase, n int NOT NULL, at date, x float8); CREATE INDEX ON words (n)",
+    )
+    .await;
+    let sink = rig.sink("").await;
+    let columns = [("word", "text"), ("n", "integer"), ("at", "date"), ("x", "double precision")];
+    let t = Arc::new(table(7, "words", &columns, &[], &[]));
+    sink.table(&t).await.expect("opens");
+    sink.write(
+        Rows::of(&t)
+            .insert(10, &["a", "1", "\\N", "0"])
+            .insert(10, &["A", "1", "\\N", "0"])
+            .insert(10, &["A", "1", "\\N", "-0"])
+            .insert(10, &["A", "1", "2026-01-02", "0"])
+            .delete(11, &["A", "1", "\\N", "-0"])
+            .update_from(12, &["A", "1", "\\N", "0"], &["b", "1", "\\N", "1"])
+            .delete(13, &["A", "1", "2026-01-02", "0"])
+            .build(),
+    );
+    sink.flush().await;
+    rig.expect("words", &["a|1|\\N|0", "b|1|\\N|1"]).await;
+}
+
+#[tokio::test]
 async fn the_same_row_is_changed_many_times_in_one_transaction() {
     let rig = Rig::new().await;
     let sink = rig.sink("").await;

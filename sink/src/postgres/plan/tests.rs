@@ -6,7 +6,7 @@ use event::{Column, RowBatch};
 
 use super::*;
 use crate::postgres::route::Routing;
-use crate::postgres::target::TargetColumn;
+use crate::postgres::target::{Compare, TargetColumn};
 use crate::testing::{BatchBuilder, key, table};
 
 struct Held(RowBatch);
@@ -27,6 +27,7 @@ fn target(change: impl FnOnce(&mut TableInfo)) -> Target {
         cast: if source == 0 { "integer".into() } else { "text".into() },
         identity_always: false,
         equals: "=".into(),
+        compare: if source == 0 { Compare::Equals } else { Compare::Text },
     };
     let key = match &routing.locate {
         Locate::Key(columns) => columns.clone(),
