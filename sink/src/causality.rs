@@ -2,18 +2,24 @@
 //!
 //! Row changes are spread over [`SHARDS`] queues by the key of their row. A queue is first in, first out, and
 //! at most one batch of it is being written. What crosses queues is expressed as a dependency on an earlier
-//! change: it is met once the transaction of that change has committed. Dependencies only point to changes
-//! that were pushed earlier, so the earliest pending change is always free to go and nothing can deadlock.
+//! change: it is met once the transaction of that change has committed, or in that transaction itself behind it.
+//! Dependencies only point to changes that were pushed earlier, so the earliest pending change is always free to go and
+//! nothing can deadlock.
 //!
 //! A change that gives a row another key belongs to the queue of the key before, and is ordered in that of the key after
 //! as well: it waits for all changes of its table there, and later ones there wait for it.
 //!
-//! - **CA-1** Changes that share a unique key value, or that lie on different sides of a barrier of their
-//!   table, complete in the order in which they were pushed.
+//! Which unique values a change frees is not always known: of the row before it, the log may have no more than the key.
+//! So two changes between which such a value has changed hands may go in the wrong order, and the target refuses the one that
+//! takes the value. Then the changes of its table keep their order for a while ([`Causality::again_in_order`]).
+//!
+//! - **CA-1** Changes that share a known unique key value, or that lie on different sides of a barrier of their
+//!   table, complete in the order in which they were pushed, and so do all changes of a table that keeps their order.
 //! - **CA-2** While changes are pending and none is being written, [`Causality::take`] returns a batch.
 //!
-//! Batches that are being written at the same time do not depend on each other, so several of them may also be one
-//! transaction ([`Causality::take_together`]).
+//! Transactions that are being written at the same time do not depend on each other. One of several queues
+//! ([`Causality::take_together`]) brings what its changes wait for: with rows that change their keys, or unique values that
+//! change hands, a queue alone would seldom have more than a few changes that may go.
 
 use std::collections::VecDeque;
 
@@ -59,7 +65,7 @@ pub struct Access {
     pub row: u64,
     /// The change gives the row another key, whose changes live in this queue under this hash.
     pub moves_to: Option<(Shard, u64)>,
-    /// Hashes of the values of the table's other unique keys, before and after.
+    /// Hashes of the values of the table's other unique keys, before and after, as far as they are known.
     pub keys: Vec<u64>,
     /// Waits for every earlier change of the table, and every later one waits for it.
     pub barrier: bool,
@@ -85,7 +91,7 @@ pub struct Entry<T> {
 }
 
 /// What ties a change to those of other queues.
-#[derive(Debug)]
+#[derive(Default, Debug)]
 struct Ties {
     /// The changes that it waits for.
     waits: Vec<(Shard, u64)>,
@@ -93,12 +99,8 @@ struct Ties {
     values: Vec<u64>,
     /// The row gets another key.
     moves: bool,
-}
-
-impl<T> Entry<T> {
-    fn ties(&self) -> (&[(Shard, u64)], &[u64], bool) {
-        self.ties.as_ref().map_or((&[], &[], false), |ties| (&ties.waits, &ties.values, ties.moves))
-    }
+    /// The change of its table before it, where the table keeps their order.
+    previous: Option<(Shard, u64)>,
 }
 
 /// Changes of one queue that may be written in one transaction, in order.
@@ -110,14 +112,11 @@ pub struct Batch<T> {
     pub entries: Vec<Entry<T>>,
     /// Whether the changes go one by one, because together they failed.
     pub serial: bool,
+    /// Counts the transactions.
+    number: u64,
 }
 
 impl<T> Batch<T> {
-    /// Sum of the sizes of its changes, in bytes.
-    fn bytes(&self) -> usize {
-        self.entries.iter().map(|entry| entry.bytes as usize).sum()
-    }
-
     /// Sum of the weights of its changes.
     #[must_use]
     pub fn weight(&self) -> u64 {
@@ -128,8 +127,8 @@ impl<T> Batch<T> {
 #[derive(Debug)]
 struct Queue<T> {
     waiting: VecDeque<Entry<T>>,
-    /// First change of the batch being written.
-    writing: Option<u64>,
+    /// First change of the batch being written, and the transaction.
+    writing: Option<(u64, u64)>,
     /// Every change of this queue up to here has completed.
     completed: u64,
     /// Changes up to here go one by one, each after every earlier change of all queues.
@@ -140,9 +139,25 @@ struct Queue<T> {
 struct Pending {
     count: usize,
     last: [u64; SHARDS],
+    /// The last change, for those that keep their order.
+    latest: Option<(Shard, u64)>,
     barrier: Option<(Shard, u64)>,
     /// The last change of each queue that gives a row a key of another one: queue, the other one, number.
     moved: Vec<(Shard, Shard, u64)>,
+}
+
+/// Pushes for which a table keeps the order of its changes after a unique value was in the way. Twice as many each further
+/// time: what happens seldom costs little, and what happens often happens seldom.
+const IN_ORDER: u64 = 16_384;
+
+/// A table that keeps the order of its changes.
+#[derive(Clone, Copy, Debug)]
+struct Order {
+    /// The last change of which this is so.
+    until: u64,
+    length: u64,
+    /// Transactions up to this one may have changes of the table in any order.
+    since: u64,
 }
 
 /// The queues and what they wait for.
@@ -152,6 +167,11 @@ pub struct Causality<T> {
     /// The latest pending change of a unique key value.
     latest: FxHashMap<u64, (Shard, u64)>,
     tables: FxHashMap<TableId, Pending>,
+    ordered: FxHashMap<TableId, Order>,
+    /// Those of them that wait for transactions in which there may be changes in any order.
+    unordered: Vec<TableId>,
+    /// Transactions so far.
+    transactions: u64,
     next_seq: u64,
     /// Pending changes with [`Access::moves_to`]; while 0, the row's own hash needs no look-up.
     moves: usize,
@@ -168,6 +188,9 @@ impl<T> Default for Causality<T> {
             queues: (0..SHARDS).map(|_| queue()).collect(),
             latest: FxHashMap::default(),
             tables: FxHashMap::default(),
+            ordered: FxHashMap::default(),
+            unordered: Vec::new(),
+            transactions: 0,
             next_seq: 1,
             moves: 0,
             pending: 0,
@@ -211,6 +234,8 @@ impl<T> Causality<T> {
             table.barrier = Some((access.shard, seq));
         }
         table.last[access.shard.index()] = seq;
+        let ordered = self.ordered.get(&access.table).is_some_and(|order| seq <= order.until);
+        let previous = table.latest.replace((access.shard, seq)).filter(|_| ordered);
         table.count += 1;
 
         if self.moves > 0
@@ -232,99 +257,172 @@ impl<T> Causality<T> {
         // Order inside a queue needs no dependency.
         let mut waits = waits.0;
         waits.retain(|(other, _)| *other != shard);
-        let tied = moves || !waits.is_empty() || !values.is_empty();
-        let ties = tied.then(|| Box::new(Ties { waits, values, moves }));
+        let tied = moves || !waits.is_empty() || !values.is_empty() || previous.is_some();
+        let ties = tied.then(|| Box::new(Ties { waits, values, moves, previous }));
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         let entry = Entry { seq, payload, table, weight, bytes, barrier, ties };
         self.queues[shard.index()].waiting.push_back(entry);
     }
 
-    /// Whether a change may be written now.
-    fn ready(&self, entry: &Entry<T>) -> bool {
-        entry.ties().0.iter().all(|(shard, seq)| self.queues[shard.index()].completed >= *seq)
+    /// A change that another one waits for, if it is neither committed nor in the same transaction.
+    fn unmet(&self, entry: &Entry<T>, taken: &Taken) -> Option<(Shard, u64)> {
+        let ties = entry.ties.as_ref()?;
+        let unmet = |&(shard, seq): &(Shard, u64)| {
+            self.queues[shard.index()].completed < seq && taken.through[shard.index()] < seq
+        };
+        ties.waits.iter().copied().chain(ties.previous).find(unmet)
+    }
+
+    /// Whether a change waits for whatever is being written.
+    fn stops(&self, entry: &Entry<T>) -> bool {
+        self.unordered.contains(&entry.table)
+    }
+
+    /// Puts the changes of tables in order in which nothing is in another order any more.
+    fn put_in_order(&mut self) {
+        if self.unordered.is_empty() {
+            return;
+        }
+        let oldest = self.queues.iter().filter_map(|queue| queue.writing).map(|(_, number)| number).min();
+        let is_over = |table: &TableId| {
+            self.ordered.get(table).is_none_or(|order| oldest.is_none_or(|n| n > order.since))
+        };
+        let over: Vec<TableId> = self.unordered.iter().copied().filter(is_over).collect();
+        self.unordered.retain(|table| !over.contains(table));
+        for table in over {
+            let mut chain: Vec<(u64, Shard)> = Vec::new();
+            for (index, queue) in self.queues.iter().enumerate() {
+                let own = queue.waiting.iter().filter(|entry| entry.table == table);
+                chain.extend(own.filter_map(|entry| Some((entry.seq, Shard::from_index(index)?))));
+            }
+            chain.sort_unstable_by_key(|(seq, _)| *seq);
+            // What is committed may have been pushed later than what is left.
+            if let Some(pending) = self.tables.get_mut(&table) {
+                pending.latest = chain.last().map(|&(seq, shard)| (shard, seq));
+            }
+            for entry in self.queues.iter_mut().flat_map(|queue| &mut queue.waiting) {
+                let place = chain.binary_search_by_key(&entry.seq, |(seq, _)| *seq).ok();
+                if let Some(&(seq, shard)) = place.and_then(|at| chain.get(at.checked_sub(1)?)) {
+                    entry.ties.get_or_insert_default().previous = Some((shard, seq));
+                }
+            }
+        }
     }
 
     /// The earliest pending change.
     fn earliest(&self) -> Option<u64> {
-        self.queues.iter().filter_map(|q| q.writing.or_else(|| q.waiting.front().map(|e| e.seq))).min()
+        self.queues
+            .iter()
+            .filter_map(|q| q.writing.map(|(first, _)| first).or_else(|| q.waiting.front().map(|e| e.seq)))
+            .min()
     }
 
     /// Takes a batch of a queue that is not being written: no further change once the sum of weights reaches
     /// `max_weight` or the sum of bytes `max_bytes`. It must be given back with [`Causality::complete`] or
     /// [`Causality::retry_serially`].
     pub fn take(&mut self, max_weight: u64, max_bytes: usize) -> Option<Batch<T>> {
-        self.take_next(max_weight, max_bytes, false)
+        self.put_in_order();
+        self.take_next(max_weight, max_bytes)
     }
 
-    /// Takes batches of several queues, for one transaction with room for all of them. Empty when nothing may be
-    /// written. A change that has to go by itself is alone. Each batch is given back as one of [`Causality::take`].
+    /// Takes batches of several queues for one transaction, with the limits of [`Causality::take`] for all of them. Empty
+    /// when nothing may be written. They may depend on each other: the changes are to be applied in the order of
+    /// [`Entry::seq`], at least those of one table. A change that has to go by itself is alone. Each batch is given back as
+    /// one of [`Causality::take`].
     pub fn take_together(&mut self, max_weight: u64, max_bytes: usize) -> Vec<Batch<T>> {
-        let mut batches: Vec<Batch<T>> = Vec::new();
-        let (mut weight, mut bytes) = (0, 0);
-        while weight < max_weight && bytes < max_bytes {
-            let together = !batches.is_empty();
-            let Some(batch) = self.take_next(max_weight - weight, max_bytes - bytes, together) else { break };
-            weight += batch.weight();
-            bytes += batch.bytes();
-            let alone = batch.serial || batch.entries.iter().any(|entry| entry.barrier);
-            batches.push(batch);
-            if alone {
-                break;
-            }
-        }
-        batches
-    }
-
-    fn take_next(&mut self, max_weight: u64, max_bytes: usize, together: bool) -> Option<Batch<T>> {
-        for offset in 0..SHARDS {
-            let index = (self.next_shard + offset) % SHARDS;
-            if let Some(batch) = self.take_from(index, max_weight, max_bytes, together) {
+        self.put_in_order();
+        let mut taken = Taken::default();
+        let begin = self.next_shard;
+        for index in (0..SHARDS).map(|offset| (begin + offset) % SHARDS) {
+            let before = taken.weight;
+            if !self.goes_alone(index) {
+                self.fill(&mut taken, index, (max_weight, max_bytes));
+            } else if taken.weight == 0
+                && let Some(batch) = self.take_from(index, max_weight, max_bytes)
+            {
                 self.next_shard = index + 1;
-                return Some(batch);
+                return vec![batch];
+            }
+            if taken.weight > before {
+                self.next_shard = index + 1;
             }
         }
-        None
+        self.transactions += 1;
+        (0..SHARDS).filter_map(|index| self.drain(index, taken.counts[index], false)).collect()
     }
 
-    fn take_from(
-        &mut self,
-        index: usize,
-        max_weight: u64,
-        max_bytes: usize,
-        together: bool,
-    ) -> Option<Batch<T>> {
+    /// Whether the next change of a queue has to go by itself.
+    fn goes_alone(&self, index: usize) -> bool {
+        let queue = &self.queues[index];
+        queue.waiting.front().is_some_and(|front| front.barrier || front.seq <= queue.serial_until)
+    }
+
+    /// Adds what may be written of a queue, with the changes of other queues that it waits for.
+    fn fill(&self, taken: &mut Taken, index: usize, (max_weight, max_bytes): (u64, usize)) {
+        // Queues, and the change up to which each is wanted. A dependency is earlier than what waits for it, so that a
+        // queue is never wanted for its own sake.
+        let mut path = vec![(index, u64::MAX)];
+        while let Some(&(index, until)) = path.last() {
+            let queue = &self.queues[index];
+            if queue.writing.is_some() || taken.weight >= max_weight || taken.bytes >= max_bytes {
+                return;
+            }
+            let next = queue.waiting.get(taken.counts[index]);
+            let Some(entry) = next.filter(|entry| entry.seq <= until) else {
+                path.pop();
+                continue;
+            };
+            if entry.barrier || entry.seq <= queue.serial_until || self.stops(entry) {
+                return;
+            }
+            match self.unmet(entry, taken) {
+                Some((shard, seq)) => path.push((shard.index(), seq)),
+                None => taken.add(index, entry),
+            }
+        }
+    }
+
+    fn take_next(&mut self, max_weight: u64, max_bytes: usize) -> Option<Batch<T>> {
+        let begin = self.next_shard;
+        (0..SHARDS).map(|offset| (begin + offset) % SHARDS).find_map(|index| {
+            let batch = self.take_from(index, max_weight, max_bytes)?;
+            self.next_shard = index + 1;
+            Some(batch)
+        })
+    }
+
+    fn take_from(&mut self, index: usize, max_weight: u64, max_bytes: usize) -> Option<Batch<T>> {
         let queue = &self.queues[index];
         if queue.writing.is_some() {
             return None;
         }
         let front = queue.waiting.front()?;
         let serial = front.seq <= queue.serial_until;
-        if together && (serial || front.barrier) {
-            return None;
-        }
         if serial && self.earliest() != Some(front.seq) {
             return None;
         }
-        let mut bytes = 0;
-        let mut weight = 0;
-        let mut count = 0;
+        let mut taken = Taken::default();
         for entry in &queue.waiting {
             let alone = serial || entry.barrier;
-            let full = alone || bytes >= max_bytes || weight >= max_weight;
-            if (count > 0 && full) || !self.ready(entry) {
+            let full = alone || taken.bytes >= max_bytes || taken.weight >= max_weight;
+            if (taken.counts[index] > 0 && full) || self.stops(entry) || self.unmet(entry, &taken).is_some() {
                 break;
             }
-            bytes += entry.bytes as usize;
-            weight += u64::from(entry.weight);
-            count += 1;
+            taken.add(index, entry);
             if alone {
                 break;
             }
         }
+        self.transactions += 1;
+        self.drain(index, taken.counts[index], serial)
+    }
+
+    /// Takes the first changes of a queue.
+    fn drain(&mut self, index: usize, count: usize, serial: bool) -> Option<Batch<T>> {
         let queue = &mut self.queues[index];
         let entries: Vec<_> = queue.waiting.drain(..count).collect();
-        queue.writing = Some(entries.first()?.seq);
-        let batch = Batch { shard: Shard::from_index(index)?, entries, serial };
+        queue.writing = Some((entries.first()?.seq, self.transactions));
+        let batch = Batch { shard: Shard::from_index(index)?, entries, serial, number: self.transactions };
         self.waiting -= batch.weight();
         Some(batch)
     }
@@ -346,13 +444,13 @@ impl<T> Causality<T> {
     fn settle(&mut self, entries: &[Entry<T>]) {
         let Some(id) = entries.first().map(|entry| entry.table) else { return };
         for entry in entries {
-            let (_, values, moves) = entry.ties();
-            for value in values {
+            let Some(ties) = &entry.ties else { continue };
+            for value in &ties.values {
                 if self.latest.get(value).is_some_and(|(_, seq)| *seq == entry.seq) {
                     self.latest.remove(value);
                 }
             }
-            self.moves -= usize::from(moves);
+            self.moves -= usize::from(ties.moves);
         }
         let Some(table) = self.tables.get_mut(&id) else { return };
         table.count -= entries.len();
@@ -367,12 +465,42 @@ impl<T> Causality<T> {
     /// A batch was rolled back because of a constraint. Its changes go again, one by one and each after every
     /// change that was pushed before it: then the order is exactly that of the upstream.
     pub fn retry_serially(&mut self, batch: Batch<T>) {
-        self.waiting += batch.weight();
         let queue = &mut self.queues[batch.shard.index()];
-        queue.writing = None;
         if let Some(last) = batch.entries.last() {
             queue.serial_until = queue.serial_until.max(last.seq);
         }
+        self.give_back(batch);
+    }
+
+    /// The batches of a transaction were rolled back because of a unique value of a table. They go again, and for a while
+    /// the changes of this table keep their order: a transaction has the first of those that are left, or none.
+    ///
+    /// # Errors
+    /// The batches, if the changes of the table in them were in order.
+    pub fn again_in_order(&mut self, batches: Vec<Batch<T>>, table: TableId) -> Result<(), Vec<Batch<T>>> {
+        let entries = batches.iter().flat_map(|batch| &batch.entries);
+        let last = entries.filter(|entry| entry.table == table).map(|entry| entry.seq).max();
+        let number = batches.iter().map(|batch| batch.number).max();
+        let order = self.ordered.get(&table).copied();
+        match order.filter(|order| last.is_none_or(|last| last <= order.until)) {
+            Some(order) if number > Some(order.since) => return Err(batches),
+            // Another transaction has met a value before this one.
+            Some(_) => {}
+            None => {
+                let length = order.map_or(IN_ORDER, |order| order.length.saturating_mul(2));
+                let until = self.next_seq.saturating_add(length);
+                self.ordered.insert(table, Order { until, length, since: self.transactions });
+                self.unordered.push(table);
+            }
+        }
+        batches.into_iter().for_each(|batch| self.give_back(batch));
+        Ok(())
+    }
+
+    fn give_back(&mut self, batch: Batch<T>) {
+        self.waiting += batch.weight();
+        let queue = &mut self.queues[batch.shard.index()];
+        queue.writing = None;
         for entry in batch.entries.into_iter().rev() {
             queue.waiting.push_front(entry);
         }
@@ -388,6 +516,25 @@ impl<T> Causality<T> {
     #[must_use]
     pub const fn pending(&self) -> usize {
         self.pending
+    }
+}
+
+/// What a transaction has of each queue: its first changes.
+#[derive(Default)]
+struct Taken {
+    counts: [usize; SHARDS],
+    /// The last one of each queue.
+    through: [u64; SHARDS],
+    weight: u64,
+    bytes: usize,
+}
+
+impl Taken {
+    fn add<T>(&mut self, index: usize, entry: &Entry<T>) {
+        self.counts[index] += 1;
+        self.through[index] = entry.seq;
+        self.weight += u64::from(entry.weight);
+        self.bytes += entry.bytes as usize;
     }
 }
 

@@ -54,7 +54,7 @@ fn a_unique_value_freed_in_one_queue_is_taken_in_another_only_after_the_commit()
 }
 
 #[test]
-fn queues_that_do_not_depend_on_each_other_are_taken_together_up_to_the_room() {
+fn queues_are_taken_together_up_to_the_room() {
     let mut c = Causality::default();
     for (shard, keys, name) in
         [(1, 7, "a"), (1, 8, "b"), (2, 9, "c"), (3, 7, "waits for a"), (4, 6, "d"), (5, 5, "e")]
@@ -63,7 +63,7 @@ fn queues_that_do_not_depend_on_each_other_are_taken_together_up_to_the_room() {
     }
     let batches = c.take_together(4, 10_000);
     let names: Vec<_> = batches.iter().flat_map(|batch| &batch.entries).map(|entry| entry.payload).collect();
-    assert_eq!(names, ["a", "b", "c", "d"]);
+    assert_eq!(names, ["a", "b", "c", "waits for a"]);
     assert_eq!((c.pending(), c.waiting()), (6, 2));
     for batch in &batches {
         c.complete(batch);
@@ -76,6 +76,113 @@ fn queues_that_do_not_depend_on_each_other_are_taken_together_up_to_the_room() {
         c.complete(batch);
     }
     assert_eq!((c.pending(), c.waiting()), (0, 0));
+}
+
+/// What a transaction of several queues has, in order.
+fn together(c: &mut Causality<&'static str>, most: u64) -> (Vec<Batch<&'static str>>, Vec<&'static str>) {
+    let batches = c.take_together(most, 10_000);
+    let mut entries: Vec<_> = batches.iter().flat_map(|batch| &batch.entries).collect();
+    entries.sort_by_key(|entry| entry.seq);
+    let names = entries.into_iter().map(|entry| entry.payload).collect();
+    (batches, names)
+}
+
+#[test]
+fn a_transaction_brings_what_its_changes_wait_for() {
+    let mut c = Causality::default();
+    c.push(access(5, &[]), "before it");
+    c.push(access(5, &[7]), "free 7");
+    c.push(access(5, &[]), "behind it");
+    c.push(access(9, &[7, 8]), "take 7, free 8");
+    c.push(access(1, &[8]), "take 8");
+    let (batches, names) = together(&mut c, 4);
+    assert_eq!(names, ["before it", "free 7", "take 7, free 8", "take 8"]);
+    assert!(c.take_together(4, 10_000).is_empty(), "its queues are being written");
+    batches.iter().for_each(|batch| c.complete(batch));
+    assert_eq!(together(&mut c, 4).1, ["behind it"]);
+}
+
+#[test]
+fn a_transaction_leaves_what_waits_for_another_one_and_has_no_more_than_its_room() {
+    let mut c = Causality::default();
+    c.push(access(5, &[7]), "free 7");
+    let (other, _) = together(&mut c, 1);
+    c.push(access(1, &[]), "free to go");
+    c.push(access(1, &[7]), "take 7");
+    c.push(access(1, &[]), "behind it");
+    for name in ["a", "b", "c"] {
+        c.push(access(2, &[9]), name);
+    }
+    c.push(access(3, &[9]), "behind c");
+    let (batches, names) = together(&mut c, 3);
+    assert_eq!(names, ["free to go", "a", "b"], "room for three");
+    other.iter().chain(&batches).for_each(|batch| c.complete(batch));
+    assert_eq!(together(&mut c, 100).1, ["take 7", "behind it", "c", "behind c"]);
+}
+
+// behaviour: dataplane-4
+#[test]
+fn a_table_keeps_the_order_of_its_changes_after_a_unique_value_was_in_the_way() {
+    let mut c = Causality::default();
+    // What the first one frees is not known.
+    c.push(access(9, &[1]), "7 becomes 1");
+    c.push(access(2, &[7]), "takes 7");
+    c.push(Access { table: TableId(2), ..access(9, &[]) }, "another table");
+    c.push(Access { table: TableId(2), ..access(3, &[]) }, "its queue");
+    let early = c.take_together(1, 10_000);
+    assert_eq!(early[0].entries[0].payload, "takes 7", "queue 2 comes first");
+    assert!(c.again_in_order(early, T).is_ok());
+    let first = c.take_together(1, 10_000);
+    assert_eq!(first[0].entries[0].payload, "its queue", "no order between tables");
+    let (batches, names) = together(&mut c, 3);
+    assert_eq!(names, ["7 becomes 1", "takes 7", "another table"]);
+    let batches = c.again_in_order(batches, T).expect_err("they were in order");
+    batches.iter().chain(&first).for_each(|batch| c.complete(batch));
+    assert_eq!(c.pending(), 0);
+}
+
+#[test]
+fn a_transaction_that_was_taken_before_the_order_goes_again_and_the_order_lasts_longer_each_time() {
+    let mut c = Causality::default();
+    let take = |c: &mut Causality<_>, shard| {
+        c.push(access(shard, &[7]), "x");
+        c.take_together(1, 10_000)
+    };
+    c.push(access(1, &[]), "a");
+    let one = c.take_together(1, 10_000);
+    c.push(access(2, &[]), "b");
+    let two = c.take_together(1, 10_000);
+    assert!(c.again_in_order(one, T).is_ok());
+    let until = c.ordered[&T].until;
+    assert!(c.again_in_order(two, T).is_ok(), "taken before");
+    assert_eq!(c.ordered[&T].until, until, "for the same reason");
+    let (both, _) = together(&mut c, 2);
+    both.iter().for_each(|batch| c.complete(batch));
+    let ordered = take(&mut c, 3);
+    let ordered = c.again_in_order(ordered, T).expect_err("in order");
+    c.complete(&ordered[0]);
+    c.next_seq = until + 1;
+    let later = take(&mut c, 4);
+    assert!(c.again_in_order(later, T).is_ok(), "the order was over");
+    assert_eq!(c.ordered[&T].length, 2 * IN_ORDER);
+}
+
+#[test]
+fn what_is_committed_out_of_order_is_not_what_a_later_change_waits_for() {
+    let mut c = Causality::default();
+    c.push(access(1, &[]), "a");
+    c.push(access(2, &[]), "b");
+    c.push(access(3, &[]), "c");
+    let (a, b) = (c.take_together(1, 10_000), c.take_together(1, 10_000));
+    let (last, _) = together(&mut c, 1);
+    assert!(c.again_in_order(a, T).is_ok());
+    b.iter().chain(&last).for_each(|batch| c.complete(batch));
+    let (first, names) = together(&mut c, 1);
+    assert_eq!(names, ["a"]);
+    c.push(access(4, &[]), "d");
+    assert!(c.take_together(1, 10_000).is_empty(), "a is under way");
+    first.iter().for_each(|batch| c.complete(batch));
+    assert_eq!(together(&mut c, 9).1, ["d"]);
 }
 
 #[test]
@@ -219,7 +326,15 @@ fn a_batch_is_bounded_by_number_and_bytes() {
 enum Step {
     Push { table: i64, row: u8, moves_to: Option<u8>, keys: Vec<u8>, barrier: bool },
     Take { together: bool },
-    Finish { which: usize, commits: bool },
+    Finish { which: usize, outcome: Outcome },
+}
+
+/// How a transaction ends.
+#[derive(Clone, Copy, Debug)]
+enum Outcome {
+    Commits,
+    Serially,
+    InOrder(i64),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -228,7 +343,15 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (1..3i64, row.clone(), prop::option::weighted(0.2, row), prop::collection::vec(0..5u8, 0..3), prop::bool::weighted(0.05))
             .prop_map(|(table, row, moves_to, keys, barrier)| Step::Push { table, row, moves_to, keys, barrier }),
         4 => any::<bool>().prop_map(|together| Step::Take { together }),
-        4 => (any::<usize>(), prop::bool::weighted(0.8)).prop_map(|(which, commits)| Step::Finish { which, commits }),
+        4 => (any::<usize>(), outcome()).prop_map(|(which, outcome)| Step::Finish { which, outcome }),
+    ]
+}
+
+fn outcome() -> impl Strategy<Value = Outcome> {
+    prop_oneof![
+        16 => Just(Outcome::Commits),
+        3 => Just(Outcome::Serially),
+        1 => (1..3i64).prop_map(Outcome::InOrder),
     ]
 }
 
@@ -255,26 +378,55 @@ fn key_hash(table: i64, key: u8) -> u64 {
     0x2000 | (table as u64) << 8 | u64::from(key)
 }
 
-/// Ends a transaction. Its batches may be in it in any order.
+/// Ends a transaction. Its batches may be given back in any order; its changes were applied in theirs.
 fn finish(
     c: &mut Causality<Touched>,
-    batches: Vec<Batch<Touched>>,
-    commits: bool,
+    mut batches: Vec<Batch<Touched>>,
+    outcome: Outcome,
     done: &mut Vec<(u64, Touched)>,
 ) {
-    for batch in batches.into_iter().rev() {
-        if commits {
-            c.complete(&batch);
-            done.extend(batch.entries.into_iter().map(|entry| (entry.seq, entry.payload)));
-        } else {
-            c.retry_serially(batch);
+    if let Outcome::InOrder(table) = outcome
+        && batches.iter().all(|batch| !batch.serial)
+    {
+        match c.again_in_order(batches, TableId(table)) {
+            Ok(()) => return,
+            Err(back) => batches = back,
         }
     }
+    let mut applied = Vec::new();
+    for batch in batches.into_iter().rev() {
+        if let Outcome::Serially = outcome {
+            c.retry_serially(batch);
+        } else {
+            c.complete(&batch);
+            applied.extend(batch.entries.into_iter().map(|entry| (entry.seq, entry.payload)));
+        }
+    }
+    applied.sort_by_key(|(seq, _)| *seq);
+    done.extend(applied);
 }
 
-fn take(c: &mut Causality<Touched>, together: bool) -> Option<Vec<Batch<Touched>>> {
+/// Takes a transaction; `tables` has that of every change so far.
+fn take(
+    c: &mut Causality<Touched>,
+    together: bool,
+    tables: &[i64],
+    done: &[(u64, Touched)],
+) -> Option<Vec<Batch<Touched>>> {
     let taken = if together { c.take_together(4, 1000) } else { c.take(4, 1000).into_iter().collect() };
     assert!(taken.len() < 2 || taken.iter().all(|batch| !batch.serial), "by itself means alone");
+    let entries = || taken.iter().flat_map(|batch| &batch.entries);
+    assert!(entries().count() <= 4, "no more than the room");
+    assert!(entries().count() < 2 || entries().all(|entry| !entry.payload.barrier), "a barrier is alone");
+    for entry in entries() {
+        let ordered = c.ordered.get(&entry.table).is_some_and(|order| entry.seq <= order.until);
+        for earlier in (1..entry.seq).filter(|_| ordered) {
+            let other = tables[earlier as usize - 1] != entry.table.0;
+            let before =
+                || done.iter().any(|(seq, _)| *seq == earlier) || entries().any(|e| e.seq == earlier);
+            assert!(other || before(), "{} of a table that keeps its order is before {earlier}", entry.seq);
+        }
+    }
     Some(taken).filter(|taken| !taken.is_empty())
 }
 
@@ -286,7 +438,7 @@ proptest! {
         let mut c = Causality::default();
         let mut writing: Vec<Vec<Batch<Touched>>> = Vec::new();
         let mut done = Vec::new();
-        let mut pushed = 0;
+        let mut tables = Vec::new();
         for step in steps {
             match step {
                 Step::Push { table, row, moves_to, keys, barrier } => {
@@ -300,30 +452,31 @@ proptest! {
                         shard: Shard::of(row_key),
                         row: row_key,
                         moves_to: moves_to.map(|new| (Shard::of(row_hash(table, new)), row_hash(table, new))),
-                        keys: keys.iter().map(|key| key_hash(table, *key)).collect(),
+                                        keys: keys.iter().map(|key| key_hash(table, *key)).collect(),
                         barrier,
                         bytes: 1,
                         weight: 1,
                     };
                     c.push(access, Touched { table, names, barrier });
-                    pushed += 1;
+                    tables.push(table);
                 }
-                Step::Take { together } => writing.extend(take(&mut c, together)),
-                Step::Finish { which, commits } if !writing.is_empty() => {
+                Step::Take { together } => writing.extend(take(&mut c, together, &tables, &done)),
+                Step::Finish { which, outcome } if !writing.is_empty() => {
                     let batches = writing.swap_remove(which % writing.len());
-                    finish(&mut c, batches, commits, &mut done);
+                    finish(&mut c, batches, outcome, &mut done);
                 }
                 Step::Finish { .. } => {}
             }
         }
         while c.pending() > 0 {
-            if let Some(batches) = writing.pop().or_else(|| take(&mut c, pushed % 2 == 0)) {
-                finish(&mut c, batches, true, &mut done);
+            let together = tables.len() % 2 == 0;
+            if let Some(batches) = writing.pop().or_else(|| take(&mut c, together, &tables, &done)) {
+                finish(&mut c, batches, Outcome::Commits, &mut done);
             } else {
                 prop_assert!(false, "CA-2: pending changes but nothing to take");
             }
         }
-        prop_assert_eq!(done.len(), pushed);
+        prop_assert_eq!(done.len(), tables.len());
         for (position, (seq, touched)) in done.iter().enumerate() {
             for (later_seq, later) in &done[position + 1..] {
                 prop_assert!(seq < later_seq || !touched.conflicts(later), "CA-1: {seq} after {later_seq}");

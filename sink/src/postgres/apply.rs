@@ -352,7 +352,11 @@ impl<B: Holds> Step<'_, '_, B> {
     }
 
     fn failed(&self, cause: impl Into<Cause>) -> Failure {
-        classify_values(cause, &writing(self.target), &self.target.info)
+        let failure = classify_values(cause, &writing(self.target), &self.target.info);
+        match failure {
+            Failure::Conflict(error, _) => Failure::Conflict(error, Some(self.target.info.id)),
+            other => other,
+        }
     }
 
     /// Whether it has changed as many rows as it should have.

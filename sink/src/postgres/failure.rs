@@ -19,8 +19,9 @@ pub(crate) enum Failure {
     Lost(Error),
     /// The server broke a deadlock or the like: the same again on this connection.
     Again(Error),
-    /// A unique or exclusion constraint was violated, which another order may avoid.
-    Conflict(Error),
+    /// A unique or exclusion constraint was violated, which another order may avoid: that of the changes of a table, if it is
+    /// known of which.
+    Conflict(Error, Option<TableId>),
     /// The progress found downstream is not the one expected: someone else wrote, or a commit whose answer
     /// was lost had happened.
     Overtaken,
@@ -41,7 +42,7 @@ impl Failure {
     /// The error for a caller for whom trying again is not an option.
     pub(crate) fn into_error(self) -> Error {
         match self {
-            Failure::Lost(e) | Failure::Again(e) | Failure::Conflict(e) | Failure::Fatal(e) => e,
+            Failure::Lost(e) | Failure::Again(e) | Failure::Conflict(e, _) | Failure::Fatal(e) => e,
             Failure::Overtaken => Error::Rejected {
                 code: "CDC:ErrSinkProgress",
                 what: "another writer moved the progress of this changefeed downstream".into(),
@@ -166,7 +167,7 @@ pub(super) fn classify_values(cause: impl Into<Cause>, doing: &str, info: &Table
             let what = format!("{what}; one of the types that are not the same in the target: {own}");
             Failure::Fatal(Error::Rejected { code, what })
         }
-        Failure::Lost(_) | Failure::Again(_) | Failure::Conflict(_) | Failure::Fatal(_) => failure,
+        Failure::Lost(_) | Failure::Again(_) | Failure::Conflict(..) | Failure::Fatal(_) => failure,
         Failure::Overtaken
         | Failure::Missing
         | Failure::Absent(_)
@@ -194,7 +195,9 @@ pub(crate) fn classify(cause: impl Into<Cause>, doing: &str) -> Failure {
         _ if code.starts_with("08") || code.starts_with("53") || code.starts_with("58") => {
             Failure::Lost(unavailable(text))
         }
-        "23505" | "23P01" => Failure::Conflict(Error::Rejected { code: "CDC:ErrSinkConflict", what: text }),
+        "23505" | "23P01" => {
+            Failure::Conflict(Error::Rejected { code: "CDC:ErrSinkConflict", what: text }, None)
+        }
         _ => Failure::Fatal(Error::Rejected { code: sink_code(code), what: text }),
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use event::KeyCodec;
 use heartbeatpb::{DispatcherId, TableId};
+use rustc_hash::FxHashMap;
 
 use super::connection::Connection;
 use super::failure::Failure;
@@ -19,18 +20,22 @@ use super::shared::Shared;
 use super::worker::{Held, QueuedChange};
 use crate::causality::Shard;
 
-/// A change of the batch, or one that was made of it.
+/// A change that is still to be applied.
 pub(crate) enum Wanted<'b> {
     All(&'b QueuedChange),
-    /// Place of a half.
+    /// One that was made of it: its place among the halves.
     Half(usize),
+    /// One of the table as a whole, with the keys that it still concerns.
+    Table(&'b QueuedChange, Vec<Range>),
 }
 
 impl<'b> Wanted<'b> {
-    pub(crate) fn of(self, halves: &'b [QueuedChange]) -> &'b QueuedChange {
+    /// The change, and what it clears.
+    pub(crate) fn of(self, halves: &'b [QueuedChange]) -> (&'b QueuedChange, Vec<Range>) {
         match self {
-            Wanted::All(change) => change,
-            Wanted::Half(at) => &halves[at],
+            Wanted::All(change) => (change, Vec::new()),
+            Wanted::Half(at) => (&halves[at], Vec::new()),
+            Wanted::Table(change, ranges) => (change, ranges),
         }
     }
 }
@@ -68,6 +73,8 @@ impl Queue {
 #[derive(Default)]
 pub(crate) struct Queues {
     found: Vec<Queue>,
+    /// Where each of them is.
+    places: FxHashMap<(DispatcherId, TableId, Shard), usize>,
 }
 
 fn key(codec: Option<&KeyCodec>, change: &QueuedChange, after: bool) -> Result<Vec<u8>, Failure> {
@@ -78,11 +85,10 @@ fn key(codec: Option<&KeyCodec>, change: &QueuedChange, after: bool) -> Result<V
 
 impl Queues {
     fn place(&self, held: &Held, shard: Shard) -> Option<usize> {
-        let owner = (held.dispatcher, held.span.table, shard);
-        self.found.iter().position(|queue| (queue.dispatcher, queue.table, queue.shard) == owner)
+        self.places.get(&(held.dispatcher, held.span.table, shard)).copied()
     }
 
-    /// Makes sure that the progress of a queue is known.
+    /// Makes sure that the progress of a queue is known; answers its place.
     pub(crate) async fn find(
         &mut self,
         shared: &Shared,
@@ -90,9 +96,9 @@ impl Queues {
         stale: bool,
         held: &Held,
         shard: Shard,
-    ) -> Result<(), Failure> {
-        if self.place(held, shard).is_some() {
-            return Ok(());
+    ) -> Result<usize, Failure> {
+        if let Some(place) = self.place(held, shard) {
+            return Ok(place);
         }
         let (dispatcher, table) = (held.dispatcher, held.span.table);
         let range = Range::of(&held.span);
@@ -107,56 +113,51 @@ impl Queues {
             }
         };
         self.found.push(Queue { dispatcher, table, shard, range, from, last: Position::START });
-        Ok(())
+        self.places.insert((dispatcher, table, shard), self.found.len() - 1);
+        Ok(self.found.len() - 1)
     }
 
-    /// The changes that are not applied yet, in order; and of a change of the table as a whole the keys that it still
-    /// concerns.
+    /// Whether the keys of changes have to be looked at.
+    pub(crate) fn divided(&self) -> bool {
+        self.found.iter().any(|queue| matches!(queue.from, QueueProgress::Many(_)))
+    }
+
+    /// What is still to be applied of the next change of a queue. Changes of one table come in their order, whatever their
+    /// queues. `codec` is that of the table, needed where queues are [`Queues::divided`].
     pub(crate) fn wanted<'b>(
         &mut self,
-        held: &Held,
-        shard: Shard,
-        changes: Vec<&'b QueuedChange>,
+        own: usize,
+        change: &'b QueuedChange,
+        codec: Option<&KeyCodec>,
         halves: &mut Vec<QueuedChange>,
-    ) -> Result<(Vec<Wanted<'b>>, Vec<Range>), Failure> {
-        let (mut wanted, mut clear) = (Vec::with_capacity(changes.len()), Vec::new());
-        let Some(own) = self.place(held, shard) else { return Ok((wanted, clear)) };
-        let is_many = |queue: &Queue| matches!(queue.from, QueueProgress::Many(_));
-        let codec = changes.first().filter(|_| self.found.iter().any(is_many));
-        let codec = codec.and_then(|change| KeyCodec::new(change.table()));
-        for change in changes {
-            let queue = &self.found[own];
-            if change.is_for_table() {
-                let ranges = queue.from.before(&queue.range, change.at);
-                if change.at > queue.last && !ranges.is_empty() {
-                    clear = ranges;
-                    wanted.push(Wanted::All(change));
-                }
-                self.pass(own, change.at);
-                continue;
-            }
-            let goes = queue.wants(change.at, || key(codec.as_ref(), change, false))?;
-            let Some(to) = change.moves_to.and_then(|hash| self.place(held, Shard::of(hash))) else {
-                wanted.extend(goes.then_some(Wanted::All(change)));
-                self.pass(own, change.at);
-                continue;
-            };
-            let comes = self.found[to].wants(change.at, || key(codec.as_ref(), change, true))?;
-            match (goes, comes) {
-                (true, true) => wanted.push(Wanted::All(change)),
-                (false, false) => {}
-                (false, true) if !change.brings_all() => {
-                    return Err(Failure::Incomplete(Arc::clone(change.table())));
-                }
-                (_, comes) => {
-                    halves.push(change.half(comes));
-                    wanted.push(Wanted::Half(halves.len() - 1));
-                }
-            }
+    ) -> Result<Option<Wanted<'b>>, Failure> {
+        let queue = &self.found[own];
+        if change.is_for_table() {
+            let ranges = queue.from.before(&queue.range, change.at);
+            let wanted = change.at > queue.last && !ranges.is_empty();
             self.pass(own, change.at);
-            self.pass(to, change.at);
+            return Ok(wanted.then_some(Wanted::Table(change, ranges)));
         }
-        Ok((wanted, clear))
+        let goes = queue.wants(change.at, || key(codec, change, false))?;
+        let Some(to) = change.moves_to.and_then(|hash| self.place(&change.batch, Shard::of(hash))) else {
+            self.pass(own, change.at);
+            return Ok(goes.then_some(Wanted::All(change)));
+        };
+        let comes = self.found[to].wants(change.at, || key(codec, change, true))?;
+        let wanted = match (goes, comes) {
+            (true, true) => Some(Wanted::All(change)),
+            (false, false) => None,
+            (false, true) if !change.brings_all() => {
+                return Err(Failure::Incomplete(Arc::clone(change.table())));
+            }
+            (_, comes) => {
+                halves.push(change.half(comes));
+                Some(Wanted::Half(halves.len() - 1))
+            }
+        };
+        self.pass(own, change.at);
+        self.pass(to, change.at);
+        Ok(wanted)
     }
 
     fn pass(&mut self, queue: usize, at: Position) {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use event::{ResyncChange, RowBatch, RowOp, TableInfo};
+use event::{KeyCodec, ResyncChange, RowBatch, RowOp, TableInfo};
 use heartbeatpb::{DispatcherId, TableId, TableSpan, Ts, WallTime};
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
@@ -15,7 +15,7 @@ use super::config::OnExistingRows;
 use super::connection::{Backoff, Connection};
 use super::failure::Failure;
 use super::plan::Mode;
-use super::queues::Queues;
+use super::queues::{Queues, Wanted};
 use super::route::{Change, Holds, ROW_WEIGHT, Routing};
 use super::share::{self, Found};
 use super::shared::Shared;
@@ -137,7 +137,10 @@ impl Router {
 /// How an attempt to write a batch goes on.
 enum Next {
     Again(Mode),
-    GiveBack,
+    /// Each change by itself.
+    Serially,
+    /// The changes of a table in their order; with this if they had it already.
+    InOrder(TableId, Mode),
 }
 
 /// A connection that writes batches of any queue.
@@ -200,7 +203,7 @@ impl Worker {
     }
 
     /// Writes batches in one transaction, however often it takes.
-    async fn finish(&mut self, batches: Vec<Batch<QueuedChange>>) -> Result<(), Error> {
+    async fn finish(&mut self, mut batches: Vec<Batch<QueuedChange>>) -> Result<(), Error> {
         // One that goes change by change is alone.
         let serial = batches.iter().any(|batch| batch.serial);
         let mut mode = if serial { Mode::Singles } else { Mode::Batched };
@@ -222,10 +225,18 @@ impl Worker {
             }
             match self.recover(failure, mode, serial).await? {
                 Next::Again(next) => mode = next,
-                Next::GiveBack => {
+                Next::Serially => {
                     self.shared.retry_serially(batches);
                     return Ok(());
                 }
+                Next::InOrder(table, next) => match self.shared.again_in_order(batches, table) {
+                    Ok(()) => return Ok(()),
+                    Err(again) if next == mode => {
+                        self.shared.retry_serially(again);
+                        return Ok(());
+                    }
+                    Err(again) => (batches, mode) = (again, next),
+                },
             }
         }
     }
@@ -282,14 +293,19 @@ impl Worker {
                 self.rollback().await;
                 Ok(Next::Again(mode))
             }
-            Failure::Conflict(error) if serial => {
+            Failure::Conflict(error, _) if serial => {
                 self.rollback().await;
                 Err(error)
             }
-            Failure::Conflict(error) => {
-                tracing::debug!(%error, "a batch goes again one by one");
+            Failure::Conflict(error, table) => {
+                tracing::debug!(%error, "changes go again in another order");
                 self.rollback().await;
-                Ok(Next::GiveBack)
+                // A statement of many rows may take them in any order.
+                Ok(match table {
+                    Some(table) => Next::InOrder(table, Mode::Singles),
+                    None if mode == Mode::Batched => Next::Again(Mode::Singles),
+                    None => Next::Serially,
+                })
             }
             Failure::Fatal(error) => {
                 self.rollback().await;
@@ -332,34 +348,38 @@ impl Worker {
         if self.stale {
             shared.registration.check(connection.client()).await?;
         }
-        let groups: Vec<_> = batches.iter().map(|batch| (batch.shard, by_table(batch))).collect();
         let mut queues = Queues::default();
-        for (own, tables) in &groups {
-            for (held, _, changes) in tables {
-                let shards = changes.iter().filter_map(|change| change.moves_to.map(Shard::of));
-                for shard in std::iter::once(*own).chain(shards) {
-                    queues.find(&shared, connection, self.stale, held, shard).await?;
+        let mut todo = Vec::with_capacity(batches.iter().map(|batch| batch.entries.len()).sum());
+        for batch in batches {
+            for entry in &batch.entries {
+                let held = &entry.payload.batch;
+                let own = queues.find(&shared, connection, self.stale, held, batch.shard).await?;
+                if let Some(to) = entry.payload.moves_to {
+                    queues.find(&shared, connection, self.stale, held, Shard::of(to)).await?;
                 }
+                todo.push((entry.seq, own, &entry.payload));
             }
         }
-        // What is left to do: in order, with halves of changes that were half done.
+        // Those of several queues may depend on each other.
+        todo.sort_by_key(|(seq, ..)| *seq);
         let mut halves: Vec<QueuedChange> = Vec::new();
-        let mut todo = Vec::new();
-        for (shard, tables) in groups {
-            for (held, info, changes) in tables {
-                todo.push((shard, info, queues.wanted(held, shard, changes, &mut halves)?));
-            }
+        let mut tables = Tables { found: Vec::new(), last: FxHashMap::default(), divided: queues.divided() };
+        for (_, own, change) in todo {
+            let table = tables.of(change.table());
+            let wanted = queues.wanted(own, change, table.codec.as_ref(), &mut halves)?;
+            table.wanted.extend(wanted);
         }
-        let mut work = Tables::default();
-        for (shard, info, (wanted, clear)) in todo {
-            if !wanted.is_empty() {
-                let target = shared.target(connection, info).await?;
-                let changes = wanted.into_iter().map(|change| change.of(&halves)).collect();
-                let lacking = shared.lacking.lock().contains(&info.id);
-                work.add(shard, TableChanges { target, changes, clear, lacking });
+        let mut work = Vec::with_capacity(tables.found.len());
+        for Table { info, wanted, .. } in tables.found {
+            if wanted.is_empty() {
+                continue;
             }
+            let target = shared.target(connection, info).await?;
+            let (changes, clear): (_, Vec<_>) = wanted.into_iter().map(|change| change.of(&halves)).unzip();
+            let clear = clear.into_iter().flatten().collect();
+            let lacking = shared.lacking.lock().contains(&info.id);
+            work.push(TableChanges { target, changes, clear, lacking });
         }
-        let work = work.found;
         self.stale = false;
         if work.is_empty() {
             return Ok(());
@@ -382,50 +402,33 @@ impl Worker {
     }
 }
 
-/// Changes of a batch by dispatcher and shape, in the order of their first change, each with its changes in order.
-type OfTable<'b> = (&'b Arc<Held>, &'b Arc<TableInfo>, Vec<&'b QueuedChange>);
-
-fn by_table(batch: &Batch<QueuedChange>) -> Vec<OfTable<'_>> {
-    let mut tables: Vec<OfTable<'_>> = Vec::new();
-    for entry in &batch.entries {
-        let (held, info) = (&entry.payload.batch, entry.payload.table());
-        let same = |(other, table, _): &&mut OfTable<'_>| {
-            other.dispatcher == held.dispatcher && (Arc::ptr_eq(table, info) || ***table == **info)
-        };
-        match tables.iter_mut().rev().find(same) {
-            Some((_, _, changes)) => changes.push(&entry.payload),
-            None => tables.push((held, info, vec![&entry.payload])),
-        }
-    }
-    tables
+/// The changes of one shape of a table, in order.
+struct Table<'b> {
+    info: &'b Arc<TableInfo>,
+    codec: Option<KeyCodec>,
+    wanted: Vec<Wanted<'b>>,
 }
 
-/// The changes of a transaction by table, those of several queues together.
-#[derive(Default)]
+/// The changes of a transaction by table.
 struct Tables<'b> {
-    found: Vec<TableChanges<'b, Held>>,
-    /// The queue that was added to last, and the place to which.
-    last: Option<(Shard, usize)>,
+    found: Vec<Table<'b>>,
+    /// The last shape of each table.
+    last: FxHashMap<TableId, usize>,
+    /// Keys of rows are looked at.
+    divided: bool,
 }
 
 impl<'b> Tables<'b> {
-    /// Adds changes behind those of their queue; those of different queues do not depend on each other.
-    fn add(&mut self, shard: Shard, table: TableChanges<'b, Held>) {
-        let from = self.last.filter(|(last, _)| *last == shard).map_or(0, |(_, place)| place);
-        let same = |other: &TableChanges<'b, Held>| {
-            Arc::ptr_eq(&other.target, &table.target) && other.clear.is_empty() && table.clear.is_empty()
-        };
-        let place = match self.found[from..].iter().position(same) {
-            Some(at) => {
-                self.found[from + at].changes.extend(table.changes);
-                from + at
-            }
-            None => {
-                self.found.push(table);
-                self.found.len() - 1
-            }
-        };
-        self.last = Some((shard, place));
+    /// Where the next change of a table belongs.
+    fn of(&mut self, info: &'b Arc<TableInfo>) -> &mut Table<'b> {
+        let same = |at: &usize| Arc::ptr_eq(self.found[*at].info, info) || **self.found[*at].info == **info;
+        let at = self.last.get(&info.id).copied().filter(same).unwrap_or_else(|| {
+            let codec = self.divided.then(|| KeyCodec::new(info)).flatten();
+            self.found.push(Table { info, codec, wanted: Vec::new() });
+            self.last.insert(info.id, self.found.len() - 1);
+            self.found.len() - 1
+        });
+        &mut self.found[at]
     }
 }
 
@@ -481,6 +484,19 @@ impl Shared {
                 self.settle(held.dispatcher);
             }
         }
+    }
+
+    fn again_in_order(
+        &self,
+        batches: Vec<Batch<QueuedChange>>,
+        table: TableId,
+    ) -> Result<(), Vec<Batch<QueuedChange>>> {
+        let mut queues = self.queues.lock();
+        queues.again_in_order(batches, table)?;
+        self.busy.fetch_sub(1, Ordering::Relaxed);
+        drop(queues);
+        self.work.notify_waiters();
+        Ok(())
     }
 
     fn retry_serially(&self, batches: Vec<Batch<QueuedChange>>) {
