@@ -429,15 +429,11 @@ pub(crate) fn sql(target: &Target, kind: &Kind, source: Source) -> String {
                 .collect();
             let set = set.join(", ");
             if target.key.is_empty() {
-                let found = found_row(target, source, &columns);
-                let values: Vec<String> = columns.iter().map(|at| format!("u.n{at}")).collect();
-                // The row to change is found once and then taken by its place.
                 format!(
-                    "WITH found AS MATERIALIZED (SELECT t.tableoid AS place_of, t.ctid AS place{comma}{values} {found}) \
-                     UPDATE {name} AS t SET {set} FROM found AS u WHERE t.ctid = u.place AND t.tableoid = u.place_of",
-                    comma = if values.is_empty() { "" } else { ", " },
-                    values = values.join(", "),
-                    name = target.name,
+                    "{} UPDATE {} AS t SET {set} FROM found AS f, wanted AS u \
+                     WHERE t.ctid = f.place AND t.tableoid = f.place_of",
+                    found_row(target, source, &columns),
+                    target.name,
                 )
             } else {
                 format!(
@@ -448,14 +444,11 @@ pub(crate) fn sql(target: &Target, kind: &Kind, source: Source) -> String {
                 )
             }
         }
-        Kind::Delete if target.key.is_empty() => {
-            let found = found_row(target, source, &[]);
-            format!(
-                "WITH found AS MATERIALIZED (SELECT t.tableoid AS place_of, t.ctid AS place {found}) \
-                 DELETE FROM {} AS t USING found AS u WHERE t.ctid = u.place AND t.tableoid = u.place_of",
-                target.name
-            )
-        }
+        Kind::Delete if target.key.is_empty() => format!(
+            "{} DELETE FROM {} AS t USING found AS f WHERE t.ctid = f.place AND t.tableoid = f.place_of",
+            found_row(target, source, &[]),
+            target.name
+        ),
         Kind::Delete => format!(
             "DELETE FROM {} AS t USING {} WHERE {}",
             target.name,
@@ -484,9 +477,10 @@ fn same_key(target: &Target) -> String {
     target.key.iter().map(same).collect::<Vec<_>>().join(" AND ")
 }
 
-/// Finds one row by all its values; `new` are columns whose new values come with them. Where the equality of a type may call
-/// two values equal that are not the same, or there is none, both sides are compared as text that this session wrote. The
-/// wanted values are converted once and not for each row of the table: a subquery with `OFFSET` is not merged into its query.
+/// Finds one row by all its values, as `found`: its place, by which it is then taken. `new` are columns whose new values come
+/// with the old ones, as `wanted`. Where the equality of a type may call two values equal that are not the same, or there is
+/// none, both sides are compared as text that this session wrote. The wanted values are converted before the table is read:
+/// a subquery without a reference to it is evaluated once.
 fn found_row(target: &Target, source: Source, new: &[usize]) -> String {
     let all: Vec<usize> = (0..target.columns.len()).collect();
     let wanted = all.iter().map(|&at| match target.columns[at].compare {
@@ -495,7 +489,7 @@ fn found_row(target: &Target, source: Source, new: &[usize]) -> String {
     });
     let wanted: Vec<String> = wanted.chain(new.iter().map(|at| format!("u.n{at}"))).collect();
     let same = all.iter().map(|&at| {
-        let (name, own) = (&target.columns[at].name, format!("u.c{at}"));
+        let (name, own) = (&target.columns[at].name, format!("(SELECT c{at} FROM wanted)"));
         match target.columns[at].compare {
             Compare::Equals => format!("t.{name} = {own}"),
             Compare::NotDistinct => format!("t.{name} IS NOT DISTINCT FROM {own}"),
@@ -504,10 +498,11 @@ fn found_row(target: &Target, source: Source, new: &[usize]) -> String {
     });
     let same: Vec<String> = same.collect();
     format!(
-        "FROM {} AS t, (SELECT {} FROM {} OFFSET 0) AS u WHERE {} LIMIT 1",
-        target.name,
+        "WITH wanted AS MATERIALIZED (SELECT {} FROM {}), found AS MATERIALIZED (SELECT t.tableoid AS place_of, \
+         t.ctid AS place FROM {} AS t WHERE {} LIMIT 1)",
         wanted.join(", "),
         source.from(&[("c", &all), ("n", new)]),
+        target.name,
         if same.is_empty() { "true".to_owned() } else { same.join(" AND ") }
     )
 }
