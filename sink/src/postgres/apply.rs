@@ -120,7 +120,7 @@ impl Writer<'_> {
             }
         };
         let commit = Instant::now();
-        self.commit(connection).await?;
+        self.commit(connection, tables).await?;
         self.metrics.commit.record(commit.elapsed().as_secs_f64());
         for (step, actual) in prepared.iter().zip(counts) {
             self.metrics.affected(row_type(&step.group.kind), step.group.rows(), actual);
@@ -194,14 +194,21 @@ impl Writer<'_> {
                 self.begin_copy(connection, target, range, change).await?;
             }
         }
-        self.commit(connection).await
+        self.commit::<B>(connection, &[]).await
     }
 
     /// Commits, if this process may still write.
-    async fn commit(&self, connection: &mut Connection) -> Result<(), Failure> {
+    async fn commit<B>(
+        &self,
+        connection: &mut Connection,
+        tables: &[TableChanges<'_, B>],
+    ) -> Result<(), Failure> {
         self.check_permit()?;
-        let committed = connection.run(&[Call::plain("COMMIT")]).await;
-        committed.map(|_| ()).map_err(|stopped| classify(stopped.cause, "committing"))
+        let Err(stopped) = connection.run(&[Call::plain("COMMIT")]).await else { return Ok(()) };
+        // Constraints that are deferred are looked at now.
+        let named = |table: &&TableChanges<'_, B>| stopped.cause.table() == Some(&table.target.info.name);
+        let table = tables.iter().find(named).map(|table| table.target.info.id);
+        Err(classify(stopped.cause, "committing").of(table))
     }
 
     fn check_permit(&self) -> Result<(), Failure> {
@@ -352,11 +359,7 @@ impl<B: Holds> Step<'_, '_, B> {
     }
 
     fn failed(&self, cause: impl Into<Cause>) -> Failure {
-        let failure = classify_values(cause, &writing(self.target), &self.target.info);
-        match failure {
-            Failure::Conflict(error, _) => Failure::Conflict(error, Some(self.target.info.id)),
-            other => other,
-        }
+        classify_values(cause, &writing(self.target), &self.target.info).of(Some(self.target.info.id))
     }
 
     /// Whether it has changed as many rows as it should have.

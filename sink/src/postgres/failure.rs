@@ -39,6 +39,11 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
+    /// The same, of changes of a table.
+    pub(super) fn of(self, table: Option<TableId>) -> Self {
+        if let Failure::Conflict(error, _) = self { Failure::Conflict(error, table) } else { self }
+    }
+
     /// The error for a caller for whom trying again is not an option.
     pub(crate) fn into_error(self) -> Error {
         match self {
@@ -104,6 +109,16 @@ pub(super) enum Cause {
     Said(Said),
     /// It cannot be asked, or its answer cannot be read.
     Gone(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl Cause {
+    /// Name of the table that the server speaks of.
+    pub(super) fn table(&self) -> Option<&str> {
+        match self {
+            Self::Said(said) => said.table.as_deref(),
+            Self::Gone(_) => None,
+        }
+    }
 }
 
 impl From<tokio_postgres::Error> for Cause {

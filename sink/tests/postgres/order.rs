@@ -7,7 +7,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
-use crate::harness::{Rig, Rows, rows, table};
+use crate::harness::{Rig, Rows, rows, table, values};
 
 fn people(unique: bool) -> Arc<TableInfo> {
     let keys: &[&[usize]] = if unique { &[&[1]] } else { &[] };
@@ -85,6 +85,53 @@ async fn unique_values_are_swapped_inside_one_transaction_and_across_transaction
 }
 
 // behaviour: dataplane-4
+/// Transactions that have written something, those that were rolled back included.
+async fn transactions(rig: &Rig) -> i64 {
+    let text = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint";
+    rig.target.query_one(text, &[]).await.expect("a snapshot").get(0)
+}
+
+// behaviour: dataplane-4
+#[tokio::test]
+async fn unique_values_that_change_hands_unseen_do_not_cost_a_transaction_each() {
+    let table = people(true);
+    for deferrable in ["", "DEFERRABLE INITIALLY DEFERRED"] {
+        let rig = Rig::new().await;
+        let create =
+            format!("CREATE TABLE people (id int PRIMARY KEY, name text UNIQUE {deferrable}, note text)");
+        rig.exec(&create).await;
+        let sink = rig.sink("worker-count=4&max-txn-row=256").await;
+        sink.table(&table).await.expect("opens");
+        let mut names: Vec<String> = (0..60).map(|id| format!("first {id}")).collect();
+        let mut batch = Rows::of(&table);
+        for (id, name) in names.iter().enumerate() {
+            batch = batch.insert(10, &[&id.to_string(), name, "x"]);
+        }
+        sink.write(batch.build());
+        sink.flush().await;
+        let before = transactions(&rig).await;
+        let mut random = StdRng::seed_from_u64(1);
+        let mut batch = Rows::of(&table);
+        for ts in 11..1011 {
+            let (from, to) = (random.random_range(0..60), random.random_range(0..60));
+            let freed = std::mem::replace(&mut names[from], format!("later {ts}"));
+            batch = batch.update(ts, &[&from.to_string(), &names[from], "gave"]);
+            names[to] = freed;
+            batch = batch.update(ts, &[&to.to_string(), &names[to], "took"]);
+        }
+        sink.write(batch.build());
+        sink.flush().await;
+        let took = transactions(&rig).await - before;
+        assert!(took < 200, "{deferrable}: {took} transactions for 2000 changes");
+        let mut at_end: Vec<_> =
+            values(&rig.target, "people").await.into_iter().filter_map(|row| row[1].clone()).collect();
+        at_end.sort();
+        names.sort();
+        assert_eq!(at_end, names);
+        sink.stop().await.expect("no error");
+    }
+}
+
 #[tokio::test]
 async fn a_value_freed_by_a_delete_is_taken_by_another_row() {
     let rig = Rig::new().await;
