@@ -124,9 +124,11 @@ impl Spool {
     fn release(&mut self, piece: Piece) {
         match &piece.data {
             ChunkData::Memory(_) => self.memory -= piece.len,
-            ChunkData::Disk(place) => self.store.state.lock().spooled_bytes -= place.extent.len as u64,
+            ChunkData::Disk(place) => {
+                self.store.state.lock().spooled_bytes -= place.extent.len as u64;
+                self.store.discard_chunks(vec![piece.data]);
+            }
         }
-        self.store.discard_chunks(vec![piece.data]);
     }
 
     /// Moves what is in memory to disk. Waits until there is room. False: there is none, and others that have not ended

@@ -10,7 +10,6 @@ use rustc_hash::FxHashMap;
 
 use super::ddl::message::{self, Notice};
 use super::pgoutput::{self, Message, OldImage, Relation, Relations, StreamCommit, StreamMessage, TupleData};
-use super::reader::Heard;
 use super::shape::Shape;
 use crate::event_store::StoreWriter;
 use crate::{Error, TableFilter};
@@ -42,6 +41,17 @@ pub(crate) enum Step {
     StreamAbort { xid: u32, subxid: u32 },
     /// The server is alive.
     KeepAlive { end: u64, clock: i64, reply: bool },
+}
+
+/// What a kept message asks the reader to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Heard {
+    /// More of it.
+    More,
+    /// Its transactions take more memory than they may.
+    Full,
+    /// There are too many subtransactions.
+    TooMany,
 }
 
 /// Rows and transactions since the last look.

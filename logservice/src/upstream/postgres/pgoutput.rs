@@ -246,11 +246,17 @@ impl<'a> Cursor<'a> {
         Ok(i64::from_be_bytes(self.array()?).saturating_add(PG_EPOCH_MICROS))
     }
 
-    fn text(&mut self) -> Result<String, Error> {
+    /// Bytes up to a zero byte, which is taken too.
+    fn terminated(&mut self) -> Result<&'a [u8], Error> {
         let end = memchr::memchr(0, self.0).ok_or_else(cut_off)?;
-        let (text, rest) = self.0.split_at(end);
+        let (bytes, rest) = self.0.split_at(end);
         self.0 = &rest[1..];
-        let text = std::str::from_utf8(text).map_err(|_| Error::protocol("a name is not UTF-8"))?;
+        Ok(bytes)
+    }
+
+    fn text(&mut self) -> Result<String, Error> {
+        let text =
+            std::str::from_utf8(self.terminated()?).map_err(|_| Error::protocol("a name is not UTF-8"))?;
         Ok(text.to_owned())
     }
 
@@ -338,8 +344,7 @@ pub(crate) fn decode_streamed(content: &[u8]) -> Result<Streamed<'_>, Error> {
 pub(crate) fn prefix_of(rest: &[u8]) -> Result<&[u8], Error> {
     let mut cursor = Cursor(rest);
     cursor.array::<9>()?;
-    let end = memchr::memchr(0, cursor.0).ok_or_else(cut_off)?;
-    Ok(&cursor.0[..end])
+    cursor.terminated()
 }
 
 /// Decodes a `pgoutput` message outside of a block, or one of a block without its id.
@@ -409,9 +414,7 @@ pub(crate) fn decode(content: &[u8]) -> Result<Message<'_>, Error> {
 fn logical<'a>(cursor: &mut Cursor<'a>) -> Result<Message<'a>, Error> {
     let is_transactional = cursor.u8()? & 1 != 0;
     cursor.u64()?;
-    let end = memchr::memchr(0, cursor.0).ok_or_else(cut_off)?;
-    let (prefix, rest) = cursor.0.split_at(end);
-    cursor.0 = &rest[1..];
+    let prefix = cursor.terminated()?;
     let len = cursor.u32()? as usize;
     let (content, rest) = cursor.0.split_at_checked(len).ok_or_else(cut_off)?;
     cursor.0 = rest;

@@ -16,8 +16,6 @@ pub(super) mod pace;
 mod replay;
 mod unfinished;
 
-pub(super) use self::unfinished::Heard;
-
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};

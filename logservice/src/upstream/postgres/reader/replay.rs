@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use heartbeatpb::{Ts, WallTime};
 
-use super::super::apply::Step;
+use super::super::apply::{Heard, Step};
 use super::super::pgoutput::{self, StreamCommit, StreamMessage};
 use super::super::sql::lsn;
-use super::unfinished::{Heard, Transaction, Unfinished};
+use super::unfinished::{Transaction, Unfinished};
 use super::{STATUS_EVERY, Stream};
 use crate::Error;
 use crate::event_store::records;

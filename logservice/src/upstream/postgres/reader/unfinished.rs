@@ -13,6 +13,7 @@
 
 use rustc_hash::FxHashMap;
 
+use super::super::apply::Heard;
 use super::super::ddl::message;
 use super::super::pgoutput::{self, Streamed};
 use crate::Error;
@@ -59,17 +60,6 @@ impl Transaction {
         self.uncertain |= !self.notices.is_empty();
         known - self.parts.len()
     }
-}
-
-/// What a message within a block asks for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(in super::super) enum Heard {
-    /// More of it.
-    More,
-    /// Its transactions take more memory than they may.
-    Full,
-    /// There are too many subtransactions.
-    TooMany,
 }
 
 /// See the module.
