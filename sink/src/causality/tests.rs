@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::order::IN_ORDER;
 use super::*;
 
 const T: TableId = TableId(1);
@@ -120,7 +121,7 @@ fn a_transaction_leaves_what_waits_for_another_one_and_has_no_more_than_its_room
     assert_eq!(together(&mut c, 100).1, ["take 7", "behind it", "c", "behind c"]);
 }
 
-// behaviour: dataplane-4
+// behaviour: dataplane-16
 #[test]
 fn a_table_keeps_the_order_of_its_changes_after_a_unique_value_was_in_the_way() {
     let mut c = Causality::default();

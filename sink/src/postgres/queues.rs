@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use event::KeyCodec;
+use event::{KeyCodec, TableInfo};
 use heartbeatpb::{DispatcherId, TableId};
 use rustc_hash::FxHashMap;
 
@@ -198,5 +198,40 @@ impl Queues {
                 progress.set(queue.shard, queue.to());
             }
         }
+    }
+}
+
+/// The changes of one shape of a table, in order.
+pub(crate) struct Table<'b> {
+    pub(crate) info: &'b Arc<TableInfo>,
+    pub(crate) codec: Option<KeyCodec>,
+    pub(crate) wanted: Vec<Wanted<'b>>,
+}
+
+/// The changes of a transaction by table.
+pub(crate) struct Tables<'b> {
+    pub(crate) found: Vec<Table<'b>>,
+    /// The last shape of each table.
+    last: FxHashMap<TableId, usize>,
+    /// Keys of rows are looked at.
+    divided: bool,
+}
+
+impl<'b> Tables<'b> {
+    /// None yet. Whether the keys of their rows are looked at.
+    pub(crate) fn new(divided: bool) -> Self {
+        Self { found: Vec::new(), last: FxHashMap::default(), divided }
+    }
+
+    /// Where the next change of a table belongs.
+    pub(crate) fn of(&mut self, info: &'b Arc<TableInfo>) -> &mut Table<'b> {
+        let same = |at: &usize| Arc::ptr_eq(self.found[*at].info, info) || **self.found[*at].info == **info;
+        let at = self.last.get(&info.id).copied().filter(same).unwrap_or_else(|| {
+            let codec = self.divided.then(|| KeyCodec::new(info)).flatten();
+            self.found.push(Table { info, codec, wanted: Vec::new() });
+            self.last.insert(info.id, self.found.len() - 1);
+            self.found.len() - 1
+        });
+        &mut self.found[at]
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use event::{KeyCodec, ResyncChange, RowBatch, RowOp, TableInfo};
+use event::{ResyncChange, RowBatch, RowOp, TableInfo};
 use heartbeatpb::{DispatcherId, TableId, TableSpan, Ts, WallTime};
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
@@ -15,7 +15,7 @@ use super::config::OnExistingRows;
 use super::connection::{Backoff, Connection};
 use super::failure::Failure;
 use super::plan::Mode;
-use super::queues::{Queues, Wanted};
+use super::queues::{Queues, Table, Tables};
 use super::route::{Change, Holds, ROW_WEIGHT, Routing};
 use super::share::{self, Found};
 use super::shared::Shared;
@@ -363,7 +363,7 @@ impl Worker {
         // Those of several queues may depend on each other.
         todo.sort_by_key(|(seq, ..)| *seq);
         let mut halves: Vec<QueuedChange> = Vec::new();
-        let mut tables = Tables { found: Vec::new(), last: FxHashMap::default(), divided: queues.divided() };
+        let mut tables = Tables::new(queues.divided());
         for (_, own, change) in todo {
             let table = tables.of(change.table());
             let wanted = queues.wanted(own, change, table.codec.as_ref(), &mut halves)?;
@@ -399,36 +399,6 @@ impl Worker {
         let passed = work.iter().flat_map(|table| &table.changes).any(|change| change.is_for_table());
         queues.learn(&shared, passed);
         Ok(())
-    }
-}
-
-/// The changes of one shape of a table, in order.
-struct Table<'b> {
-    info: &'b Arc<TableInfo>,
-    codec: Option<KeyCodec>,
-    wanted: Vec<Wanted<'b>>,
-}
-
-/// The changes of a transaction by table.
-struct Tables<'b> {
-    found: Vec<Table<'b>>,
-    /// The last shape of each table.
-    last: FxHashMap<TableId, usize>,
-    /// Keys of rows are looked at.
-    divided: bool,
-}
-
-impl<'b> Tables<'b> {
-    /// Where the next change of a table belongs.
-    fn of(&mut self, info: &'b Arc<TableInfo>) -> &mut Table<'b> {
-        let same = |at: &usize| Arc::ptr_eq(self.found[*at].info, info) || **self.found[*at].info == **info;
-        let at = self.last.get(&info.id).copied().filter(same).unwrap_or_else(|| {
-            let codec = self.divided.then(|| KeyCodec::new(info)).flatten();
-            self.found.push(Table { info, codec, wanted: Vec::new() });
-            self.last.insert(info.id, self.found.len() - 1);
-            self.found.len() - 1
-        });
-        &mut self.found[at]
     }
 }
 

@@ -91,7 +91,7 @@ async fn transactions(rig: &Rig) -> i64 {
     rig.target.query_one(text, &[]).await.expect("a snapshot").get(0)
 }
 
-// behaviour: dataplane-4
+// behaviour: dataplane-16
 #[tokio::test]
 async fn unique_values_that_change_hands_unseen_do_not_cost_a_transaction_each() {
     let table = people(true);
@@ -252,6 +252,7 @@ async fn equal_rows_without_a_key_are_changed_one_at_a_time() {
     rig.expect("log", &["1.0|{\"a\": 1}|(1,2)", "2|{\"a\": 1}|\\N", "3|null|(0,0)"]).await;
 }
 
+// behaviour: dataplane-17
 #[tokio::test]
 async fn rows_without_a_key_are_told_apart_by_values_that_the_database_calls_equal() {
     let rig = Rig::new().await;
