@@ -281,7 +281,7 @@ impl<T> Causality<T> {
 
     /// Takes batches of several queues for one transaction, with the limits of [`Causality::take`] for all of them. Empty
     /// when nothing may be written. They may depend on each other: the changes are to be applied in the order of
-    /// [`Entry::seq`], at least those of one table. A change that has to go by itself is alone. Each batch is given back as
+    /// `Entry::seq`, at least those of one table. A change that has to go by itself is alone. Each batch is given back as
     /// one of [`Causality::take`].
     pub fn take_together(&mut self, max_weight: u64, max_bytes: usize) -> Vec<Batch<T>> {
         self.put_in_order();
